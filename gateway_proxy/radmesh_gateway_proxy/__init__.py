@@ -1,0 +1,1 @@
+"""The gateway proxy: the only component that speaks DICOM with the world outside."""
