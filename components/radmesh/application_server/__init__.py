@@ -1,0 +1,1 @@
+"""The Application Server: the only door for clients. Sessions, roles, audit."""

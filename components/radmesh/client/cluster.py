@@ -1,0 +1,469 @@
+"""The Python client of a radmesh cluster."""
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import grpc
+
+from radmesh.api.application.v1 import application_pb2, application_pb2_grpc
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.database.v1 import database_pb2
+from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.client import convert, model
+from radmesh.dicom import part10
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.rpc import from_rpc_error
+
+_DEADLINE = 30.0
+# Protobuf copies a message several times; below 256 KiB glibc keeps the buffers instead of returning them each time.
+_CHUNK = 128 * 1024
+_RETRY_SECONDS = 10.0
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+)
+
+
+class Cluster:
+    """A signed-in connection to a cluster's door.
+
+    Every method raises `RadmeshError`: `reason` says what went wrong (docs/errors.md lists all), the message what to do.
+    Methods may be called from several threads.
+    """
+
+    def __init__(self, channel: grpc.Channel, *, user: str, password: str) -> None:
+        """Sign in over `channel`, which this object owns from now on."""
+        self._channel = channel
+        self._sessions = application_pb2_grpc.SessionServiceStub(channel)
+        self._studies = application_pb2_grpc.StudyServiceStub(channel)
+        self._administration = application_pb2_grpc.AdministrationServiceStub(channel)
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        try:
+            session = self._unary(self._sessions.SignIn, application_pb2.SignInRequest(name=user, password=password))
+        except BaseException:
+            channel.close()
+            raise
+        self.user = convert.user(session.user)
+        self._metadata = (("authorization", f"Bearer {session.token}"),)
+
+    @classmethod
+    def connect(cls, target: str, *, user: str, password: str, ca_certificate: bytes | None = None) -> Self:
+        """Connect to `target` ("host:port") and sign in.
+
+        Beyond loopback the door speaks TLS only: give `ca_certificate` (PEM), the cluster's own authority as
+        `ca_certificate` of its ready.json names it.
+
+        Raises:
+            RadmeshError: PEER_UNAVAILABLE, PASSWORD_WRONG, TOO_MANY_ATTEMPTS.
+        """
+        if ca_certificate is None:
+            channel = grpc.insecure_channel(target, options=_OPTIONS)
+        else:
+            channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(ca_certificate), options=_OPTIONS)
+        return cls(channel, user=user, password=password)
+
+    @classmethod
+    def local(cls, data: str | Path | None = None, *, user: str = "admin", password: str | None = None) -> Self:
+        """Connect to the cluster that `radmesh up` runs on this machine.
+
+        Args:
+            data: its data directory; default RADMESH_DATA, else ./radmesh-data.
+            user: user name.
+            password: default RADMESH_PASSWORD, else RADMESH_ADMIN_PASSWORD, else what DIR/admin-password says.
+
+        Raises:
+            RadmeshError: CLUSTER_NOT_RUNNING if there is no ready.json, and as `connect`.
+        """
+        folder = Path(data or os.environ.get("RADMESH_DATA") or "radmesh-data")
+        try:
+            ready = json.loads((folder / "ready.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise RadmeshError(
+                "CLUSTER_NOT_RUNNING",
+                f"no cluster is ready in {folder}: start one with 'radmesh up --data {folder}', or name one with --cluster",
+            ) from error
+        if password is None:
+            password = os.environ.get("RADMESH_PASSWORD") or os.environ.get("RADMESH_ADMIN_PASSWORD")
+        if password is None:
+            with suppress(OSError):
+                password = (folder / "admin-password").read_text().strip()
+        if password is None:
+            raise RadmeshError("PASSWORD_MISSING", "give a password: --password-file, or RADMESH_PASSWORD")
+        scheme, _, target = str(ready["urls"]["grpc"]).partition("://")
+        certificate = Path(ready["ca_certificate"]).read_bytes() if scheme == "grpcs" else None
+        return cls.connect(target or scheme, user=user, password=password, ca_certificate=certificate)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Sign out and close the connection."""
+        with suppress(RadmeshError):
+            self._unary(self._sessions.SignOut, application_pb2.SignOutRequest(), timeout=2.0)
+        self._channel.close()
+
+    # -- finding ------------------------------------------------------------------------------------------------------
+
+    def find(
+        self,
+        *,
+        patient_id: str = "",
+        issuer_of_patient_id: str = "",
+        patient_name: str = "",
+        accession_number: str = "",
+        study_instance_uids: Iterable[str] = (),
+        study_date: str = "",
+        modalities: Iterable[str] = (),
+        study_description: str = "",
+        verification: str = "",
+        reading: str = "",
+        limit: int = 0,
+    ) -> Iterator[model.Study]:
+        """Yield studies, newest first, page by page.
+
+        `*` and `?` are wildcards; names match without regard to case. `study_date` is a DICOM date or range: "20240101",
+        "20240101-20240131", "-20240131", "20240101-". `limit` 0 = all.
+
+        Raises:
+            RadmeshError: FIELD_INVALID, SESSION_EXPIRED, ROLE_REFUSED, PEER_UNAVAILABLE.
+        """
+        first, dash, last = study_date.partition("-")
+        request = database_pb2.FindStudiesRequest(
+            patient_id=patient_id,
+            issuer_of_patient_id=issuer_of_patient_id,
+            patient_name=patient_name,
+            accession_number=accession_number,
+            study_instance_uids=study_instance_uids,
+            study_date_from=first,
+            study_date_to=last if dash else first,
+            modalities=modalities,
+            study_description=study_description,
+            verification=_enum(common_pb2.VerificationState, "VERIFICATION_STATE_", verification, "verification"),
+            reading=_enum(database_pb2.ReadingState, "READING_STATE_", reading, "reading"),
+            page_size=min(limit, 1000) if limit else 500,
+        )
+        found = 0
+        while True:
+            page = self._unary(self._studies.FindStudies, request)
+            for message in page.studies:
+                yield convert.study(message)
+                found += 1
+                if found == limit:
+                    return
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def study(self, study_instance_uid: str) -> model.StudyDetail:
+        """Return a study with its series.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND.
+        """
+        request = database_pb2.GetStudyRequest(study_instance_uid=study_instance_uid)
+        return convert.study_detail(self._unary(self._studies.GetStudy, request))
+
+    def instances(
+        self, study_instance_uid: str, *, series_instance_uid: str = "", sop_instance_uid: str = "", variants: bool = False
+    ) -> Iterator[model.Instance]:
+        """Yield instances of a study, ordered by series, number and UID; `variants`: also those kept beside them.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND.
+        """
+        request = database_pb2.FindInstancesRequest(
+            study_instance_uid=study_instance_uid,
+            series_instance_uid=series_instance_uid,
+            sop_instance_uid=sop_instance_uid,
+            include_variants=variants,
+        )
+        while True:
+            page = self._unary(self._studies.FindInstances, request)
+            yield from map(convert.instance, page.instances)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, study_instance_uid: str, instance: model.Instance) -> Iterator[bytes]:
+        """Yield the data set bytes of an instance as it was stored; goes on where it was cut, and checks the digest.
+
+        Raises:
+            RadmeshError: INSTANCE_NOT_FOUND, OBJECT_CORRUPT, PEER_UNAVAILABLE.
+        """
+        digest = hashlib.sha256()
+        offset = 0
+        deadline = time.monotonic() + _RETRY_SECONDS
+        while True:
+            request = application_pb2.ReadInstanceRequest(
+                study_instance_uid=study_instance_uid,
+                sop_instance_uid=instance.sop_instance_uid,
+                sha256=bytes.fromhex(instance.sha256),
+                offset=offset,
+            )
+            try:
+                for message in self._studies.ReadInstance(request, metadata=self._metadata, timeout=3600.0):
+                    digest.update(message.data)
+                    offset += len(message.data)
+                    deadline = time.monotonic() + _RETRY_SECONDS
+                    yield message.data
+                break
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+                if failure.code != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                    raise failure from None
+                time.sleep(0.2)
+        if offset != instance.length or digest.hexdigest() != instance.sha256:
+            raise RadmeshError("OBJECT_CORRUPT", "the bytes received are not the bytes stored: fetch again")
+
+    def fetch(self, study_instance_uid: str, instance: model.Instance, path: Path) -> int:
+        """Write an instance to `path` as a DICOM Part 10 file, as it was stored; return the file's bytes.
+
+        The file appears when it is whole.
+
+        Raises:
+            RadmeshError: as `read`, and FILE_NOT_WRITTEN.
+        """
+        partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+        meta = part10.preamble_and_meta(
+            sop_class_uid=instance.sop_class_uid,
+            sop_instance_uid=instance.sop_instance_uid,
+            transfer_syntax_uid=instance.transfer_syntax_uid,
+            source_ae_title=instance.calling_ae_title,
+        )
+        try:
+            with partial.open("wb") as file:
+                file.write(meta)
+                for data in self.read(study_instance_uid, instance):
+                    file.write(data)
+                size = file.tell()
+            partial.replace(path)
+        except OSError as error:
+            raise RadmeshError("FILE_NOT_WRITTEN", f"cannot write {path}: {error.strerror or error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return size
+
+    # -- storing ------------------------------------------------------------------------------------------------------
+
+    def store(self, paths: Iterable[Path]) -> Iterator[model.StoreResult]:
+        """Store DICOM files; yield a result for each, in order.
+
+        An object is answered after it is durable. A file that cannot be read, and an object that is refused, give a result
+        with the reason; the rest goes on. A cut connection is taken up again for 10 s: sending twice stores once.
+
+        Raises:
+            RadmeshError: SESSION_EXPIRED, ROLE_REFUSED, PEER_UNAVAILABLE.
+        """
+        waiting = deque(paths)
+        deadline = time.monotonic() + _RETRY_SECONDS
+        while waiting:
+            try:
+                for result in self._store_once(list(waiting)):
+                    waiting.popleft()
+                    deadline = time.monotonic() + _RETRY_SECONDS
+                    yield result
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+                if failure.code != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                    raise failure from None
+                time.sleep(0.2)
+
+    def _store_once(self, paths: list[Path]) -> Iterator[model.StoreResult]:
+        """Send files over one stream; yield results in order, as far as the stream lives."""
+        failed: dict[int, model.StoreResult] = {}
+
+        def requests() -> Iterator[application_pb2.StoreInstancesRequest]:
+            for number, path in enumerate(paths):
+                try:
+                    with path.open("rb") as file:
+                        yield from _file_requests(str(number), file)
+                except RadmeshError as error:
+                    failed[number] = model.StoreResult(str(path), error.reason, error.message)
+                except OSError as error:
+                    failed[number] = model.StoreResult(str(path), "FILE_UNREADABLE", error.strerror or str(error))
+
+        responses = self._studies.StoreInstances(requests(), metadata=self._metadata)
+        following = 0
+        for answer in responses:
+            number = int(answer.label)
+            # A file that could not be read was never sent: its result stands where its answer would.
+            while following < number:
+                yield failed[following]
+                following += 1
+            following = number + 1
+            yield model.StoreResult(
+                path=str(paths[number]),
+                outcome=answer.outcome,
+                message=answer.message,
+                study_instance_uid=answer.study_instance_uid,
+                sop_instance_uid=answer.identity.sop_instance_uid,
+                transfer_syntax_uid=answer.identity.transfer_syntax_uid,
+                sha256=answer.identity.sha256.hex(),
+                registered=answer.registered,
+            )
+        while following < len(paths):
+            if following not in failed:
+                raise RadmeshError("PEER_UNAVAILABLE", "the cluster closed the stream before it had answered: try again")
+            yield failed[following]
+            following += 1
+
+    # -- administering ------------------------------------------------------------------------------------------------
+
+    def evict(self, study_instance_uid: str) -> int:
+        """Drop the cache copy of a study that is wholly in the permanent tier; return the bytes given back.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND, NOT_PERMANENT.
+        """
+        request = application_pb2.EvictStudyRequest(study_instance_uid=study_instance_uid)
+        freed: int = self._unary(self._studies.EvictStudy, request).bytes
+        return freed
+
+    def status(self) -> model.ClusterStatus:
+        """Return what every component and every store says of itself."""
+        return convert.cluster_status(
+            self._unary(self._administration.GetClusterStatus, application_pb2.GetClusterStatusRequest())
+        )
+
+    def users(self) -> list[model.User]:
+        """Return the users, by name."""
+        request = database_pb2.ListUsersRequest(page_size=500)
+        users: list[model.User] = []
+        while True:
+            page = self._unary(self._administration.ListUsers, request)
+            users += map(convert.user, page.users)
+            if not page.next_page_token:
+                return users
+            request.page_token = page.next_page_token
+
+    def create_user(self, name: str, *, password: str, role: str, display_name: str = "") -> model.User:
+        """Add a user.
+
+        Raises:
+            RadmeshError: USER_EXISTS, PASSWORD_WEAK, FIELD_INVALID.
+        """
+        request = database_pb2.CreateUserRequest(
+            name=name, display_name=display_name, role=_enum(database_pb2.Role, "ROLE_", role, "role"), password=password
+        )
+        return convert.user(self._unary(self._administration.CreateUser, request))
+
+    def update_user(
+        self, name: str, *, password: str = "", role: str = "", display_name: str | None = None
+    ) -> model.User:
+        """Change a user; what is not given stays.
+
+        Raises:
+            RadmeshError: USER_NOT_FOUND, PASSWORD_WEAK, LAST_ADMINISTRATOR, FIELD_INVALID.
+        """
+        request = database_pb2.UpdateUserRequest(
+            name=name, display_name=display_name, role=_enum(database_pb2.Role, "ROLE_", role, "role"), password=password
+        )
+        return convert.user(self._unary(self._administration.UpdateUser, request))
+
+    def delete_user(self, name: str) -> None:
+        """Remove a user.
+
+        Raises:
+            RadmeshError: USER_NOT_FOUND, LAST_ADMINISTRATOR.
+        """
+        self._unary(self._administration.DeleteUser, database_pb2.DeleteUserRequest(name=name))
+
+    def audit(self, *, action: str = "", actor: str = "", object: str = "", limit: int = 0) -> Iterator[model.AuditEvent]:  # noqa: A002 - the field's name
+        """Yield audit events, newest first."""
+        request = database_pb2.ListAuditRequest(
+            action=action, actor=actor, object=object, page_size=min(limit, 1000) if limit else 500
+        )
+        found = 0
+        while True:
+            page = self._unary(self._administration.ListAudit, request)
+            for event in page.events:
+                yield convert.audit_event(event)
+                found += 1
+                if found == limit:
+                    return
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def rejects(self) -> Iterator[model.Reject]:
+        """Yield what could not be stored as DICOM, newest first."""
+        request = gateway_pb2.ListRejectsRequest(page_size=500)
+        while True:
+            page = self._unary(self._administration.ListRejects, request)
+            yield from map(convert.reject, page.rejects)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def read_reject(self, identifier: str, file: BinaryIO) -> int:
+        """Write the bytes of a reject to `file`; return their number.
+
+        Raises:
+            RadmeshError: REJECT_NOT_FOUND.
+        """
+        size = 0
+        request = gateway_pb2.ReadRejectRequest(id=identifier)
+        try:
+            for message in self._administration.ReadReject(request, metadata=self._metadata, timeout=600.0):
+                size += file.write(message.data)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        return size
+
+    def delete_reject(self, identifier: str) -> None:
+        """Remove a reject.
+
+        Raises:
+            RadmeshError: REJECT_NOT_FOUND.
+        """
+        self._unary(self._administration.DeleteReject, gateway_pb2.DeleteRejectRequest(id=identifier))
+
+    def _unary(self, method: Any, request: Any, timeout: float = _DEADLINE) -> Any:
+        try:
+            return method(request, metadata=self._metadata, timeout=timeout)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+
+
+def _file_requests(label: str, file: BinaryIO) -> Iterator[application_pb2.StoreInstancesRequest]:
+    """Cut a DICOM file into requests; its preamble and group 0002 stay behind."""
+    transfer_syntax_uid = part10.seek_data_set(file)
+    data = file.read(_CHUNK)
+    first = True
+    while True:
+        following = file.read(_CHUNK)
+        yield application_pb2.StoreInstancesRequest(
+            transfer_syntax_uid=transfer_syntax_uid if first else "", label=label if first else "", last=not following, data=data
+        )
+        if not following:
+            return
+        data, first = following, False
+
+
+def _enum(enum: Any, prefix: str, name: str, field: str) -> Any:
+    """Return the enum's value of a short name, such as "administrator"; empty = unspecified."""
+    if not name:
+        return 0
+    try:
+        return enum.Value(prefix + name.upper().replace("-", "_"))
+    except ValueError:
+        choices = ", ".join(key.removeprefix(prefix).lower() for key in enum.keys() if not key.endswith("_UNSPECIFIED"))
+        raise RadmeshError("FIELD_INVALID", f"{field} is one of: {choices}", metadata={"field": field}) from None

@@ -1,0 +1,188 @@
+"""Between the door's messages and the client's dataclasses."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.database.v1 import database_pb2
+from radmesh.client import model
+
+
+def time_of(stamp: Timestamp) -> datetime | None:
+    """Return the time, or None if it was never set."""
+    return stamp.ToDatetime(tzinfo=UTC) if stamp.seconds or stamp.nanos else None
+
+
+def enum_name(enum: Any, value: int, prefix: str) -> str:
+    """Return the value's name without its prefix; empty if unspecified or unknown to this version."""
+    name: str = enum.Name(value) if value in enum.values() else ""
+    short = name.removeprefix(prefix)
+    return "" if short == "UNSPECIFIED" else short
+
+
+def study(m: database_pb2.Study) -> model.Study:
+    """Convert a study."""
+    return model.Study(
+        study_instance_uid=m.study_instance_uid,
+        patient_id=m.patient_id,
+        issuer_of_patient_id=m.issuer_of_patient_id,
+        patient_name=m.patient_name,
+        patient_birth_date=m.patient_birth_date,
+        patient_sex=m.patient_sex,
+        accession_number=m.accession_number,
+        study_date=m.study_date,
+        study_time=m.study_time,
+        study_id=m.study_id,
+        study_description=m.study_description,
+        referring_physician_name=m.referring_physician_name,
+        modalities=tuple(m.modalities),
+        series_count=m.series_count,
+        instance_count=m.instance_count,
+        bytes=m.bytes,
+        verification=enum_name(common_pb2.VerificationState, m.verification, "VERIFICATION_STATE_"),
+        verification_reason=m.verification_reason,
+        acquisition=enum_name(database_pb2.AcquisitionState, m.acquisition, "ACQUISITION_STATE_"),
+        reading=enum_name(database_pb2.ReadingState, m.reading, "READING_STATE_"),
+        domain=m.domain,
+        stations=tuple(m.stations),
+        defective_count=m.defective_count,
+        variant_count=m.variant_count,
+        corrected=m.corrected,
+        version=m.version,
+        last_receive_time=time_of(m.last_receive_time),
+    )
+
+
+def study_detail(m: database_pb2.StudyDetail) -> model.StudyDetail:
+    """Convert a study with its series."""
+    return model.StudyDetail(
+        study=study(m.study),
+        series=tuple(
+            model.Series(
+                series_instance_uid=s.series_instance_uid,
+                modality=s.modality,
+                series_number=s.series_number,
+                series_description=s.series_description,
+                body_part_examined=s.body_part_examined,
+                series_date=s.series_date,
+                series_time=s.series_time,
+                manufacturer=s.manufacturer,
+                instance_count=s.instance_count,
+            )
+            for s in m.series
+        ),
+    )
+
+
+def instance(m: database_pb2.Instance) -> model.Instance:
+    """Convert an instance."""
+    return model.Instance(
+        sop_instance_uid=m.identity.sop_instance_uid,
+        sop_class_uid=m.sop_class_uid,
+        series_instance_uid=m.series_instance_uid,
+        transfer_syntax_uid=m.identity.transfer_syntax_uid,
+        sha256=m.identity.sha256.hex(),
+        length=m.length,
+        instance_number=m.instance_number,
+        rows=m.rows,
+        columns=m.columns,
+        number_of_frames=m.number_of_frames,
+        current=m.current,
+        variant=enum_name(database_pb2.VariantKind, m.variant, "VARIANT_KIND_"),
+        defect=m.defect,
+        verification=enum_name(common_pb2.VerificationState, m.verification, "VERIFICATION_STATE_"),
+        calling_ae_title=m.calling_ae_title,
+        remarks=tuple(m.remarks),
+        locations=tuple(
+            model.Location(
+                store_id=location.object.store_id,
+                residence=enum_name(common_pb2.Residence, location.residence, "RESIDENCE_"),
+            )
+            for location in m.locations
+        ),
+    )
+
+
+def user(m: database_pb2.User) -> model.User:
+    """Convert a user."""
+    return model.User(
+        name=m.name,
+        display_name=m.display_name,
+        role=enum_name(database_pb2.Role, m.role, "ROLE_").lower(),
+        last_sign_in_time=time_of(m.last_sign_in_time),
+    )
+
+
+def reject(m: Any) -> model.Reject:
+    """Convert a gateway.v1.Reject."""
+    return model.Reject(
+        id=m.id,
+        receive_time=m.receive_time.ToDatetime(tzinfo=UTC),
+        calling_ae_title=m.calling_ae_title,
+        source_address=m.source_address,
+        reason=m.reason,
+        tag=m.tag,
+        message=m.message,
+        transfer_syntax_uid=m.transfer_syntax_uid,
+        sop_class_uid=m.sop_class_uid,
+        sop_instance_uid=m.sop_instance_uid,
+        length=m.length,
+        cut=m.cut,
+    )
+
+
+def audit_event(m: database_pb2.AuditEvent) -> model.AuditEvent:
+    """Convert an audit event."""
+    return model.AuditEvent(
+        id=m.id,
+        time=m.time.ToDatetime(tzinfo=UTC),
+        action=m.action,
+        actor=m.actor,
+        source_address=m.source_address,
+        outcome=m.outcome,
+        object=m.object,
+        detail=m.detail,
+    )
+
+
+def cluster_status(m: Any) -> model.ClusterStatus:
+    """Convert an application.v1.ClusterStatus."""
+    answered = tuple(
+        model.ComponentStatus(
+            component=c.component,
+            instance=c.instance,
+            state=c.state,
+            version=c.version,
+            pid=c.pid,
+            start_time=time_of(c.start_time),
+            figures=dict(c.figures),
+            alarms=tuple(model.Alarm(a.reason, a.message) for a in c.alarms),
+        )
+        for c in m.components
+    )
+    silent = tuple(
+        model.ComponentStatus(
+            component=name,
+            instance=name,
+            state="UNREACHABLE",
+            alarms=(model.Alarm(reason, "did not answer"),),
+        )
+        for name, reason in sorted(m.unreachable.items())
+    )
+    return model.ClusterStatus(
+        time=m.time.ToDatetime(tzinfo=UTC),
+        components=answered + silent,
+        stores=tuple(
+            model.StoreStatus(
+                store_id=s.store_id,
+                kind=enum_name(common_pb2.StoreKind, s.kind, "STORE_KIND_"),
+                alive=s.alive,
+                accepting=s.accepting,
+                free_bytes=s.free_bytes,
+                unregistered=s.unregistered,
+            )
+            for s in m.stores
+        ),
+    )

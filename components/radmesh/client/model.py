@@ -1,0 +1,225 @@
+"""What the client hands out: frozen dataclasses, no protobuf."""
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study as the caller may see it.
+
+    Dates are DICOM DA (YYYYMMDD) and times DICOM TM, as received; empty if absent. `patient_name` is Unicode, its component
+    groups joined by "=" (PS3.5 6.2.1.1). `bytes` counts the data sets of the current instances.
+    """
+
+    study_instance_uid: str
+    patient_id: str
+    issuer_of_patient_id: str
+    patient_name: str
+    patient_birth_date: str
+    patient_sex: str
+    accession_number: str
+    study_date: str
+    study_time: str
+    study_id: str
+    study_description: str
+    referring_physician_name: str
+    modalities: tuple[str, ...]
+    series_count: int
+    instance_count: int
+    bytes: int
+    verification: str
+    verification_reason: str
+    acquisition: str
+    reading: str
+    domain: str
+    stations: tuple[str, ...]
+    defective_count: int
+    variant_count: int
+    corrected: bool
+    version: int
+    last_receive_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A series of a study."""
+
+    series_instance_uid: str
+    modality: str
+    series_number: str
+    series_description: str
+    body_part_examined: str
+    series_date: str
+    series_time: str
+    manufacturer: str
+    instance_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StudyDetail:
+    """A study with its series."""
+
+    study: Study
+    series: tuple[Series, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A copy of an instance: the store that has it, and its residence there."""
+
+    store_id: str
+    residence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """An instance: the current one, or a variant kept beside it.
+
+    `sha256` is the hexadecimal SHA-256 of the data set bytes as received (without preamble and group 0002), `length` their
+    number.
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    sha256: str
+    length: int
+    instance_number: str
+    rows: int
+    columns: int
+    number_of_frames: int
+    current: bool
+    variant: str
+    defect: str
+    verification: str
+    calling_ae_title: str
+    remarks: tuple[str, ...] = ()
+    locations: tuple[Location, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreResult:
+    """What became of one file.
+
+    `outcome` is STORED, ALREADY, VARIANT, or the reason of a failure; `message` then says what to do.
+    """
+
+    path: str
+    outcome: str
+    message: str = ""
+    study_instance_uid: str = ""
+    sop_instance_uid: str = ""
+    transfer_syntax_uid: str = ""
+    sha256: str = ""
+    registered: bool = False
+
+    @property
+    def stored(self) -> bool:
+        """Whether the object is durable in the cluster."""
+        return self.outcome in ("STORED", "ALREADY", "VARIANT")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user of the cluster."""
+
+    name: str
+    display_name: str
+    role: str
+    last_sign_in_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """An object that could not be stored as DICOM; its bytes were kept."""
+
+    id: str
+    receive_time: datetime
+    calling_ae_title: str
+    source_address: str
+    reason: str
+    tag: str
+    message: str
+    transfer_syntax_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    length: int
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """A row of the audit table."""
+
+    id: int
+    time: datetime
+    action: str
+    actor: str
+    source_address: str
+    outcome: str
+    object: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A condition that somebody should look at."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentStatus:
+    """What a component says of itself; `state` UNREACHABLE when it did not answer."""
+
+    component: str
+    instance: str
+    state: str
+    version: str = ""
+    pid: int = 0
+    start_time: datetime | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    alarms: tuple[Alarm, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """An archive or a spool, as the Database Server knows it."""
+
+    store_id: str
+    kind: str
+    alive: bool
+    accepting: bool
+    free_bytes: int
+    unregistered: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """Every component and every store."""
+
+    time: datetime
+    components: tuple[ComponentStatus, ...]
+    stores: tuple[StoreStatus, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether everything serves, without an alarm."""
+        return all(c.state == "SERVING" and not c.alarms for c in self.components) and all(s.alive for s in self.stores)
+
+
+def jsonable(value: Any) -> Any:
+    """Return `value`, a dataclass of this module or a list of them, as JSON-ready data."""
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return jsonable(asdict(value))
+    return value

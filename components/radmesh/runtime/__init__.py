@@ -1,0 +1,1 @@
+"""What every component stands on: configuration, lifecycle, servers and channels, identity, errors, logs, metrics."""

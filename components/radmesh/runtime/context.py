@@ -1,0 +1,114 @@
+"""What a component is given when it is wired."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+
+from radmesh.runtime import rpc
+from radmesh.runtime.clock import Clock
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.lifecycle import Status, Worker
+from radmesh.runtime.logs import Logger
+from radmesh.runtime.metrics import Metrics
+from radmesh.runtime.security import Credentials
+
+
+class Channels:
+    """The channels of one process, one a target."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._lock = threading.Lock()
+        self._open: dict[str, grpc.Channel] = {}
+
+    def get(self, target: str) -> grpc.Channel:
+        """Return the channel to `target`."""
+        with self._lock:
+            if target not in self._open:
+                self._open[target] = rpc.open_channel(target, self._credentials)
+            return self._open[target]
+
+    def new(self, target: str) -> grpc.Channel:
+        """Open a channel with a connection of its own, for a bulk stream; the caller closes it."""
+        return rpc.open_channel(target, self._credentials, own_connection=True)
+
+    def close(self) -> None:
+        """Close all."""
+        with self._lock:
+            for channel in self._open.values():
+                channel.close()
+            self._open.clear()
+
+
+@dataclass(frozen=True)
+class Context:
+    """One instance of a component: who it is, where it keeps its data, how it reaches the others.
+
+    `listen` is where its own server listens; `addresses` maps components and instances to gRPC targets.
+    """
+
+    component: str
+    instance: str
+    data: Path
+    clock: Clock
+    log: Logger
+    metrics: Metrics
+    status: Status
+    credentials: Credentials
+    listen: str
+    addresses: Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    channels: Channels = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", Channels(self.credentials))
+
+    def target(self, component: str) -> str:
+        """Return where a component is reached.
+
+        Raises:
+            RadmeshError: COMPONENT_UNKNOWN.
+        """
+        try:
+            return self.addresses[component]
+        except KeyError:
+            raise RadmeshError("COMPONENT_UNKNOWN", f"no address of {component}: name it in [mesh.addresses]") from None
+
+    def client(
+        self, service: ServiceDescriptor, where: str, *, codecs: Mapping[str, rpc.MethodCodec] | None = None
+    ) -> Any:
+        """Return the calls of `service` at a component, or at a target such as "unix:/…" or "host:port"."""
+        rpc.declare(service)
+        target = where if ":" in where else self.target(where)
+        return rpc.Client(self.channels.get(target), service, codecs=codecs)
+
+    def server(self, *, max_workers: int = 64, max_connection_age: float | None = 300.0) -> rpc.Server:
+        """Return this instance's server; add services, then start it."""
+        return rpc.Server(
+            listen=self.listen,
+            credentials=self.credentials,
+            component=self.component,
+            clock=self.clock,
+            log=self.log,
+            metrics=self.metrics,
+            status=self.status,
+            max_workers=max_workers,
+            max_connection_age=max_connection_age,
+        )
+
+    def worker(self, name: str, step: Any, *, most_pause: float = 5.0) -> Worker:
+        """Return a worker of this component."""
+        return Worker(
+            name,
+            step,
+            clock=self.clock,
+            log=self.log,
+            status=self.status,
+            metrics=self.metrics,
+            most_pause=most_pause,
+        )

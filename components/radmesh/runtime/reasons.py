@@ -1,0 +1,147 @@
+"""Every reason an error can have: one table for gRPC, DIMSE, HTTP and docs/errors.md.
+
+Callers branch on the reason, never on the text. `dimse_status` is the status of a C-STORE that fails for the reason (PS3.4
+B.2.3: A7xx out of resources, A9xx data set does not match SOP class, Cxxx cannot understand).
+"""
+
+from dataclasses import dataclass
+
+import grpc
+
+Code = grpc.StatusCode
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A reason, and what it becomes in each protocol.
+
+    `remedy` tells the reader of the error what to do. `transient`: the same call may succeed later.
+    """
+
+    name: str
+    code: grpc.StatusCode
+    dimse_status: int
+    http_status: int
+    remedy: str
+
+    @property
+    def transient(self) -> bool:
+        """Whether trying again later can help without changing anything."""
+        return self.code in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.ABORTED)
+
+
+_OUT_OF_RESOURCES = 0xA700
+_MISMATCH = 0xA900
+_CANNOT_UNDERSTAND = 0xC000
+
+REASONS: dict[str, Reason] = {
+    row[0]: Reason(*row)
+    for row in (
+        # Of every call
+        ("CALLER_UNKNOWN", Code.UNAUTHENTICATED, _OUT_OF_RESOURCES, 401, "call with a certificate, token or session of this cluster"),
+        ("CALLER_REFUSED", Code.PERMISSION_DENIED, _OUT_OF_RESOURCES, 403, "the protos list who may call each rpc"),
+        ("FIELD_INVALID", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "correct the field that the error names"),
+        ("STARTING", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "try again in a moment"),
+        ("DRAINING", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "try again in a moment"),
+        ("TOO_MANY_CALLS", Code.RESOURCE_EXHAUSTED, _OUT_OF_RESOURCES, 429, "try again later, or raise the limit"),
+        ("PEER_UNAVAILABLE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "see 'radmesh status'; the component restarts by itself"),
+        ("PEER_TIMEOUT", Code.DEADLINE_EXCEEDED, _OUT_OF_RESOURCES, 504, "see 'radmesh status'; the component is overloaded or stuck"),
+        ("CANCELLED", Code.CANCELLED, _OUT_OF_RESOURCES, 499, "the caller ended the call"),
+        ("INTERNAL", Code.INTERNAL, _OUT_OF_RESOURCES, 500, "a defect of radmesh: report it with the incident number"),
+        ("COMPONENT_UNKNOWN", Code.NOT_FOUND, _OUT_OF_RESOURCES, 500, "name the component's address under [mesh.addresses]"),
+        # Configuration and command line
+        ("CONFIG_INVALID", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 500, "correct what the error names; 'radmesh config check FILE' lists all"),
+        ("CLUSTER_NOT_RUNNING", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "start it with 'radmesh up', or name another with --cluster"),
+        ("DATA_IN_USE", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "stop the other process, or choose another --data directory"),
+        ("PORT_IN_USE", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "choose another port, or 0 for any free one"),
+        ("PASSWORD_MISSING", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 400, "give it in a file or by environment"),
+        ("FILE_UNREADABLE", Code.NOT_FOUND, _CANNOT_UNDERSTAND, 404, "check the path and its permissions"),
+        ("FILE_NOT_WRITTEN", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 500, "check the folder's permissions and room"),
+        ("FILE_NOT_DICOM", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "this is not a DICOM file"),
+        # Transfer
+        ("TICKET_STALE", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 503, "admit again"),
+        ("TICKET_INVALID", Code.PERMISSION_DENIED, _OUT_OF_RESOURCES, 403, "admit the object itself"),
+        ("CHUNK_CORRUPT", Code.DATA_LOSS, _OUT_OF_RESOURCES, 502, "send again from the acknowledged offset"),
+        ("CHUNK_TOO_LARGE", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 413, "send at most 1,048,560 bytes a chunk"),
+        ("DIGEST_MISMATCH", Code.DATA_LOSS, _OUT_OF_RESOURCES, 502, "send the object again"),
+        ("OFFSET_UNEXPECTED", Code.OUT_OF_RANGE, _OUT_OF_RESOURCES, 416, "go on at the acknowledged offset"),
+        ("TRANSFER_INVALID", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 400, "send header, chunks and commit of one object in order"),
+        ("TRANSFER_ABORTED", Code.CANCELLED, _OUT_OF_RESOURCES, 499, "the sender ended the transfer"),
+        ("STREAM_REPLACED", Code.ABORTED, _OUT_OF_RESOURCES, 409, "a newer stream goes on with the transfer"),
+        # Stores
+        ("STORAGE_FULL", Code.RESOURCE_EXHAUSTED, _OUT_OF_RESOURCES, 507, "make room in the store's file system; sending again then stores once"),
+        ("STORE_BUSY", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "the disk does not keep up: try again"),
+        ("COMMIT_FAILED", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "send the object again; look at the store's disk"),
+        ("OBJECT_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "ask the database where the object is"),
+        ("OBJECT_CORRUPT", Code.DATA_LOSS, _OUT_OF_RESOURCES, 502, "read another copy; look at the store's disk"),
+        ("RANGE_INVALID", Code.OUT_OF_RANGE, _OUT_OF_RESOURCES, 416, "ask for a range within the object"),
+        ("NOT_PERMANENT", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "wait until every object is in the permanent tier"),
+        ("CACHE_COPY_LOST", Code.DATA_LOSS, _OUT_OF_RESOURCES, 502, "the permanent tier serves the study; look at the cache's disk"),
+        ("LAST_COPY", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "wait until another copy is registered"),
+        ("STORE_UNKNOWN", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "send a heartbeat first"),
+        ("REGISTRATION_LATE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "see whether the database server runs; stored objects are safe"),
+        ("TIER_FAILED", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "look at the permanent tier's file system; the cache copy stays"),
+        # Admission and the DICOM edge
+        ("NO_ARCHIVE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "start an archive server, or make room in one"),
+        ("NO_STORE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "start an archive server, or make room in the spool"),
+        ("DATA_SET_UNREADABLE", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "the data set is no valid DICOM encoding; its bytes are in the rejects store"),
+        ("DATA_SET_TRUNCATED", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "the data set ends inside an element; its bytes are in the rejects store"),
+        ("BAD_VR", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "the named element has no valid VR; its bytes are in the rejects store"),
+        ("DATA_SET_MISSING", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "send the data set that the command announces"),
+        ("UID_MISSING", Code.INVALID_ARGUMENT, _MISMATCH, 400, "the named UID is needed; the bytes are in the rejects store"),
+        ("UID_INVALID", Code.INVALID_ARGUMENT, _MISMATCH, 400, "the named UID breaks PS3.5 9.1; the bytes are in the rejects store"),
+        ("UID_MISMATCH", Code.INVALID_ARGUMENT, _MISMATCH, 400, "command and data set name different UIDs; the bytes are in the rejects store"),
+        ("SOP_CLASS_NOT_IN_CONTEXT", Code.INVALID_ARGUMENT, 0x0122, 400, "negotiate a presentation context for the SOP class"),
+        ("STATION_UNKNOWN", Code.PERMISSION_DENIED, 0x0124, 403, "add the station to [[stations]] with the grant it needs"),
+        ("GRANT_MISSING", Code.PERMISSION_DENIED, 0x0124, 403, "give the station the grant under [[stations]]"),
+        ("REJECT_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the rejects again"),
+        ("REJECTS_FULL", Code.RESOURCE_EXHAUSTED, _OUT_OF_RESOURCES, 507, "look at the rejects; the oldest give way"),
+        # Database
+        ("STUDY_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "check the Study Instance UID"),
+        ("INSTANCE_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "check the SOP Instance UID"),
+        ("ADMISSION_UNKNOWN", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the admissions of the study again"),
+        ("STATUS_ILLEGAL", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "the error names the moves that are allowed"),
+        ("VERSION_CONFLICT", Code.ABORTED, _OUT_OF_RESOURCES, 409, "read again and decide again"),
+        ("JOB_LOST", Code.ABORTED, _OUT_OF_RESOURCES, 409, "the lease ran out and another worker has the job: drop it"),
+        ("JOB_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the jobs again"),
+        ("RESYNC", Code.OUT_OF_RANGE, _OUT_OF_RESOURCES, 410, "read the tables, then watch from the revision that the error names"),
+        ("DATABASE_UNAVAILABLE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "look at the database's disk or server"),
+        # Persons
+        ("PASSWORD_WRONG", Code.UNAUTHENTICATED, _OUT_OF_RESOURCES, 401, "check name and password"),
+        ("TOO_MANY_ATTEMPTS", Code.RESOURCE_EXHAUSTED, _OUT_OF_RESOURCES, 429, "wait a minute"),
+        ("SESSION_EXPIRED", Code.UNAUTHENTICATED, _OUT_OF_RESOURCES, 401, "sign in again"),
+        ("ROLE_REFUSED", Code.PERMISSION_DENIED, _OUT_OF_RESOURCES, 403, "ask an administrator for the role"),
+        ("USER_EXISTS", Code.ALREADY_EXISTS, _OUT_OF_RESOURCES, 409, "choose another name"),
+        ("USER_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the users"),
+        ("PASSWORD_WEAK", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 400, "use 12 to 1,024 characters"),
+        ("LAST_ADMINISTRATOR", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "make another administrator first"),
+    )
+}
+
+# Reasons for statuses that carry none: from a proxy between, or from gRPC itself.
+BY_CODE = {
+    Code.UNAVAILABLE: "PEER_UNAVAILABLE",
+    Code.DEADLINE_EXCEEDED: "PEER_TIMEOUT",
+    Code.CANCELLED: "CANCELLED",
+    Code.UNAUTHENTICATED: "CALLER_UNKNOWN",
+    Code.PERMISSION_DENIED: "CALLER_REFUSED",
+    Code.INVALID_ARGUMENT: "FIELD_INVALID",
+    Code.RESOURCE_EXHAUSTED: "TOO_MANY_CALLS",
+}
+
+
+def document() -> str:
+    """Return docs/errors.md."""
+    lines = [
+        "# Errors",
+        "",
+        "Made by `make docs` from `radmesh.runtime.reasons`. Every error, in every protocol, has one of these reasons; programs",
+        "branch on it, never on the text.",
+        "",
+        "| reason | gRPC | DIMSE | HTTP | what to do |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {r.name} | {r.code.name} | 0x{r.dimse_status:04X} | {r.http_status} | {r.remedy} |" for r in REASONS.values()
+    ]
+    return "\n".join(lines) + "\n"

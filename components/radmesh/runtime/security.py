@@ -1,0 +1,228 @@
+"""Who is who in the mesh: an embedded certificate authority, certificates, tokens and ticket keys.
+
+One folder holds them, 0700, made at the first start of `radmesh up`; in Kubernetes the same files are mounted.
+
+    ca.pem  ca.key                  the authority (the key is needed only where certificates are made)
+    <instance>.pem  <instance>.key  certificate and key of an instance
+    token.<instance>                its secret on a unix socket
+    tokens.json                     SHA-256 of every token, which is all that a server needs
+    ticket.<issuer>.key  .pub       Ed25519 pairs that sign tickets
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import json
+import os
+import re
+import secrets
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from radmesh.runtime.clock import Clock
+from radmesh.runtime.files import write_atomic
+
+TICKET_ISSUERS = ("database-server", "network-gateway")
+_CA_DAYS, _LEAF_DAYS, _RENEW_DAYS = 3650, 365, 60
+_SKEW = timedelta(minutes=5)
+
+
+def component_of(instance: str) -> str:
+    """Return the component of an instance: "archive-server" of "archive-server-0"."""
+    return re.sub(r"-\d+$", "", instance)
+
+
+class Authority:
+    """The cluster's own certificate authority."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        """Open the authority in `folder`, or make it: durably, before anything relies on it."""
+        self._folder = folder
+        self._clock = clock
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        # The key is written first: a certificate without a key could never be used.
+        if not (folder / "ca.pem").exists():
+            self._make()
+        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        self._key = key
+        self._certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+
+    def _make(self) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = self._clock.now()
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"radmesh {secrets.token_hex(4)}")])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _SKEW)
+            .not_valid_after(now + timedelta(days=_CA_DAYS))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(authority=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        write_atomic(self._folder / "ca.key", _private_pem(key))
+        write_atomic(self._folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
+
+    def issue(self, instances: list[str]) -> None:
+        """Make what is missing of every instance: certificate (or one that ends soon), token, ticket keys."""
+        tokens = self._folder / "tokens.json"
+        digests: dict[str, str] = json.loads(tokens.read_bytes()) if tokens.exists() else {}
+        for instance in instances:
+            if not self._still_good(instance):
+                self._issue_certificate(instance)
+            token = self._folder / f"token.{instance}"
+            if not token.exists():
+                write_atomic(token, secrets.token_hex(32).encode())
+            digests[instance] = hashlib.sha256(token.read_bytes()).hexdigest()
+        write_atomic(tokens, json.dumps(digests, sort_keys=True).encode())
+        for issuer in TICKET_ISSUERS:
+            public = self._folder / f"ticket.{issuer}.pub"
+            if not public.exists():
+                key = Ed25519PrivateKey.generate()
+                write_atomic(self._folder / f"ticket.{issuer}.key", key.private_bytes_raw())
+                write_atomic(public, key.public_key().public_bytes_raw(), mode=0o644)
+
+    def _still_good(self, instance: str) -> bool:
+        path = self._folder / f"{instance}.pem"
+        if not path.exists() or not (self._folder / f"{instance}.key").exists():
+            return False
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        return (
+            certificate.not_valid_after_utc - self._clock.now() > timedelta(days=_RENEW_DAYS)
+            and certificate.issuer == self._certificate.subject
+        )
+
+    def _issue_certificate(self, instance: str) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = self._clock.now()
+        component = component_of(instance)
+        names: list[x509.GeneralName] = [x509.DNSName(n) for n in dict.fromkeys((component, instance, "localhost"))]
+        names += [x509.IPAddress(ipaddress.ip_address(a)) for a in ("127.0.0.1", "::1")]
+        names.append(x509.UniformResourceIdentifier(f"spiffe://radmesh/{component}/{instance}"))
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, instance)]))
+            .issuer_name(self._certificate.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _SKEW)
+            .not_valid_after(now + timedelta(days=_LEAF_DAYS))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(authority=False), critical=True)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+            )
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+        write_atomic(self._folder / f"{instance}.key", _private_pem(key))
+        pem = serialization.Encoding.PEM
+        write_atomic(
+            self._folder / f"{instance}.pem", certificate.public_bytes(pem) + self._certificate.public_bytes(pem), mode=0o644
+        )
+
+
+def _key_usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+class Credentials:
+    """What one instance has of the folder. Files are read when they are needed: a renewed certificate is seen."""
+
+    def __init__(self, folder: Path, instance: str) -> None:
+        self._folder = folder
+        self.instance = instance
+        self.component = component_of(instance)
+        self._digests: dict[str, str] = {}
+        self._digests_time = -1.0
+        self._public: dict[str, Ed25519PublicKey] = {}
+
+    @property
+    def ca_path(self) -> Path:
+        """Path of the authority's certificate, PEM."""
+        return self._folder / "ca.pem"
+
+    def certificate(self) -> tuple[bytes, bytes, bytes]:
+        """Return (key, certificate chain, authority's certificate), PEM."""
+        return (
+            (self._folder / f"{self.instance}.key").read_bytes(),
+            (self._folder / f"{self.instance}.pem").read_bytes(),
+            self.ca_path.read_bytes(),
+        )
+
+    def certificate_version(self) -> float:
+        """Return the certificate file's time of change."""
+        return (self._folder / f"{self.instance}.pem").stat().st_mtime
+
+    def not_yet_valid_until(self, now: datetime) -> datetime | None:
+        """Return when this instance's certificate becomes valid, if this machine's clock has not reached that yet."""
+        begin = x509.load_pem_x509_certificate(self.certificate()[1]).not_valid_before_utc
+        return begin if begin > now else None
+
+    def token(self) -> str:
+        """Return this instance's secret."""
+        return (self._folder / f"token.{self.instance}").read_text()
+
+    def check_token(self, instance: str, token: str) -> bool:
+        """Return whether `token` is the secret of `instance`."""
+        path = self._folder / "tokens.json"
+        changed = os.stat(path).st_mtime  # noqa: PTH116 - called for every rpc
+        if changed != self._digests_time:
+            self._digests, self._digests_time = json.loads(path.read_bytes()), changed
+        expected = self._digests.get(instance, "")
+        return hmac.compare_digest(hashlib.sha256(token.encode()).hexdigest(), expected)
+
+    def ticket_sign(self, payload: bytes) -> bytes:
+        """Return the Ed25519 signature of a ticket by this component.
+
+        Raises:
+            FileNotFoundError: this component issues no tickets.
+        """
+        key = Ed25519PrivateKey.from_private_bytes((self._folder / f"ticket.{self.component}.key").read_bytes())
+        return key.sign(payload)
+
+    def ticket_verify(self, issuer: str, payload: bytes, signature: bytes) -> bool:
+        """Return whether `signature` is the issuer's, of this payload."""
+        if issuer not in TICKET_ISSUERS:
+            return False
+        if issuer not in self._public:
+            self._public[issuer] = Ed25519PublicKey.from_public_bytes(
+                (self._folder / f"ticket.{issuer}.pub").read_bytes()
+            )
+        try:
+            self._public[issuer].verify(signature, payload)
+        except InvalidSignature:
+            return False
+        return True
