@@ -81,9 +81,9 @@ class MethodCodec:
     """Codecs of a bulk method, in place of protobuf's: None keeps protobuf's."""
 
     request_deserializer: Callable[[bytes], Any] | None = None
+    response_serializer: Callable[[Any], bytes] | None = None
     request_serializer: Callable[[Any], bytes] | None = None
     response_deserializer: Callable[[bytes], Any] | None = None
-    response_serializer: Callable[[Any], bytes] | None = None
 
 
 PersonAuthenticator = Callable[[str], Person]
