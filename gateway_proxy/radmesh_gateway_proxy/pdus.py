@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
@@ -212,6 +213,12 @@ def _text(value: memoryview | bytes) -> str:
 def _uid(value: memoryview) -> str:
     if len(value) > 66:  # 64, and what some senders add as padding
         raise PduError("a UID is longer than 64 characters")
+    return _known_uid(bytes(value))
+
+
+@lru_cache(4096)
+def _known_uid(value: bytes) -> str:
+    """One string for all places where a request repeats a UID, which is most of it."""
     return _text(value)
 
 
