@@ -108,7 +108,8 @@ grants = ["store", "fnd"]
         "radmesh.toml:11: dor: no such section; did you mean door?",
         "radmesh.toml:15: stations[0].nam: no such setting; did you mean name?",
         "radmesh.toml:2: door.port: must be 0 to 65535, not 70000",
-        'radmesh.toml:4: door.wait: must be a duration such as "10s" or "5min" (units: ms, s, min, h, d), not 10 parsecs',
+        'radmesh.toml:4: door.wait: must be a duration such as "10s" or "5min" '
+        "(units: ms, s, min, h, d), not 10 parsecs",
         "radmesh.toml:6: door.colour: must be one of red, green, not gren; did you mean green?",
         "radmesh.toml:7: door.tags: must be one of a, b, c, not x",
         "radmesh.toml:8: door.loud: must be true or false, not 1",

@@ -66,8 +66,8 @@ def setting(
     metadata = {
         "doc": doc,
         "env": env,
-        "minimum": minimum,
-        "maximum": maximum,
+        "min": minimum,
+        "max": maximum,
         "choices": tuple(choices),
         "secret": secret,
         "rule": rule,
@@ -97,7 +97,7 @@ class Schema:
 
     def by_variable(self, variable: str) -> list[str]:
         """Return the keys that an environment variable sets."""
-        return [key for key, field in self.settings() if field.metadata["env"] == variable]
+        return [key for key, field in self.settings() if field.metadata.get("env") == variable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +371,7 @@ def _convert(hint: Any, value: Any, metadata: Mapping[str, Any], *, textual: boo
         return _convert_map(value, textual=textual)
     if origin is types.UnionType:
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    quoted = "" if metadata["secret"] else f", not {_short(value)}"
+    quoted = "" if metadata.get("secret") else f", not {_short(value)}"
     if unit:
         converted: Any = _measure(unit, value, quoted)
     elif hint is bool:
@@ -386,11 +386,11 @@ def _convert(hint: Any, value: Any, metadata: Mapping[str, Any], *, textual: boo
 
 
 def _check(hint: type, value: Any, metadata: Mapping[str, Any], quoted: str) -> Any:
-    choices = metadata["choices"]
+    choices = metadata.get("choices")
     if choices and value not in choices:
         raise _WrongError(f"must be one of {', '.join(choices)}{quoted}{_meant(str(value), choices)}")
     if hint in (int, float):
-        low, high = metadata["minimum"], metadata["maximum"]
+        low, high = metadata.get("min"), metadata.get("max")
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = (
                 f"{low:g} to {high:g}"
@@ -402,7 +402,7 @@ def _check(hint: type, value: Any, metadata: Mapping[str, Any], quoted: str) -> 
             raise _WrongError(f"must be {bounds}{quoted}")
     if isinstance(value, str) and "\0" in value:
         raise _WrongError("must not hold a NUL character")
-    wrong = metadata["rule"](value) if metadata["rule"] else None
+    wrong = metadata["rule"](value) if metadata.get("rule") else None
     if wrong:
         raise _WrongError(f"{wrong}{quoted}")
     return Path(value).expanduser() if hint is Path else value
@@ -413,9 +413,9 @@ def _convert_list(item: Any, value: Any, metadata: Mapping[str, Any], *, textual
         value = [part.strip() for part in str(value).split(",") if part.strip()]
     if not isinstance(value, list):
         raise _WrongError(f'must be a list, such as ["a", "b"], not {_short(value)}')
-    own = {**metadata, "minimum": None, "maximum": None}
+    own = {**metadata, "min": None, "max": None}
     items = tuple(_convert(item, part, own, textual=textual) for part in value)
-    low, high = metadata["minimum"], metadata["maximum"]
+    low, high = metadata.get("min"), metadata.get("max")
     if (low is not None and len(items) < low) or (high is not None and len(items) > high):
         raise _WrongError(f"must have {low or 0:g} to {high or math.inf:g} items, not {len(items)}")
     return items
@@ -465,7 +465,7 @@ def _measure(unit: str, value: Any, quoted: str) -> float | int:
 def _written(instance: Any, field: dataclasses.Field[Any]) -> Any:
     """Return a value as one would write it, masked if it is secret."""
     value = getattr(instance, field.name)
-    if field.metadata["secret"]:
+    if field.metadata.get("secret"):
         if isinstance(value, str) and "://" in value:
             return re.sub(r"(://[^:@/]*):.*@", rf"\1:{_MASK}@", value)
         return _MASK if value else value
