@@ -1,0 +1,1 @@
+"""Objects move between components: sender, receiver, ranged reader, registration pump (transfer.v1)."""
