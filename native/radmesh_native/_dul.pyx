@@ -1,0 +1,666 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The loop of the DICOM upper layer (PS3.8 9.3): reads PDUs, assembles commands, hands out data set bytes in chunks.
+
+The GIL is held only to make what is handed out. Every length is checked before anything is allocated for it.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove, memset
+
+
+cdef extern from "Python.h":
+    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t)
+    void Py_CLEAR(PyObject *)
+
+cdef extern from "poll.h" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long nfds, int timeout)
+    enum: POLLIN, POLLOUT
+
+cdef extern from "sys/uio.h" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from "sys/socket.h" nogil:
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t recvmsg(int fd, msghdr *message, int flags)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int length)
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL
+
+cdef extern from "netinet/in.h" nogil:
+    enum: IPPROTO_TCP
+
+cdef extern from "netinet/tcp.h" nogil:
+    enum: TCP_NODELAY, TCP_QUICKACK
+
+cdef extern from "time.h" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *time)
+    enum: CLOCK_MONOTONIC
+
+PDU = 1
+COMMAND = 2
+DATA = 3
+TIMEOUT = 4
+CLOSED = 5
+INVALID = 6
+WOKEN = 7
+
+# What `advance` returns beside the event it stopped at.
+cdef enum:
+    E_MORE = 0
+    E_PDU = 1
+    E_COMMAND = 2
+    E_DATA = 3
+    E_TIMEOUT = 4
+    E_CLOSED = 5
+    E_INVALID = 6
+    E_WOKEN = 7
+    E_NEED_CHUNK = 8
+    E_NEED_BODY = 9
+
+cdef enum:
+    IN_SIZE = 65536
+    AHEAD = 4096
+    IOV_BATCH = 512
+    # A-ABORT reasons of the service provider (PS3.8 9.3.8)
+    UNRECOGNIZED_PDU = 1
+    UNEXPECTED_PDU = 2
+    INVALID_PARAMETER = 6
+
+
+cdef int64_t now_ms() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t> t.tv_sec * 1000 + t.tv_nsec // 1000000
+
+
+cdef uint32_t be32(const uint8_t *p) noexcept nogil:
+    return (<uint32_t> p[0] << 24) | (<uint32_t> p[1] << 16) | (<uint32_t> p[2] << 8) | p[3]
+
+
+cdef void put32(uint8_t *p, uint32_t v) noexcept nogil:
+    p[0] = v >> 24
+    p[1] = (v >> 16) & 0xFF
+    p[2] = (v >> 8) & 0xFF
+    p[3] = v & 0xFF
+
+
+cdef uint16_t le16(const uint8_t *p) noexcept nogil:
+    return <uint16_t> (p[0] | p[1] << 8)
+
+
+cdef uint32_t le32(const uint8_t *p) noexcept nogil:
+    return p[0] | (<uint32_t> p[1] << 8) | (<uint32_t> p[2] << 16) | (<uint32_t> p[3] << 24)
+
+
+cdef bint command_has_data_set(const uint8_t *p, size_t n) noexcept nogil:
+    """Command Data Set Type (0000,0800) other than 0101H (PS3.7 E.1). A command that cannot be read has none."""
+    cdef size_t i = 0
+    cdef uint32_t length
+    while n - i >= 8:
+        length = le32(p + i + 4)
+        if length > n - i - 8:
+            return False
+        if le16(p + i) == 0 and le16(p + i + 2) == 0x0800 and length >= 2:
+            return le16(p + i + 8) != 0x0101
+        i += 8 + length
+    return False
+
+
+cdef class Connection:
+    """One association's byte stream. One thread receives; any one thread at a time sends."""
+
+    cdef int fd, wake_fd
+    cdef bint tcp, at_start
+    cdef uint32_t max_pdu, max_command, max_body
+    cdef size_t chunk_size
+    cdef uint8_t *buffer
+    cdef size_t r, w
+    # PDU being read: bytes left; of P-DATA the fragment being read
+    cdef bint in_pdu
+    cdef uint32_t pdu_left, pdv_left
+    cdef uint8_t context, flags
+    cdef bint in_pdv
+    # Message being assembled
+    cdef uint8_t *command
+    cdef uint32_t command_length, command_capacity
+    cdef uint8_t message_context
+    cdef bint in_command, expect_data
+    # Chunk being filled, of capacity `chunk_capacity`
+    cdef PyObject *chunk
+    cdef uint8_t *chunk_bytes
+    cdef size_t chunk_length, chunk_capacity
+    # PDU other than P-DATA
+    cdef uint8_t body_type
+    cdef object body
+    cdef uint8_t *body_bytes
+    cdef uint32_t body_length
+    cdef int invalid_reason
+    cdef const char *invalid_detail
+    cdef int64_t pdu_started
+    cdef readonly uint64_t bytes_received
+
+    def __cinit__(self, int fd, *, uint32_t max_pdu=131072, size_t chunk_size=1048560, uint32_t max_command=65536,
+                  uint32_t max_body=1048576, int wake_fd=-1, bint tcp=True):
+        cdef int one = 1
+        if chunk_size == 0 or chunk_size > 1048560:
+            raise ValueError("chunk_size: 1 to 1,048,560")
+        self.fd = fd
+        self.wake_fd = wake_fd
+        self.tcp = tcp
+        self.max_pdu = max_pdu
+        self.max_command = max_command
+        self.max_body = max_body
+        self.chunk_size = chunk_size
+        self.buffer = <uint8_t *> malloc(IN_SIZE)
+        self.command_capacity = 4096
+        self.command = <uint8_t *> malloc(self.command_capacity)
+        if self.buffer == NULL or self.command == NULL:
+            raise MemoryError
+        if tcp:
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+
+    def __dealloc__(self):
+        Py_CLEAR(self.chunk)
+        free(self.buffer)
+        free(self.command)
+
+    cdef int bad(self, int reason, const char *detail) noexcept nogil:
+        self.invalid_reason = reason
+        self.invalid_detail = detail
+        return E_INVALID
+
+    cdef ssize_t read(self, uint8_t *into, size_t n, int64_t deadline) noexcept nogil:
+        """Receive up to n bytes to `into` (n may be 0) and what comes behind them to the buffer, which must be empty.
+
+        Returns the bytes put to `into`; -1 at the end of the stream, -2 on an error of the connection, -3 at the deadline,
+        -4 woken. With n == 0, 0 means that the buffer has bytes.
+        """
+        cdef iovec parts[2]
+        cdef msghdr message
+        cdef pollfd fds[2]
+        cdef ssize_t got
+        cdef int64_t left
+        cdef int one = 1
+        cdef int count = 0
+        cdef int ready
+        memset(&message, 0, sizeof(message))
+        if n:
+            parts[0].iov_base = into
+            parts[0].iov_len = n
+            count = 1
+        parts[count].iov_base = self.buffer
+        # Behind a long fragment only the next header is wanted here: more would be copied once more.
+        parts[count].iov_len = AHEAD if n else IN_SIZE
+        message.msg_iov = parts
+        message.msg_iovlen = count + 1
+        while True:
+            # Half of the world's senders write a PDU in two pieces with Nagle on: an acknowledgement that waits stalls them.
+            if self.tcp:
+                setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one))
+            got = recvmsg(self.fd, &message, MSG_DONTWAIT)
+            if got > 0:
+                self.bytes_received += got
+                if <size_t> got <= n:
+                    return got
+                self.r = 0
+                self.w = got - n
+                return n
+            if got == 0:
+                return -1
+            if errno == EINTR:
+                continue
+            if errno != EAGAIN:
+                return -2
+            left = deadline - now_ms()
+            if left <= 0:
+                return -3
+            fds[0].fd = self.fd
+            fds[0].events = POLLIN
+            fds[0].revents = 0
+            fds[1].fd = self.wake_fd
+            fds[1].events = POLLIN
+            fds[1].revents = 0
+            ready = poll(fds, 2 if self.wake_fd >= 0 else 1, <int> left if left < 3600000 else 3600000)
+            # Woken only between PDUs: one that has begun is finished, within its time.
+            if ready > 0 and self.wake_fd >= 0 and fds[1].revents and not self.in_pdu and not fds[0].revents:
+                return -4
+
+    cdef int need(self, size_t n, int64_t deadline) noexcept nogil:
+        """Have n bytes (64 at most) in the buffer; returns E_MORE or why not."""
+        cdef ssize_t got
+        cdef size_t have = self.w - self.r
+        cdef uint8_t kept[64]
+        while have < n:
+            memcpy(kept, self.buffer + self.r, have)
+            self.r = 0
+            self.w = 0
+            got = self.read(NULL, 0, deadline)
+            if got < 0:
+                # What was kept is put back: a caller that timed out may go on.
+                memcpy(self.buffer, kept, have)
+                self.w = have
+                return E_CLOSED if got >= -2 else E_TIMEOUT if got == -3 else E_WOKEN
+            if have:
+                if self.w + have > IN_SIZE:
+                    # Cannot be: n and have are at most 64, and recvmsg was given the whole buffer only when it was empty.
+                    memmove(self.buffer + have, self.buffer, IN_SIZE - have)
+                    return E_CLOSED
+                memmove(self.buffer + have, self.buffer, self.w)
+                memcpy(self.buffer, kept, have)
+                self.w += have
+            have = self.w - self.r
+        return E_MORE
+
+    cdef int advance(self, int64_t idle_deadline, int64_t pdu_ms) noexcept nogil:
+        """Go on until there is something to hand out, or something to allocate."""
+        cdef int state
+        cdef uint32_t length
+        cdef size_t have, n
+        cdef ssize_t got
+        cdef int64_t deadline
+        cdef uint8_t *p
+        while True:
+            if not self.in_pdu:
+                # One byte begins a PDU, and from then on its own time runs.
+                if self.w == self.r:
+                    state = self.need(1, idle_deadline)
+                    if state != E_MORE:
+                        return state
+                self.pdu_started = now_ms()
+                self.in_pdu = True
+                self.pdu_left = 0
+                self.body_type = 0
+                self.at_start = True
+            deadline = self.pdu_started + pdu_ms
+            if self.at_start:
+                state = self.need(6, deadline)
+                if state != E_MORE:
+                    return state
+                p = self.buffer + self.r
+                length = be32(p + 2)
+                if p[0] == 0 or p[0] > 7:
+                    return self.bad(UNRECOGNIZED_PDU, b"unrecognized PDU type")
+                if p[0] != 4:
+                    if length > self.max_body:
+                        return self.bad(INVALID_PARAMETER, b"PDU too long")
+                    self.body_type = p[0]
+                    self.body_length = length
+                    self.r += 6
+                    self.pdu_left = length
+                    self.at_start = False
+                    return E_NEED_BODY
+                if self.max_pdu and length > self.max_pdu:
+                    return self.bad(INVALID_PARAMETER, b"P-DATA-TF longer than negotiated")
+                if length < 6:
+                    return self.bad(INVALID_PARAMETER, b"P-DATA-TF without a PDV")
+                self.r += 6
+                self.pdu_left = length
+                self.in_pdv = False
+                self.at_start = False
+            if self.body_type:
+                while self.pdu_left:
+                    have = self.w - self.r
+                    if have == 0:
+                        got = self.read(self.body_bytes + (self.body_length - self.pdu_left), self.pdu_left, deadline)
+                        if got < 0:
+                            return E_CLOSED if got >= -2 else E_TIMEOUT
+                        self.pdu_left -= got
+                        continue
+                    n = have if have < self.pdu_left else self.pdu_left
+                    memcpy(self.body_bytes + (self.body_length - self.pdu_left), self.buffer + self.r, n)
+                    self.r += n
+                    self.pdu_left -= n
+                self.in_pdu = False
+                return E_PDU
+            # P-DATA-TF: presentation data values
+            while True:
+                if not self.in_pdv:
+                    if self.pdu_left == 0:
+                        self.in_pdu = False
+                        break
+                    if self.pdu_left < 6:
+                        return self.bad(INVALID_PARAMETER, b"PDV header cut by the end of its PDU")
+                    state = self.need(6, deadline)
+                    if state != E_MORE:
+                        return state
+                    p = self.buffer + self.r
+                    length = be32(p)
+                    if length < 2 or length > self.pdu_left - 4:
+                        return self.bad(INVALID_PARAMETER, b"PDV longer than its PDU")
+                    self.context = p[4]
+                    self.flags = p[5]
+                    if not self.context & 1:
+                        return self.bad(INVALID_PARAMETER, b"presentation context id is even")
+                    self.r += 6
+                    self.pdu_left -= 6
+                    self.pdv_left = length - 2
+                    self.in_pdv = True
+                    if self.flags & 1:
+                        if self.expect_data:
+                            return self.bad(UNEXPECTED_PDU, b"command within a data set")
+                        if self.in_command and self.context != self.message_context:
+                            return self.bad(UNEXPECTED_PDU, b"fragments of two contexts")
+                        if not self.in_command:
+                            self.in_command = True
+                            self.message_context = self.context
+                            self.command_length = 0
+                    else:
+                        if not self.expect_data:
+                            return self.bad(UNEXPECTED_PDU, b"data set without a command")
+                        if self.context != self.message_context:
+                            return self.bad(UNEXPECTED_PDU, b"fragments of two contexts")
+                if self.flags & 1:
+                    state = self.take_command(deadline)
+                else:
+                    state = self.take_data(deadline)
+                if state != E_MORE:
+                    return state
+
+    cdef int take_command(self, int64_t deadline) noexcept nogil:
+        cdef size_t n
+        cdef ssize_t got
+        cdef uint8_t *bigger
+        if self.command_length + self.pdv_left > self.max_command:
+            return self.bad(INVALID_PARAMETER, b"command set too long")
+        if self.command_length + self.pdv_left > self.command_capacity:
+            bigger = <uint8_t *> malloc(self.max_command)
+            if bigger == NULL:
+                return self.bad(INVALID_PARAMETER, b"out of memory")
+            memcpy(bigger, self.command, self.command_length)
+            free(self.command)
+            self.command = bigger
+            self.command_capacity = self.max_command
+        while self.pdv_left:
+            n = self.w - self.r
+            if n == 0:
+                got = self.read(self.command + self.command_length, self.pdv_left, deadline)
+                if got < 0:
+                    return E_CLOSED if got >= -2 else E_TIMEOUT
+                n = got
+            else:
+                if n > self.pdv_left:
+                    n = self.pdv_left
+                memcpy(self.command + self.command_length, self.buffer + self.r, n)
+                self.r += n
+            self.command_length += n
+            self.pdv_left -= n
+            self.pdu_left -= n
+        self.in_pdv = False
+        if self.flags & 2:
+            self.in_command = False
+            self.expect_data = command_has_data_set(self.command, self.command_length)
+            if self.pdu_left == 0:
+                self.in_pdu = False
+            return E_COMMAND
+        return E_MORE
+
+    cdef int take_data(self, int64_t deadline) noexcept nogil:
+        cdef size_t n, room
+        cdef ssize_t got
+        while self.pdv_left:
+            if self.chunk_bytes == NULL:
+                return E_NEED_CHUNK
+            room = self.chunk_capacity - self.chunk_length
+            if room == 0:
+                return E_DATA
+            n = self.w - self.r
+            if room > self.pdv_left:
+                room = self.pdv_left
+            if n == 0:
+                got = self.read(self.chunk_bytes + self.chunk_length, room, deadline)
+                if got < 0:
+                    return E_CLOSED if got >= -2 else E_TIMEOUT
+                n = got
+            else:
+                if n > room:
+                    n = room
+                memcpy(self.chunk_bytes + self.chunk_length, self.buffer + self.r, n)
+                self.r += n
+            self.chunk_length += n
+            self.pdv_left -= n
+            self.pdu_left -= n
+        self.in_pdv = False
+        if self.flags & 2:
+            self.expect_data = False
+            if self.pdu_left == 0:
+                self.in_pdu = False
+            return E_DATA
+        return E_MORE
+
+    cdef object take_chunk(self):
+        """Hand out the chunk, cut to what is in it."""
+        cdef object chunk
+        if self.chunk == NULL:
+            return b""
+        if self.chunk_length != self.chunk_capacity:
+            # In place where the allocator can: nobody else has the object yet.
+            _PyBytes_Resize(&self.chunk, self.chunk_length)
+        chunk = <object> self.chunk
+        Py_CLEAR(self.chunk)
+        self.chunk_bytes = NULL
+        self.chunk_length = 0
+        return chunk
+
+    def receive(self, int64_t idle_ms, int64_t pdu_ms):
+        cdef int64_t deadline = now_ms() + idle_ms
+        cdef int event
+        cdef size_t capacity
+        while True:
+            with nogil:
+                event = self.advance(deadline, pdu_ms)
+            if event == E_NEED_CHUNK:
+                # A fragment that is the last tells the size; before the last one, a whole chunk is likely.
+                capacity = self.pdv_left if self.flags & 2 else self.chunk_size
+                if capacity > self.chunk_size:
+                    capacity = self.chunk_size
+                self.chunk = new_bytes(NULL, capacity)
+                if self.chunk == NULL:
+                    raise MemoryError
+                self.chunk_bytes = <uint8_t *> PyBytes_AS_STRING(<object> self.chunk)
+                self.chunk_length = 0
+                self.chunk_capacity = capacity
+            elif event == E_NEED_BODY:
+                self.body = PyBytes_FromStringAndSize(NULL, self.body_length)
+                self.body_bytes = <uint8_t *> PyBytes_AS_STRING(self.body)
+            elif event == E_DATA:
+                # With pdv_left the chunk is full and the fragment goes on.
+                return (E_DATA, self.message_context, self.take_chunk(), self.pdv_left == 0 and not self.expect_data)
+            elif event == E_COMMAND:
+                return (
+                    E_COMMAND, self.message_context,
+                    PyBytes_FromStringAndSize(<char *> self.command, self.command_length), self.expect_data,
+                )
+            elif event == E_PDU:
+                body = self.body
+                self.body = None
+                return (E_PDU, self.body_type, body)
+            elif event == E_INVALID:
+                return (E_INVALID, self.invalid_reason, self.invalid_detail.decode())
+            elif event == E_CLOSED:
+                return (E_CLOSED, not self.in_pdu and not self.in_command and not self.expect_data)
+            elif event == E_TIMEOUT:
+                return (E_TIMEOUT, self.in_pdu)
+            else:
+                return (E_WOKEN,)
+
+    def send(self, buffers, int64_t timeout_ms):
+        """Send all buffers as one message."""
+        cdef list views = [b for b in buffers if len(b)]
+        cdef Py_ssize_t total = len(views)
+        cdef iovec *parts = <iovec *> malloc(sizeof(iovec) * (total + 1))
+        cdef Py_ssize_t k
+        cdef const uint8_t[::1] view
+        cdef int outcome
+        if parts == NULL:
+            raise MemoryError
+        try:
+            for k in range(total):
+                view = views[k]
+                parts[k].iov_base = <void *> &view[0]
+                parts[k].iov_len = view.shape[0]
+            with nogil:
+                outcome = send_all(self.fd, parts, total, now_ms() + timeout_ms)
+        finally:
+            free(parts)
+        _raise(outcome)
+
+    def send_message(self, uint8_t context, bytes command not None, data, uint32_t peer_max_pdu, int64_t timeout_ms):
+        """Send a command set and its data set (or None) as P-DATA-TF PDUs no longer than the peer takes."""
+        cdef const uint8_t[::1] view
+        cdef const uint8_t *source[2]
+        cdef size_t lengths[2]
+        cdef int sources = 1
+        cdef size_t most
+        cdef size_t pdus = 0
+        cdef size_t k = 0
+        cdef size_t at, n
+        cdef int s
+        cdef uint8_t *headers
+        cdef iovec *parts
+        cdef int outcome
+        if peer_max_pdu == 0 or peer_max_pdu > 1048576:
+            peer_max_pdu = 1048576
+        if peer_max_pdu < 32:
+            raise ValueError("peer_max_pdu: 32 or more")
+        most = peer_max_pdu - 6
+        source[0] = <const uint8_t *> PyBytes_AS_STRING(command)
+        lengths[0] = PyBytes_GET_SIZE(command)
+        if data is not None:
+            sources = 2
+            lengths[1] = len(data)
+            if lengths[1]:
+                view = data
+                source[1] = &view[0]
+                lengths[1] = view.shape[0]
+            else:
+                source[1] = source[0]
+        for s in range(sources):
+            pdus += (lengths[s] + most - 1) // most if lengths[s] else 1
+        headers = <uint8_t *> malloc(12 * pdus)
+        parts = <iovec *> malloc(sizeof(iovec) * 2 * pdus)
+        try:
+            if headers == NULL or parts == NULL:
+                raise MemoryError
+            with nogil:
+                for s in range(sources):
+                    at = 0
+                    while True:
+                        n = lengths[s] - at
+                        if n > most:
+                            n = most
+                        headers[12 * k] = 4
+                        headers[12 * k + 1] = 0
+                        put32(headers + 12 * k + 2, <uint32_t> n + 6)
+                        put32(headers + 12 * k + 6, <uint32_t> n + 2)
+                        headers[12 * k + 10] = context
+                        headers[12 * k + 11] = (1 if s == 0 else 0) | (2 if at + n == lengths[s] else 0)
+                        parts[2 * k].iov_base = headers + 12 * k
+                        parts[2 * k].iov_len = 12
+                        parts[2 * k + 1].iov_base = <void *> (source[s] + at)
+                        parts[2 * k + 1].iov_len = n
+                        k += 1
+                        at += n
+                        if at >= lengths[s]:
+                            break
+                outcome = send_all(self.fd, parts, 2 * pdus, now_ms() + timeout_ms)
+        finally:
+            free(headers)
+            free(parts)
+        _raise(outcome)
+
+
+cdef int send_all(int fd, iovec *parts, size_t count, int64_t deadline) noexcept nogil:
+    """0 sent, 1 the deadline passed, 2 the connection is broken."""
+    cdef msghdr message
+    cdef pollfd fds[1]
+    cdef ssize_t sent
+    cdef int64_t left
+    cdef size_t at = 0
+    memset(&message, 0, sizeof(message))
+    while at < count:
+        if parts[at].iov_len == 0:
+            at += 1
+            continue
+        message.msg_iov = parts + at
+        message.msg_iovlen = count - at if count - at < IOV_BATCH else IOV_BATCH
+        sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent < 0:
+            if errno == EINTR:
+                continue
+            if errno != EAGAIN:
+                return 2
+            left = deadline - now_ms()
+            if left <= 0:
+                return 1
+            fds[0].fd = fd
+            fds[0].events = POLLOUT
+            fds[0].revents = 0
+            poll(fds, 1, <int> left if left < 3600000 else 3600000)
+            continue
+        while at < count and <size_t> sent >= parts[at].iov_len:
+            sent -= parts[at].iov_len
+            at += 1
+        if sent:
+            parts[at].iov_base = <uint8_t *> parts[at].iov_base + sent
+            parts[at].iov_len -= sent
+    return 0
+
+
+cdef _raise(int outcome):
+    if outcome == 1:
+        raise TimeoutError("the peer does not read")
+    if outcome == 2:
+        raise ConnectionError("the peer closed the connection")
+
+
+def parse_command(bytes command not None):
+    """Command set (Implicit VR Little Endian, group 0000) to {element: value}."""
+    cdef const uint8_t *p = <const uint8_t *> PyBytes_AS_STRING(command)
+    cdef size_t n = PyBytes_GET_SIZE(command)
+    cdef size_t i = 0
+    cdef uint32_t length
+    cdef dict out = {}
+    while i < n:
+        if n - i < 8:
+            raise ValueError("the command set ends inside an element")
+        length = le32(p + i + 4)
+        if le16(p + i) != 0:
+            raise ValueError("the command set has an element outside group 0000")
+        if length > n - i - 8:
+            raise ValueError("the command set ends inside an element")
+        out[le16(p + i + 2)] = command[i + 8:i + 8 + length]
+        i += 8 + length
+    return out
+
+
+def encode_command(dict elements not None):
+    """{element: value} to a command set, with its group length (0000,0000); odd values are padded with NUL."""
+    cdef list parts = []
+    cdef size_t total = 0
+    cdef bytes value
+    for element in sorted(elements):
+        value = elements[element]
+        if len(value) & 1:
+            value += b"\0"
+        parts.append((<int> element).to_bytes(4, "big")[2:4][::-1])
+        parts.append(len(value).to_bytes(4, "little"))
+        parts.append(value)
+        total += 8 + len(value)
+    body = b"".join(b"\0\0" + p if k % 3 == 0 else p for k, p in enumerate(parts))
+    return b"\0\0\0\0\4\0\0\0" + total.to_bytes(4, "little") + body

@@ -1,0 +1,45 @@
+"""The loop of the DICOM upper layer over a connected socket (PS3.8 9.3), with the GIL released.
+
+`Connection.receive(idle_ms, pdu_ms)` returns the next event, a tuple that begins with its kind:
+
+    (PDU, pdu_type, body)                    any PDU but P-DATA-TF, whole; body is what follows the length
+    (COMMAND, context_id, command, has_data) a command set is complete
+    (DATA, context_id, data, last)           up to `chunk_size` data set bytes; `last` ends the data set
+    (TIMEOUT, in_pdu)                        nothing came for idle_ms, or a PDU was not whole after pdu_ms
+    (CLOSED, clean)                          the peer closed; `clean`: between messages
+    (INVALID, reason, detail)                A-ABORT it: reason of PS3.8 9.3.8
+    (WOKEN,)                                 `wake_fd` became readable
+
+No length from the peer is believed before it is checked: P-DATA-TF against `max_pdu`, other PDUs against `max_body`, command
+sets against `max_command`. Memory is one chunk. TCP_QUICKACK is armed before every read, TCP_NODELAY is on, and a message
+is sent by one sendmsg.
+
+`send` and `send_message` raise TimeoutError when the peer does not read, ConnectionError when it is gone. `parse_command`
+raises ValueError.
+"""
+
+from radmesh_native._dul import (
+    CLOSED,
+    COMMAND,
+    DATA,
+    INVALID,
+    PDU,
+    TIMEOUT,
+    WOKEN,
+    Connection,
+    encode_command,
+    parse_command,
+)
+
+__all__ = [
+    "CLOSED",
+    "COMMAND",
+    "DATA",
+    "INVALID",
+    "PDU",
+    "TIMEOUT",
+    "WOKEN",
+    "Connection",
+    "encode_command",
+    "parse_command",
+]

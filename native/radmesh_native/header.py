@@ -1,0 +1,24 @@
+"""The head of a data set, scanned as it comes in (PS3.5 7).
+
+    scanner = Scanner(EXPLICIT, {0x00100020: b"LO", …})
+    while not scanner.feed(chunk): …       # True once everything up to group 0028 was seen
+    scanner.finish()                       # the data set ended
+    scanner.value(0x00100020)              # bytes as received, or None
+    scanner.header()                       # all that was found, in Explicit VR Little Endian
+    scanner.error                          # None, or (reason, "GGGG,EEEE", offset): the scan ended there
+    scanner.remarks                        # what was odd and did not matter
+
+Top-level elements only; sequences are walked over, 64 deep at most and without recursion. At most `limit` bytes are kept. The
+oddities of real files are borne: elements without a VR, a VR of nobody, Implicit VR where Explicit was declared and the
+reverse, tags out of order. `split_header(header)` takes a header apart again; it raises ValueError.
+"""
+
+from typing import Final
+
+from radmesh_native._header import Scanner, split_header
+
+IMPLICIT: Final = 0
+EXPLICIT: Final = 1
+BIG_ENDIAN: Final = 2
+
+__all__ = ["BIG_ENDIAN", "EXPLICIT", "IMPLICIT", "Scanner", "split_header"]
