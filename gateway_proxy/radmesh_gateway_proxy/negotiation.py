@@ -21,6 +21,7 @@ from radmesh_gateway_proxy.pdus import (
     ContextReply,
     ContextResult,
     ExtendedNegotiation,
+    PduError,
     ProposedContext,
     RoleSelection,
     UserInformation,
@@ -37,6 +38,8 @@ IMPLEMENTATION_VERSION_NAME = "RADMESH"
 # Of request bytes; what is kept for them is some ten times that.
 _MOST_KEPT = 1 << 20
 _LONGEST_KEPT = 128 << 10
+# A P-DATA-TF that takes less cannot carry a response in any number of PDUs worth sending.
+_LEAST_PDU = 32
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,12 @@ def negotiate(request: AssociateRequest, policy: Policy) -> Agreement | Associat
 
     The transfer syntax of a context is the first of the sender's own list that is known here, since objects are kept as
     they come. Protocol version and calling AE title are not looked at: the state machine and the grants do that.
+
+    Raises:
+        PduError: a value of the request makes no sense.
     """
+    if 0 < request.user.max_length < _LEAST_PDU:
+        raise PduError("the maximum length is too short for any message")
     if request.application_context_name != APPLICATION_CONTEXT_NAME:
         return REJECT_APPLICATION_CONTEXT
     if policy.require_called_ae and request.called_ae_title != policy.ae_title:

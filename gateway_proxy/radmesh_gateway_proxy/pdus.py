@@ -296,6 +296,16 @@ def parse_abort(body: bytes | bytearray | memoryview) -> Abort:
     return Abort(body[2], body[3])
 
 
+def parse_release(body: bytes | bytearray | memoryview) -> None:
+    """Check the four reserved bytes of an A-RELEASE-RQ or -RP.
+
+    Raises:
+        PduError: if there are not four of them.
+    """
+    if len(body) != 4:
+        raise PduError("a release PDU has 4 bytes")
+
+
 def _associate(body: memoryview) -> tuple[int, str, str, Iterator[tuple[int, memoryview]]]:
     if len(body) > MAX_ASSOCIATE_LENGTH:
         raise PduError("an association request is longer than 1 MiB")

@@ -1,0 +1,452 @@
+"""One association, on one thread: reads, lets the state machine decide, answers (PS3.8 section 9, PS3.7 section 9.3).
+
+The thread blocks in native/ with the GIL released, so an idle association costs nothing; every wait has an end.
+"""
+
+import select
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.logs import Logger
+from radmesh_gateway_proxy.config import Section
+from radmesh_gateway_proxy.dimse import (
+    SUCCESS,
+    Command,
+    CommandError,
+    Outcome,
+    Request,
+    Status,
+    encode_response,
+    parse_request,
+)
+from radmesh_gateway_proxy.negotiation import (
+    VERIFICATION_SOP_CLASS,
+    AcceptedContext,
+    Agreement,
+    Negotiator,
+)
+from radmesh_gateway_proxy.pdus import (
+    REJECT_CALLING_AE_TITLE,
+    REJECT_LOCAL_LIMIT,
+    REJECT_TEMPORARY_CONGESTION,
+    AbortReason,
+    AssociateReject,
+    AssociateRequest,
+    PduError,
+    PduType,
+    encode_associate_reject,
+    parse_abort,
+    parse_associate_accept,
+    parse_associate_reject,
+    parse_release,
+)
+from radmesh_gateway_proxy.tally import Tally
+from radmesh_gateway_proxy.upper_layer import Event, Indication, Machine, State
+from radmesh_native import dul
+
+STORE_GRANT: Final = "store"
+# A peer that is between messages, and has been so for this long, is idle enough to be ended when the process drains.
+_QUIET_SECONDS = 0.5
+
+_PDU_EVENTS: Final[Mapping[PduType, tuple[Event, Callable[[bytes], object]]]] = {
+    PduType.ASSOCIATE_AC: (Event.EVT3, parse_associate_accept),
+    PduType.ASSOCIATE_RJ: (Event.EVT4, parse_associate_reject),
+    PduType.RELEASE_RQ: (Event.EVT12, parse_release),
+    PduType.RELEASE_RP: (Event.EVT13, parse_release),
+    PduType.ABORT: (Event.EVT16, parse_abort),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is on the other side."""
+
+    calling_ae_title: str
+    called_ae_title: str
+    address: str
+
+
+class Store(Protocol):
+    """Takes the objects of one association; `intake.Intake` is the one that stores."""
+
+    def store(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Outcome:
+        """Store one object. What is left of the chunks is dropped; an exception of theirs passes through."""
+
+    def wait_registered(self, seconds: float) -> None:
+        """Wait until what was stored can be found, for so long at most. Never raises."""
+
+    def close(self) -> None:
+        """Give up what is open."""
+
+
+class Edge(Protocol):
+    """What the associations of a process share."""
+
+    config: Section
+    negotiator: Negotiator
+    tally: Tally
+    log: Logger
+    draining: "Drain"
+
+    def grants(self, calling_ae_title: str, address: str) -> Collection[str] | None:
+        """Return what a station may do; None if it may not even connect."""
+
+    def store(self, peer: Peer) -> Store:
+        """Return what takes the objects of one association."""
+
+    def refused(self, peer: Peer, reason: str) -> None:
+        """Write to the audit that a station was refused; returns at once."""
+
+
+class Drain(Protocol):
+    """Whether and until when the process drains."""
+
+    wake_fd: int
+    until: float | None  # time.monotonic()
+
+
+class _Interrupted(Exception):  # noqa: N818 - the peer's doing, no error of ours
+    """Something else came where a data set was to go on."""
+
+    def __init__(self, event: tuple[Any, ...]) -> None:
+        super().__init__(event[0])
+        self.event = event
+
+
+class Association:
+    """One accepted connection, from its first byte to its last."""
+
+    def __init__(self, connection: socket.socket, address: str, edge: Edge) -> None:
+        self._socket = connection
+        self._address = address
+        self._edge = edge
+        self._config = edge.config
+        self._log = edge.log
+        self._wire = dul.Connection(
+            connection.fileno(),
+            max_pdu=edge.config.max_pdu,
+            wake_fd=edge.draining.wake_fd,
+            tcp=connection.family != socket.AF_UNIX,
+        )
+        self._machine = Machine(self, requestor=False)
+        self._artim_until = 0.0
+        self._broken = False
+        self._readable = True
+        self._in_message = False
+        self._agreement: Agreement | None = None
+        self._may_store = False
+        self._peer = Peer("", "", address)
+        self._store: Store | None = None
+        self._counted = False
+        self._outcome = "lost"
+        self._objects = 0
+        self._started = time.monotonic()
+
+    @property
+    def established(self) -> bool:
+        """Whether it got past negotiation, and is not over."""
+        return self._counted
+
+    def run(self) -> None:
+        """Serve until the connection is closed."""
+        try:
+            self._machine.handle(Event.EVT5)
+            while self._machine.state is not State.STA1:
+                self._step()
+        except Exception as error:  # noqa: BLE001 - one association must not end the others
+            self._outcome = "aborted"
+            self._log.exception("association failed", error, address=self._address)
+        finally:
+            self._finish()
+
+    def cut(self) -> None:
+        """Close the connection from another thread; `run` then returns."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # it is closed already
+
+    def _finish(self) -> None:
+        if self._store is not None:
+            self._store.close()
+        self._socket.close()
+        if self._counted:
+            self._counted = False
+            self._edge.tally.dissociate()
+        if self._agreement is None and self._outcome == "lost":
+            return  # a probe: it never asked for an association
+        self._edge.tally.ended(self._outcome)
+        self._log.info(
+            "association ended",
+            calling_ae_title=self._peer.calling_ae_title,
+            called_ae_title=self._peer.called_ae_title,
+            address=self._address,
+            outcome=self._outcome,
+            objects=self._objects,
+            bytes=self._wire.bytes_received,
+            seconds=round(time.monotonic() - self._started, 3),
+        )
+
+    # What the state machine acts on
+
+    def open_transport(self) -> None:
+        """Not for the acceptor's role."""
+        raise NotImplementedError
+
+    def send(self, pdu: bytes) -> None:
+        """Send a PDU of association control."""
+        try:
+            self._wire.send([pdu], int(self._config.pdu_timeout * 1000))
+        except OSError:
+            self._broken = True
+
+    def close_transport(self) -> None:
+        """Nothing to do: Sta1 ends `run`, and that closes."""
+
+    def start_artim(self) -> None:
+        """Start the timer."""
+        self._artim_until = time.monotonic() + self._config.artim_timeout
+
+    def stop_artim(self) -> None:
+        """Stop the timer."""
+        self._artim_until = 0.0
+
+    def indicate(self, _indication: Indication, _subject: object) -> None:
+        """Nothing to do: the state after an event says what was indicated, and the loop goes on from there."""
+
+    # The loop
+
+    def _step(self) -> None:
+        if self._broken:
+            self._machine.handle(Event.EVT17)
+            return
+        if self._machine.state is State.STA13:
+            self._await_close()
+        else:
+            self._dispatch(self._receive())
+
+    def _receive(self) -> tuple[Any, ...]:
+        """Return the wire's next event; of a process that drains, WOKEN only when the association is to end."""
+        idle = self._config.idle_timeout
+        whole = self._config.pdu_timeout
+        if self._artim_until:
+            idle = whole = max(0.0, self._artim_until - time.monotonic())
+        while True:
+            event = self._wire.receive(int(idle * 1000), int(whole * 1000))
+            if event[0] != dul.WOKEN:
+                return event
+            left = (self._edge.draining.until or 0.0) - time.monotonic()
+            pause = left if self._in_message else min(left, _QUIET_SECONDS)
+            if self._machine.state is State.STA2 or pause <= 0 or not _readable(self._socket, pause):
+                return event
+
+    def _await_close(self) -> None:
+        """Sta13: what still comes is read and ignored, so that the peer gets to see our last PDU, until it closes."""
+        left = self._artim_until - time.monotonic()
+        if left <= 0 or self._edge.draining.until is not None:
+            self._machine.handle(Event.EVT18)
+        elif self._readable:
+            event = self._wire.receive(int(left * 1000), int(left * 1000))
+            self._readable = event[0] != dul.INVALID
+            if event[0] != dul.WOKEN:
+                self._dispatch(event)
+        else:
+            # After an invalid PDU nobody knows where the next one begins.
+            self._socket.settimeout(left)
+            try:
+                closed = not self._socket.recv(65536)
+            except TimeoutError:
+                return
+            except OSError:
+                closed = True
+            if closed:
+                self._machine.handle(Event.EVT17)
+
+    def _dispatch(self, event: tuple[Any, ...]) -> None:
+        kind = event[0]
+        established = self._machine.state is State.STA6
+        if kind == dul.COMMAND and established:
+            self._message(event[1], event[2], has_data_set=event[3])
+        elif kind in (dul.COMMAND, dul.DATA):
+            self._machine.handle(Event.EVT10)
+        elif kind == dul.PDU:
+            self._pdu(event[1], event[2])
+        elif kind == dul.CLOSED:
+            self._machine.handle(Event.EVT17)
+        elif kind == dul.INVALID:
+            self._invalid(AbortReason(event[1]), event[2])
+        elif established:
+            # Idle for too long, or stuck within a PDU, or this process ends.
+            self._abort("timeout" if kind == dul.TIMEOUT else "aborted")
+        else:
+            self._machine.handle(Event.EVT18 if self._machine.state in (State.STA2, State.STA13) else Event.EVT15)
+
+    def _pdu(self, kind: int, body: bytes) -> None:
+        try:
+            if kind == PduType.ASSOCIATE_RQ:
+                self._associate(body)
+                return
+            event, parse = _PDU_EVENTS[PduType(kind)]
+            self._machine.handle(event, parse(body))
+        except PduError as error:
+            self._invalid(error.reason, str(error))
+            return
+        if event is Event.EVT16:
+            self._outcome = "aborted"
+        elif self._machine.state is State.STA8:
+            self._release()
+
+    def _invalid(self, reason: AbortReason, text: str) -> None:
+        self._log.warning("invalid PDU", address=self._address, state=int(self._machine.state), text=text)
+        self._outcome = "aborted"
+        self._machine.handle(Event.EVT19, reason)
+
+    def _abort(self, outcome: str) -> None:
+        self._outcome = outcome
+        self._machine.handle(Event.EVT15)
+
+    # Association control
+
+    def _associate(self, body: bytes) -> None:
+        if self._machine.state is not State.STA2:
+            self._machine.handle(Event.EVT6)
+            return
+        request, answer = self._edge.negotiator.answer(body)
+        self._peer = Peer(request.calling_ae_title, request.called_ae_title, self._address)
+        if self._machine.handle(Event.EVT6, request) is not State.STA3:
+            self._outcome = "refused"
+            return
+        rejection = self._admitted(request, answer)
+        if rejection is not None:
+            self._outcome = "refused"
+            self._machine.handle(Event.EVT8, encode_associate_reject(rejection))
+        else:
+            assert isinstance(answer, Agreement)
+            self._agreement = answer
+            self._machine.handle(Event.EVT7, answer.accept)
+
+    def _admitted(self, request: AssociateRequest, answer: Agreement | AssociateReject) -> AssociateReject | None:
+        grants = self._edge.grants(request.calling_ae_title, self._address)
+        if grants is None:
+            self._edge.refused(self._peer, "STATION_UNKNOWN")
+            return REJECT_CALLING_AE_TITLE
+        if isinstance(answer, AssociateReject):
+            return answer
+        if self._edge.draining.until is not None:
+            return REJECT_TEMPORARY_CONGESTION
+        if not self._edge.tally.associate():
+            return REJECT_LOCAL_LIMIT
+        self._counted = True
+        self._may_store = STORE_GRANT in grants
+        return None
+
+    def _release(self) -> None:
+        if self._store is not None:
+            self._store.wait_registered(self._config.release_wait)
+        self._outcome = "released"
+        self._machine.handle(Event.EVT14)
+
+    # Messages
+
+    def _message(self, context_id: int, command: bytes, *, has_data_set: bool) -> None:
+        assert self._agreement is not None
+        context = self._agreement.contexts.get(context_id)
+        if context is None:
+            self._invalid(AbortReason.INVALID_PARAMETER_VALUE, "the presentation context was not accepted")
+            return
+        try:
+            request = parse_request(command, has_data_set=has_data_set)
+        except CommandError as error:
+            self._log.warning("unusable command set", address=self._address, text=str(error))
+            self._abort("aborted")
+            return
+        chunks = self._chunks() if has_data_set else iter(())
+        started, before = time.monotonic(), self._wire.bytes_received
+        self._in_message = True
+        try:
+            outcome = self._answer(request, context, chunks)
+            for _ in chunks:  # what an operation that failed has left of its data set
+                continue
+        except _Interrupted as interruption:
+            self._in_message = False
+            self._dispatch(interruption.event)
+            return
+        self._in_message = False
+        if request.command_field == Command.C_STORE:
+            size = self._wire.bytes_received - before
+            self._edge.tally.stored(outcome.status, size, time.monotonic() - started)
+        elif outcome is not None:
+            self._edge.tally.responded(request.name, outcome.status)
+        if outcome is not None:
+            self._respond(context_id, request, outcome)
+
+    def _answer(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Any:
+        if request.command_field == Command.C_STORE:
+            return self._c_store(request, context, chunks)
+        if request.command_field == Command.C_ECHO:
+            return self._c_echo(request, context)
+        if request.command_field == Command.C_CANCEL:
+            return None  # nothing runs that could be cancelled, and a C-CANCEL has no response
+        return Outcome(Status.UNRECOGNIZED_OPERATION, "this operation is not served", (0x0000, 0x0100))
+
+    def _c_echo(self, request: Request, context: AcceptedContext) -> Outcome:
+        if VERIFICATION_SOP_CLASS not in (request.affected_sop_class_uid, context.abstract_syntax):
+            return Outcome(Status.SOP_CLASS_NOT_SUPPORTED, "C-ECHO is of the Verification SOP Class", (0x0000, 0x0002))
+        return SUCCESS
+
+    def _c_store(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Outcome:
+        if not self._may_store:
+            return Outcome(Status.NOT_AUTHORIZED, "GRANT_MISSING: the station may not store")
+        if self._store is None:
+            self._store = self._edge.store(self._peer)
+        outcome = self._store.store(request, context, chunks)
+        self._objects += outcome.status == Status.SUCCESS
+        return outcome
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Yield the data set that follows a command.
+
+        Raises:
+            _Interrupted: the connection or the peer's next PDU ended it.
+        """
+        while True:
+            event = self._receive()
+            if event[0] != dul.DATA:
+                raise _Interrupted(event)
+            if event[2]:
+                yield event[2]
+            if event[3]:
+                return
+
+    def _respond(self, context_id: int, request: Request, outcome: Outcome) -> None:
+        assert self._agreement is not None
+        assert self._machine.state is State.STA6  # DT-1
+        try:
+            self._wire.send_message(
+                context_id,
+                encode_response(request, outcome),
+                None,
+                self._agreement.peer_max_pdu,
+                int(self._config.pdu_timeout * 1000),
+            )
+        except TimeoutError:
+            self._outcome = "timeout"
+            self._broken = True
+        except OSError:
+            self._broken = True
+
+
+def outcome_of(error: RadmeshError, tag: tuple[int, int] | None = None) -> Outcome:
+    """Return the DIMSE outcome of an error of the mesh: the status from the table of reasons, with its name."""
+    status = error.definition.dimse_status
+    return Outcome(status, f"{error.reason}: {error.message}"[:64], tag)
+
+
+def _readable(connection: socket.socket, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(int(seconds * 1000)))
