@@ -1,0 +1,7 @@
+"""`python -m radmesh.mesh` is `radmesh`."""
+
+import sys
+
+from radmesh.mesh.cli import main
+
+sys.exit(main())
