@@ -84,7 +84,8 @@ cdef int vr_form(uint16_t vr) noexcept nogil:
 cdef class Scanner:
     cdef int encoding
     cdef uint8_t *data
-    cdef size_t length, capacity, limit, position, retry_at
+    cdef size_t length, capacity, limit, retry_at
+    cdef readonly size_t position
     cdef Element *found
     cdef int found_count
     cdef uint32_t *wanted

@@ -7,6 +7,7 @@
     scanner.header()                       # all that was found, in Explicit VR Little Endian
     scanner.error                          # None, or (reason, "GGGG,EEEE", offset): the scan ended there
     scanner.remarks                        # what was odd and did not matter
+    scanner.position                       # offset of the first element that was not read
 
 Top-level elements only; sequences are walked over, 64 deep at most and without recursion. At most `limit` bytes are kept. The
 oddities of real files are borne: elements without a VR, a VR of nobody, Implicit VR where Explicit was declared and the
