@@ -20,7 +20,7 @@ def _element(number: int, vr: bytes, value: bytes) -> bytes:
 
 
 def preamble_and_meta(
-    *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae_title: str = ""
+    sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae_title: str = ""
 ) -> bytes:
     """Return what stands before the data set in a file: preamble, prefix and group 0002 (PS3.10 7.1)."""
     elements = [

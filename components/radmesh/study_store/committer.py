@@ -1,0 +1,159 @@
+"""Group commit for one environment: whoever finds nobody committing commits for all that wait.
+
+A small object by a single sender costs no hand-over between threads; several senders of one study share a commit. Work nobody
+waits for (chunks of a large object) is committed by a small pool, while more is being received.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from radmesh.runtime.errors import RadmeshError
+
+BATCH_BYTES = 8 * 1024 * 1024
+BATCH_COUNT = 64
+
+
+class Budget:
+    """Bytes uncommitted over all environments of a store, bounded."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._used = 0
+        self._condition = threading.Condition()
+
+    @property
+    def used(self) -> int:
+        """Bytes taken now."""
+        return self._used
+
+    def take(self, size: int, seconds: float) -> None:
+        """Take room; waits for it.
+
+        Raises:
+            RadmeshError: STORE_BUSY after `seconds`.
+        """
+        with self._condition:
+            if not self._condition.wait_for(lambda: self._used + size <= self._most or self._used == 0, seconds):
+                raise RadmeshError("STORE_BUSY", "too much is waiting to be written: the disk does not keep up")
+            self._used += size
+
+    def give(self, size: int) -> None:
+        """Give room back."""
+        with self._condition:
+            self._used -= size
+            self._condition.notify_all()
+
+
+class Operation:
+    """Something to do within a transaction: `apply(transaction)` gives its result."""
+
+    __slots__ = ("apply", "done", "error", "finished", "result", "size")
+
+    def __init__(self, apply: Callable[[Any], Any], size: int) -> None:
+        self.apply = apply
+        self.size = size
+        self.result: Any = None
+        self.error: RadmeshError | None = None
+        self.finished = False
+        # A lock is the cheapest thing to wait on: held until the operation is finished.
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def wait(self, seconds: float) -> Any:
+        """Return the result.
+
+        Raises:
+            RadmeshError: why it failed, or STORE_BUSY after `seconds`.
+        """
+        if not self.finished and not self.done.acquire(timeout=seconds):
+            raise RadmeshError("STORE_BUSY", "a commit takes too long: the disk does not keep up")
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class Committer:
+    """Applies operations in order, each batch in one transaction.
+
+    `commit(operations)` runs a batch durably and fills in results, or raises RadmeshError for the whole batch; `after` is called
+    with a finished batch, outside every lock.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[list[Operation]], None],
+        after: Callable[[list[Operation]], None],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._commit = commit
+        self._after = after
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._queue: deque[Operation] = deque()
+        self._leading = False
+
+    def run(self, operation: Operation, seconds: float) -> Any:
+        """Do an operation durably; in this thread, if nobody else commits.
+
+        Raises:
+            RadmeshError: as `Operation.wait`.
+        """
+        with self._lock:
+            self._queue.append(operation)
+            lead, self._leading = not self._leading, True
+        if lead:
+            self._lead(operation)
+        return operation.wait(seconds)
+
+    def submit(self, operation: Operation) -> None:
+        """Do an operation soon."""
+        with self._lock:
+            self._queue.append(operation)
+            lead, self._leading = not self._leading, True
+        if lead:
+            self._pool.submit(self._lead, None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued or being committed."""
+        with self._lock:
+            return not self._leading
+
+    def _lead(self, until: Operation | None) -> None:
+        """Commit batches until `until` is finished (others are then left to the pool), or nothing is queued."""
+        while True:
+            batch: list[Operation] = []
+            size = 0
+            with self._lock:
+                if not self._queue:
+                    self._leading = False
+                    return
+                if until is not None and until.finished:
+                    self._pool.submit(self._lead, None)
+                    return
+                while (
+                    self._queue
+                    and len(batch) < BATCH_COUNT
+                    and (not batch or size + self._queue[0].size <= BATCH_BYTES)
+                ):
+                    operation = self._queue.popleft()
+                    size += operation.size
+                    batch.append(operation)
+            try:
+                self._commit(batch)
+            except RadmeshError as error:
+                for operation in batch:
+                    operation.error = error
+            except BaseException as error:
+                for operation in batch:
+                    operation.error = RadmeshError("COMMIT_FAILED", f"the commit failed with {type(error).__name__}")
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                for operation in batch:
+                    operation.finished = True
+                    operation.done.release()
+            self._after(batch)

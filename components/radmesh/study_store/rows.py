@@ -1,0 +1,84 @@
+"""Index rows as bytes. The format has a version: rows are read for as long as studies are kept."""
+
+import struct
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from radmesh.study_store.store import IndexRow, ObjectHeader, Ref
+
+VERSION: Final = 1
+# version, object number, length, receive time (µs since 1970), verification, SHA-256, admission key, transfer id
+_HEAD: Final = struct.Struct(">BQQQB32s32s16s")
+_SHA256_AT: Final = 26
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_TEXTS: Final = (
+    "study_instance_uid",
+    "series_instance_uid",
+    "sop_class_uid",
+    "sop_instance_uid",
+    "transfer_syntax_uid",
+    "calling_ae_title",
+    "called_ae_title",
+    "source_address",
+)
+
+
+def encode(row: IndexRow, object_number: int) -> bytes:
+    """Return a row as bytes; its ref is its place, and is not in it."""
+    header = row.header
+    parts = [
+        _HEAD.pack(
+            VERSION,
+            object_number,
+            row.length,
+            (row.receive_time - _EPOCH) // timedelta(microseconds=1),
+            header.verification,
+            row.sha256,
+            header.admission_key,
+            row.transfer_id,
+        )
+    ]
+    texts = [getattr(header, name).encode() for name in _TEXTS]
+    texts += [b"\0".join(remark.encode() for remark in row.remarks), row.queryable]
+    for text in texts:
+        parts.append(len(text).to_bytes(4, "big"))
+        parts.append(text)
+    return b"".join(parts)
+
+
+def decode(ref: Ref, data: bytes) -> tuple[IndexRow, int]:
+    """Return a row and its object number.
+
+    Raises:
+        ValueError: the bytes are none, or of a newer version.
+    """
+    try:
+        version, number, length, time, verification, sha256, key, transfer_id = _HEAD.unpack_from(data)
+    except struct.error as error:
+        raise ValueError("an index row is cut") from error
+    if version != VERSION:
+        raise ValueError(f"an index row of version {version}: this radmesh is older than its data")
+    texts = []
+    at = _HEAD.size
+    for _ in range(len(_TEXTS) + 2):
+        size = int.from_bytes(data[at : at + 4], "big")
+        at += 4 + size
+        if at > len(data):
+            raise ValueError("an index row is cut")
+        texts.append(data[at - size : at])
+    header = ObjectHeader(
+        **dict(zip(_TEXTS, (text.decode() for text in texts), strict=False)), admission_key=key, verification=verification
+    )
+    remarks = tuple(remark.decode() for remark in texts[-2].split(b"\0") if remark)
+    row = IndexRow(ref, header, length, sha256, texts[-1], _EPOCH + timedelta(microseconds=time), remarks, transfer_id)
+    return row, number
+
+
+def content(data: bytes) -> tuple[int, bytes]:
+    """Return (length, SHA-256) of an encoded row."""
+    return int.from_bytes(data[9:17], "big"), data[_SHA256_AT : _SHA256_AT + 32]
+
+
+def encode_header(header: ObjectHeader) -> bytes:
+    """Return what identifies an unfinished transfer's object."""
+    return "\0".join(getattr(header, name) for name in _TEXTS).encode()
