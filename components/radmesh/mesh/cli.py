@@ -141,7 +141,7 @@ def _report(error: Exception, *, as_json: bool) -> int:
     return REFUSED if refused else FAILED
 
 
-# -- settings -------------------------------------------------------------------------------------------------------------
+# -- settings ----------------------------------------------------------------------------------------------------------
 
 
 def _settings(chosen: argparse.Namespace, table: Table) -> tuple[Configuration, list[str], dict[str, str]]:

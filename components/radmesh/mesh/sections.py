@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from radmesh.dicom import stations
 from radmesh.runtime.config import Configuration, Duration, Size, setting
 
 TRANSPORTS = ("unix", "tls")
-GRANTS = ("store", "query", "retrieve", "worklist", "commit")
+_LATER = "Takes effect once a RIS is connected; this version verifies nothing."
 
 
 def _ae_title(value: str) -> str | None:
@@ -93,10 +94,25 @@ class Station:
     addresses: tuple[str, ...] = setting(
         (), doc="IP addresses or networks it may call from; empty = any.", rule=_network, maximum=256
     )
-    grants: tuple[str, ...] = setting(("store", "query", "retrieve"), doc="What it may do.", choices=GRANTS)
+    grants: tuple[str, ...] = setting(("store",), doc="What it may do.", choices=stations.GRANTS)
     domain: str = setting(
         "default", doc="RIS domain of its studies: a name under [[domains]], or `default`.", rule=_name
     )
+    verification: str = setting(
+        "advisory",
+        doc=f"What becomes of a study that the RIS does not confirm: marked, or held (`required`). {_LATER}",
+        choices=stations.VERIFICATION,
+    )
+    study_key: str = setting(
+        "accession else date+modality", doc=f"How a study finds its order. {_LATER}", choices=stations.STUDY_KEYS
+    )
+    patient_key: str = setting(
+        "id", doc=f"What of the patient must agree with the order. {_LATER}", choices=stations.PATIENT_KEYS
+    )
+
+    def station(self) -> stations.Station:
+        """Return the station as the components know it."""
+        return stations.Station(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ def _contexts(
     known = addresses(table, configuration, place)
     settings = {
         "configuration": configuration,
-        "stations": configuration["stations"],
+        "stations": tuple(station.station() for station in configuration["stations"]),
         "domains": configuration["domains"],
         "data": place.data,
     }

@@ -393,8 +393,9 @@ class Supervisor:
         ready = self.ready()
         seconds = time.monotonic() - self._begin
         lines = [
-            f"radmesh {radmesh.__version__} serves: {len(self._children)} components, {seconds:.1f} s, pid {os.getpid()}",
+            f"radmesh {radmesh.__version__} serves: {len(self._children)} components, {seconds:.1f} s",
             *self._described(ready),
+            f"  process    {os.getpid()}",
             f"  data       {self._place.data}",
         ]
         if not os.environ.get("RADMESH_ADMIN_PASSWORD"):

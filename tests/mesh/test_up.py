@@ -1,0 +1,328 @@
+"""`radmesh up` and `serve` with real processes: ready.json, restarts, ports, drain, and no process left behind."""
+
+import itertools
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from radmesh.api.common.v1 import common_pb2
+from radmesh.mesh.place import Place
+from radmesh.runtime import rpc
+from radmesh.runtime.security import Credentials
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+    until = time.monotonic() + seconds
+    while True:
+        if found := condition():
+            return found
+        assert time.monotonic() < until, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+class Cluster:
+    """A `radmesh up` of this test, and everything that it ever said of its processes."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.process: subprocess.Popen[str] | None = None
+        self.seen: set[int] = set()
+
+    def environment(self, **more: str) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("RADMESH_")}
+        return {**kept, "RADMESH_MODULES": "mesh_support:TABLE", "PYTHONPATH": str(SUPPORT), **more}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-P", "-m", "radmesh.mesh", *arguments]
+
+    def start(self, *arguments: str, **environment: str) -> "Cluster":
+        self.process = subprocess.Popen(
+            self.command("up", "--data", str(self.data), *arguments),
+            env=self.environment(**environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return self
+
+    def up(self, *arguments: str, **environment: str) -> dict[str, Any]:
+        self.start(*arguments, **environment)
+        return self.ready()
+
+    def ready(self, condition: Callable[[dict[str, Any]], bool] = lambda _ready: True) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            assert self.process is not None
+            assert self.process.poll() is None, self.process.stdout and self.process.stdout.read()
+            try:
+                ready: dict[str, Any] = json.loads((self.data / "ready.json").read_bytes())
+            except FileNotFoundError:
+                return None
+            self.seen.update(pid for pids in ready["pids"].values() for pid in pids)
+            return ready if ready["pid"] == self.process.pid and condition(ready) else None
+
+        return wait_for(look, "ready.json")
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        assert self.process is not None
+        self.process.send_signal(number)
+        output, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, output
+
+    def nobody_left(self) -> bool:
+        return not any(alive(pid) for pid in self.seen)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path / "data")
+    yield cluster
+    if cluster.process is not None and cluster.process.poll() is None:
+        cluster.process.kill()
+        cluster.process.communicate()
+    wait_for(cluster.nobody_left, "the end of every process")
+
+
+def test_a_cluster_starts_says_so_and_drains(cluster, tmp_path):
+    ready = cluster.up()
+    assert set(ready) == {"version", "pid", "ae_title", "ports", "urls", "pids", "ca_certificate"}
+    assert ready["ae_title"] == "RADMESH"
+    assert set(ready["ports"]) == {"dicom", "dicom_tls", "hl7", "http", "grpc"}
+    assert {name: port for name, port in ready["ports"].items() if name != "dicom"} == dict.fromkeys(
+        ("dicom_tls", "hl7", "http", "grpc")
+    )
+    assert ready["urls"] == {"http": None, "grpc": None}
+    assert {name: len(pids) for name, pids in ready["pids"].items()} == {
+        "database-server": 1,
+        "archive-server": 1,
+        "edge": 2,
+    }
+    assert all(alive(pid) for pids in ready["pids"].values() for pid in pids)
+    assert Path(ready["ca_certificate"]).read_bytes().startswith(b"-----BEGIN CERTIFICATE")
+    socket.create_connection(("127.0.0.1", ready["ports"]["dicom"]), 5).close()
+    for folder in (cluster.data, cluster.data / "run", cluster.data / "credentials", cluster.data / "logs"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    password = cluster.data / "admin-password"
+    assert stat.S_IMODE(password.stat().st_mode) == 0o600
+    code, output = cluster.stop()
+    assert code == 0
+    assert not (cluster.data / "ready.json").exists()
+    assert cluster.nobody_left()
+    assert "password in" in output
+    assert password.read_text().strip() not in output
+    # The password reached the component that makes the first administrator, and nobody else.
+    assert (cluster.data / "database-server" / "stopped").read_text() == password.read_text().strip()
+    assert (cluster.data / "archive-server-0" / "stopped").read_text() == ""
+
+
+def status_of(cluster: Cluster, instance: str, caller: str = "edge", transport: str = "") -> common_pb2.ComponentStatus:
+    credentials = Credentials(cluster.data / "credentials", caller)
+    target = transport or f"unix:{cluster.data}/run/{instance}.sock"
+    with rpc.open_channel(target, credentials) as channel:
+        client = rpc.Client(channel, common_pb2.DESCRIPTOR.services_by_name["StatusService"])
+        return client.GetStatus(common_pb2.GetStatusRequest())
+
+
+def test_components_are_reached_over_unix_sockets(cluster):
+    ready = cluster.up()
+    answer = status_of(cluster, "archive-server-0")
+    assert (answer.component, answer.instance, answer.state) == ("archive-server", "archive-server-0", "SERVING")
+    assert [answer.pid] == ready["pids"]["archive-server"]
+    assert answer.figures["answer"] == 42.0
+
+
+def test_components_are_reached_over_mutual_tls(cluster):
+    ready = cluster.up("--transport", "tls")
+    (pid,) = ready["pids"]["archive-server"]
+    command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    address = next(
+        a.partition("=")[2].partition("=")[2] for a in command if a.startswith("--set=mesh.addresses.archive-server-0=")
+    )
+    assert status_of(cluster, "archive-server-0", transport=address).pid == pid
+    with pytest.raises(grpc.FutureTimeoutError):
+        grpc.channel_ready_future(grpc.insecure_channel(address)).result(timeout=0.5)
+    assert not list((cluster.data / "run").glob("*.sock"))
+
+
+@pytest.mark.parametrize("victim", ["database-server", "archive-server", "edge"])
+def test_a_killed_child_comes_back_on_its_port(cluster, victim):
+    before = cluster.up()
+    os.kill(before["pids"][victim][0], signal.SIGKILL)
+    after = cluster.ready(lambda r: r["pids"][victim] and r["pids"][victim] != before["pids"][victim])
+    assert after["ports"] == before["ports"]
+    assert all(alive(pid) for pids in after["pids"].values() for pid in pids)
+    assert {k: v for k, v in after["pids"].items() if k != victim} == {
+        k: v for k, v in before["pids"].items() if k != victim
+    }
+    # What the dead one had started is gone too.
+    wait_for(lambda: not any(alive(pid) for pid in before["pids"][victim]), "the end of the old processes")
+    assert cluster.stop()[0] == 0
+
+
+def test_a_child_killed_again_and_again_comes_back(cluster):
+    ready = cluster.up()
+    for _ in range(4):
+        pids = ready["pids"]["edge"]
+        os.kill(pids[0], signal.SIGKILL)
+        ready = cluster.ready(lambda r, old=pids: r["pids"]["edge"] and r["pids"]["edge"] != old)
+    assert cluster.stop()[0] == 0
+
+
+def test_no_child_outlives_a_killed_supervisor_and_the_next_one_starts(cluster):
+    cluster.up("--dicom-port", "0")
+    cluster.process.kill()
+    cluster.process.communicate()
+    # At once: the next one must cope with processes that are just dying.
+    old = set(cluster.seen)
+    ready = cluster.up()
+    assert not any(alive(pid) for pid in old)
+    assert ready["pid"] == cluster.process.pid
+    assert cluster.stop()[0] == 0
+
+
+def test_two_clusters_in_one_directory(cluster):
+    cluster.up()
+    second = subprocess.run(
+        cluster.command("up", "--data", str(cluster.data)),
+        env=cluster.environment(),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert second.returncode == 1
+    assert f"is in use by process {cluster.process.pid}: stop it, or choose another --data" in second.stderr
+    assert "Traceback" not in second.stderr
+    # A single component is refused too.
+    third = subprocess.run(
+        cluster.command("serve", "--target=database-server", "--data", str(cluster.data)),
+        env=cluster.environment(), capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert third.returncode == 1
+    assert "database-server in" in third.stderr
+    assert cluster.ready()["pid"] == cluster.process.pid
+
+
+def test_a_port_in_use_is_said(cluster):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        cluster.start("--dicom-port", str(port))
+        output, _ = cluster.process.communicate(timeout=20)
+    assert cluster.process.returncode == 1
+    assert f"edge cannot start: cannot listen on port {port}" in output
+    assert "PORT_IN_USE" in output
+    assert "Traceback" not in output
+    assert not (cluster.data / "ready.json").exists()
+
+
+def test_a_child_that_hangs_at_start_is_killed_and_named(cluster):
+    cluster.start("--set", "mesh.start_timeout=1.5s", EDGE_FAULT="hang")
+    lines = iter(cluster.process.stdout.readline, "")
+    line = next(line for line in lines if "not ready after" in line)
+    assert line == f"edge: not ready after 1.5 s, killed; see {cluster.data}/logs/edge.log\n"
+    assert "edge: ended (killed by SIGKILL); starts again\n" in lines
+    assert not (cluster.data / "ready.json").exists()
+    assert cluster.stop()[0] == 0
+
+
+def test_a_child_that_ends_at_start_is_started_with_pauses(cluster):
+    cluster.start(EDGE_FAULT="exit")
+    lines = (line for line in iter(cluster.process.stdout.readline, "") if "edge" in line)
+    times = []
+    for line in itertools.islice(lines, 5):
+        assert line == "edge: ended (exit code 7); starts again\n"
+        times.append(time.monotonic())
+    # From start to start: at once, then 0.2, 0.4, 0.8 s at least.
+    assert times[-1] - times[0] > 1.2
+    assert cluster.stop()[0] == 0
+
+
+def test_a_child_that_does_not_hear_is_killed_after_the_drain(cluster):
+    cluster.up("--set", "mesh.drain_timeout=0s", EDGE_FAULT="deaf")
+    code, output = cluster.stop()
+    assert code == 1
+    assert "killed: edge" in output
+    assert cluster.nobody_left()
+
+
+def test_a_second_signal_ends_it_at_once(cluster):
+    cluster.up("--set", "mesh.drain_timeout=60s", EDGE_FAULT="deaf")
+    cluster.process.send_signal(signal.SIGINT)
+    assert any("draining" in line for line in iter(cluster.process.stdout.readline, ""))
+    begin = time.monotonic()
+    code, _ = cluster.stop(signal.SIGINT)
+    assert code == 1
+    assert time.monotonic() - begin < 5
+
+
+def test_settings_reach_the_children(cluster, tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('[mesh]\narchive_servers = 2\n[dicom]\nae_title = "FILE"\n')
+    ready = cluster.up("--config", str(file), RADMESH_AE_TITLE="ENV", RADMESH_ADMIN_PASSWORD="correct horse battery")
+    assert ready["ae_title"] == "ENV"
+    assert len(ready["pids"]["archive-server"]) == 2
+    assert not (cluster.data / "admin-password").exists()
+    code, _ = cluster.stop()
+    assert code == 0
+    assert (cluster.data / "database-server" / "stopped").read_text() == "correct horse battery"
+
+
+def test_one_process_with_many_components(cluster):
+    cluster.up()
+    assert cluster.stop()[0] == 0
+    process = subprocess.Popen(
+        cluster.command("serve", "--target=edge,archive-server,database-server", "--data", str(cluster.data)),
+        env=cluster.environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    lines = [json.loads(process.stderr.readline()) for _ in range(3)]
+    assert [(line["message"], line["instance"], line["pid"]) for line in lines] == [
+        ("serving", name, process.pid) for name in ("database-server", "archive-server-0", "edge")
+    ]
+    assert status_of(cluster, "archive-server-0").pid == process.pid
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert [json.loads(line)["instance"] for line in rest.splitlines()] == [
+        "edge",
+        "archive-server-0",
+        "database-server",
+    ]
+
+
+def test_a_long_path_gets_short_sockets(cluster):
+    cluster.data = cluster.data.parent / ("x" * 120) / "data"
+    cluster.up()
+    answer = status_of(cluster, "database-server", transport=Place(cluster.data).socket("database-server"))
+    assert answer.instance == "database-server"
+
+
+def test_logs_are_put_aside_by_size(cluster):
+    cluster.data.mkdir(parents=True)
+    logs = cluster.data / "logs"
+    logs.mkdir()
+    (logs / "edge.log").write_bytes(b"3" * 2000)
+    (logs / "edge.log.1").write_bytes(b"2")
+    (logs / "edge.log.3").write_bytes(b"0")
+    cluster.up("--set", "mesh.log_size=1KiB")
+    assert (logs / "edge.log.1").read_bytes() == b"3" * 2000
+    assert (logs / "edge.log.2").read_bytes() == b"2"
+    assert b"serving" in (logs / "edge.log").read_bytes()
