@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from radmesh.dicom.uids import VERIFICATION_SOP_CLASS
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.logs import Logger
 from radmesh_gateway_proxy.config import Section
@@ -24,7 +25,6 @@ from radmesh_gateway_proxy.dimse import (
     parse_request,
 )
 from radmesh_gateway_proxy.negotiation import (
-    VERIFICATION_SOP_CLASS,
     AcceptedContext,
     Agreement,
     Negotiator,
@@ -83,6 +83,18 @@ class Store(Protocol):
         """Give up what is open."""
 
 
+class Drain(Protocol):
+    """Whether and until when the process drains."""
+
+    @property
+    def wake_fd(self) -> int:
+        """Descriptor that is readable from the moment the process drains."""
+
+    @property
+    def until(self) -> float | None:
+        """When the process ends, by time.monotonic(); None while it does not drain."""
+
+
 class Edge(Protocol):
     """What the associations of a process share."""
 
@@ -90,7 +102,10 @@ class Edge(Protocol):
     negotiator: Negotiator
     tally: Tally
     log: Logger
-    draining: "Drain"
+
+    @property
+    def draining(self) -> Drain:
+        """Whether the process drains."""
 
     def grants(self, calling_ae_title: str, address: str) -> Collection[str] | None:
         """Return what a station may do; None if it may not even connect."""
@@ -100,13 +115,6 @@ class Edge(Protocol):
 
     def refused(self, peer: Peer, reason: str) -> None:
         """Write to the audit that a station was refused; returns at once."""
-
-
-class Drain(Protocol):
-    """Whether and until when the process drains."""
-
-    wake_fd: int
-    until: float | None  # time.monotonic()
 
 
 class _Interrupted(Exception):  # noqa: N818 - the peer's doing, no error of ours

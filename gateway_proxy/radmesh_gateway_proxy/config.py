@@ -55,6 +55,9 @@ class Section:
         minimum=1,
         maximum=20_000,
     )
+    streams: int = setting(
+        48, doc="Objects on their way to stores at once, over all processes; more wait.", minimum=1, maximum=4096
+    )
     artim_timeout: Duration = setting(
         30.0,
         doc="Time for a caller's A-ASSOCIATE-RQ, and for its closing of the connection.",

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from radmesh.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, VERIFICATION_SOP_CLASS
 from radmesh_gateway_proxy.pdus import (
     APPLICATION_CONTEXT_NAME,
     REJECT_APPLICATION_CONTEXT,
@@ -29,11 +30,8 @@ from radmesh_gateway_proxy.pdus import (
     parse_associate_request,
 )
 
-VERIFICATION_SOP_CLASS = "1.2.840.10008.1.1"
 # PS3.4 table B.3-3: level 2 (every attribute is kept), signatures bit-preserving (level 3), no element is coerced.
 STORAGE_EXTENDED_NEGOTIATION = bytes((2, 0, 3, 0, 0, 0))
-IMPLEMENTATION_CLASS_UID = "2.25.123987398091235514069523133387500444896"
-IMPLEMENTATION_VERSION_NAME = "RADMESH"
 
 # Of request bytes; what is kept for them is some ten times that.
 _MOST_KEPT = 1 << 20

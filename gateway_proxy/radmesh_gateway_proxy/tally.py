@@ -18,8 +18,9 @@ COMMANDS: Final = ("C-STORE", "C-ECHO", "other")
 
 OPEN: Final = 0
 _PID: Final = 1
-BYTES: Final = 2
-_OUTCOMES: Final = 3
+CONNECTIONS: Final = 2
+BYTES: Final = 3
+_OUTCOMES: Final = 4
 _RESPONSES: Final = _OUTCOMES + len(OUTCOMES)
 _OTHER_STATUS: Final = len(STATUSES)
 _SECONDS: Final = _RESPONSES + len(COMMANDS) * (len(STATUSES) + 1)
@@ -54,13 +55,14 @@ class Board:
         """Return the sum of several columns over all rows."""
         return sum(self.total(column) for column in columns)
 
-    def open_of_live(self) -> list[tuple[int, int]]:
-        """Return (row, open associations) of the processes that live."""
-        return [(row, self.get(row, OPEN)) for row in range(self.rows) if self.get(row, _PID)]
+    def pids(self) -> list[int]:
+        """Return the processes that serve, by row; 0 = none does."""
+        return [self.get(row, _PID) for row in range(self.rows)]
 
     def begin(self, row: int, pid: int) -> None:
         """A process takes the row over."""
-        self._cells[row * _WIDTH + OPEN] = 0
+        for column in (OPEN, CONNECTIONS):
+            self._cells[row * _WIDTH + column] = 0
         self._cells[row * _WIDTH + _PID] = pid
 
     def end(self, row: int) -> None:
@@ -130,10 +132,15 @@ class Tally:
             self._board.add(self._row, BYTES, size)
             self._board.add(self._row, _SECONDS + bisect_left(SECONDS, seconds), 1)
 
+    def connected(self, number: int) -> None:
+        """Count connections, associated or not, more (or less)."""
+        self._add(CONNECTIONS, number)
+
     def is_least_busy(self) -> bool:
-        """Whether no other live process has fewer open associations."""
-        own = self._board.get(self._row, OPEN)
-        return all(count >= own for _, count in self._board.open_of_live())
+        """Whether no other process has fewer connections."""
+        board = self._board
+        own = board.get(self._row, CONNECTIONS)
+        return all(board.get(row, CONNECTIONS) >= own for row, pid in enumerate(board.pids()) if pid)
 
     def _add(self, column: int, amount: int) -> None:
         with self._lock:

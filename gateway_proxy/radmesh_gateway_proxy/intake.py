@@ -1,0 +1,386 @@
+"""C-STORE: from the chunks of a data set to a durable object, or to a reject (CORRECTNESS "DIMSE outcomes").
+
+Nothing is decoded but the head, and no object is held whole: the head goes to the Network Gateway for a ticket, the
+bytes to the store that the ticket names while they come in, and the answer waits until the store has committed.
+"""
+
+import hashlib
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Final
+
+from radmesh.dicom import header as queryable_header
+from radmesh.dicom.admission import AdmissionKey
+from radmesh.dicom.header import SCAN_LIMIT, QueryableHeader
+from radmesh.dicom.uids import TransferSyntax, clean_uid, is_valid_uid, transfer_syntax
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.logs import Logger
+from radmesh.runtime.reasons import REASONS
+from radmesh.study_store import ObjectHeader
+from radmesh.transfer.model import Committed, ObjectReference
+from radmesh.transfer.sender import Sender
+from radmesh_gateway_proxy.association import Peer, outcome_of
+from radmesh_gateway_proxy.dimse import SUCCESS, Outcome, Request, text_of
+from radmesh_gateway_proxy.negotiation import AcceptedContext
+from radmesh_gateway_proxy.tail import Tail
+
+_SOP_CLASS: Final = (0x0008, 0x0016)
+_SOP_INSTANCE: Final = (0x0008, 0x0018)
+_STUDY: Final = (0x0020, 0x000D)
+_SERIES: Final = (0x0020, 0x000E)
+_NAMES: Final = {
+    (0x0000, 0x0002): "Affected SOP Class UID",
+    (0x0000, 0x1000): "Affected SOP Instance UID",
+    _SOP_CLASS: "SOP Class UID",
+    _SOP_INSTANCE: "SOP Instance UID",
+    _STUDY: "Study Instance UID",
+    _SERIES: "Series Instance UID",
+}
+# Nearly every head ends within it, and what is not fed need not be copied.
+_FIRST_LOOK: Final = 16 << 10
+# Study marks that one association remembers; the oldest has long been registered when it falls out.
+_MOST_MARKS: Final = 1024
+
+Tag = tuple[int, int]
+Buffer = bytes | bytearray | memoryview
+Mark = ObjectReference
+
+
+class RefusedError(Exception):
+    """The object cannot be stored as a DICOM object; its bytes go to the rejects store."""
+
+    def __init__(self, reason: str, message: str, tag: Tag | None = None, kept: Sequence[Buffer] = ()) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.tag = tag
+        self.kept = kept
+
+    @property
+    def outcome(self) -> Outcome:
+        """Status, Error Comment and Offending Element of the response."""
+        return Outcome(REASONS[self.reason].dimse_status, f"{self.reason}: {self}"[:64], self.tag)
+
+
+class Senders:
+    """The streams to the stores that a process has open; an object borrows one for as long as it is on its way.
+
+    Args:
+        make: makes a sender.
+        most: how many there may be; a store serves only so many streams at once.
+        patience: seconds that an object waits for one.
+    """
+
+    def __init__(self, make: Callable[[], Sender], most: int, *, patience: float = 10.0) -> None:
+        self._make = make
+        self._patience = patience
+        self._free = threading.Semaphore(most)
+        self._lock = threading.Lock()
+        self._idle: list[Sender] = []
+
+    @contextmanager
+    def one(self) -> Iterator[Sender]:
+        """Borrow a sender.
+
+        Raises:
+            RadmeshError: STORE_BUSY when none became free in time.
+        """
+        if not self._free.acquire(timeout=self._patience):
+            raise RadmeshError("STORE_BUSY", "too many objects are on their way")
+        try:
+            with self._lock:
+                # The one that was used last: its streams are the ones most likely still open.
+                sender = self._idle.pop() if self._idle else None
+            sender = sender or self._make()
+            try:
+                yield sender
+            except BaseException:
+                sender.abort()
+                raise
+            finally:
+                with self._lock:
+                    self._idle.append(sender)
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Close those that nobody has borrowed."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for sender in idle:
+            sender.close()
+
+
+class Head:
+    """The beginning of a data set, as far as it is needed to admit the object.
+
+    Attributes:
+        chunks: what was read, at most 4 MiB and a chunk.
+        remarks: what was odd and does not stop the store.
+    """
+
+    def __init__(self, syntax: TransferSyntax) -> None:
+        self._syntax = syntax
+        self._scanner = queryable_header.new_scanner(syntax)
+        self.chunks: list[bytes] = []
+        self.remarks: list[str] = []
+
+    def read(self, chunks: Iterator[bytes]) -> None:
+        """Take chunks until all that is wanted was seen.
+
+        Raises:
+            RefusedError: no object can begin so.
+        """
+        feed = self._inflating() if self._syntax.deflated else self._scan
+        size = 0
+        for chunk in chunks:
+            self.chunks.append(chunk)
+            size += len(chunk)
+            if size == len(chunk):
+                self._check_beginning(chunk)
+            if feed(chunk):
+                break
+            if size > SCAN_LIMIT:
+                raise RefusedError("DATA_SET_UNREADABLE", "no header within 4 MiB")
+        if not size:
+            raise RefusedError("DATA_SET_MISSING", "the data set is empty")
+        self._scanner.finish()
+
+    def _scan(self, chunk: bytes) -> bool:
+        if len(chunk) <= _FIRST_LOOK:
+            return self._scanner.feed(chunk)
+        return self._scanner.feed(chunk[:_FIRST_LOOK]) or self._scanner.feed(chunk[_FIRST_LOOK:])
+
+    def _inflating(self) -> Callable[[bytes], bool]:
+        inflater = zlib.decompressobj(-15)  # PS3.5 section A.5: RFC 1951, without a zlib header
+        inflated = 0
+
+        def feed(chunk: bytes) -> bool:
+            nonlocal inflated
+            try:
+                plain = inflater.decompress(chunk, SCAN_LIMIT + 1 - inflated)
+            except zlib.error:
+                raise RefusedError("DATA_SET_UNREADABLE", "the data set cannot be inflated") from None
+            inflated += len(plain)
+            # Once the limit is reached the scanner is complete, and nothing more is inflated.
+            return self._scanner.feed(plain)
+
+        return feed
+
+    def _check_beginning(self, chunk: bytes) -> None:
+        if len(chunk) < 4 or self._syntax.deflated:
+            return
+        group, element = struct.unpack_from(">HH" if self._syntax.big_endian else "<HH", chunk)
+        if group in (0x0000, 0x0002):
+            # A Part 10 preamble (zeros) comes here too.
+            text = f"({group:04X},{element:04X}) does not belong in a data set"
+            raise RefusedError("DATA_SET_UNREADABLE", text, (group, element))
+
+    def check(self, request: Request) -> dict[Tag, str]:
+        """Return the four UIDs of the object, equal to those of the command where that has them.
+
+        Raises:
+            RefusedError: one is missing, invalid, or another than the command's; or the data set cannot be read so far.
+        """
+        error = self._scanner.error
+        uids = {tag: clean_uid(self._scanner.value(tag[0] << 16 | tag[1]) or b"") for tag in _NAMES if tag[0]}
+        if error is not None:
+            reason, tag_text, _ = error
+            tag = (int(tag_text[:4], 16), int(tag_text[5:], 16))
+            if reason == "DATA_SET_TRUNCATED":
+                raise RefusedError(reason, f"the data set ends inside ({tag_text})", tag)
+            if not all(uids.values()):
+                raise RefusedError(reason, f"cannot be read from ({tag_text}) on", tag)
+            self.remarks.append(f"{reason} {tag_text}")
+        for tag, uid in uids.items():
+            self.remarks += _irregular(tag, uid)
+        for tag, uid in (
+            (_SOP_CLASS, request.affected_sop_class_uid),
+            (_SOP_INSTANCE, request.affected_sop_instance_uid),
+        ):
+            if uids[tag] != uid:
+                raise RefusedError("UID_MISMATCH", f"{_named(tag)} is not the command's", tag)
+        self.remarks += self._scanner.remarks
+        return uids
+
+    def queryable(self) -> bytes:
+        """Return the queryable header."""
+        return self._scanner.header()
+
+    def tail(self) -> Tail | None:
+        """Return what follows the rest of the data set, or None where that cannot be done."""
+        if self._syntax.deflated or self._scanner.error is not None:
+            return None
+        implicit = self._syntax.implicit != ("VR_DECLARED_OTHER" in self._scanner.remarks)
+        return Tail(implicit=implicit, big_endian=self._syntax.big_endian, position=self._scanner.position)
+
+
+class Intake:
+    """Stores the objects of one association.
+
+    Args:
+        peer: who sends them.
+        senders: the process's ways to the stores.
+        rejects: gRPC target of the Network Gateway.
+        wait: waits until marks are registered, for some seconds at most.
+        log: where to say that something could not even be rejected.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        senders: Senders,
+        rejects: str,
+        wait: Callable[[Sequence[Mark], float], None],
+        log: Logger,
+    ) -> None:
+        self._peer = peer
+        self._senders = senders
+        self._rejects = rejects
+        self._wait = wait
+        self._log = log
+        self._marks: dict[tuple[str, str, int], Mark] = {}
+
+    def store(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Outcome:
+        """Store one object; returns when it is durable, or why it is not."""
+        head = Head(transfer_syntax(context.transfer_syntax))
+        try:
+            _check_command(request, context)
+            head.read(chunks)
+            if request.priority is None:
+                head.remarks.append("PRIORITY_INVALID 0000,0700")
+            committed = self._send(request, context, head, chunks)
+        except RefusedError as refusal:
+            self._reject(refusal, request, context, refusal.kept or chain(head.chunks, chunks))
+            return refusal.outcome
+        except RadmeshError as error:
+            self._log.warning(
+                "object not stored",
+                reason=error.reason,
+                text=error.message,
+                calling_ae_title=self._peer.calling_ae_title,
+                address=self._peer.address,
+            )
+            return outcome_of(error)
+        self._remember(committed.object)
+        return SUCCESS
+
+    def _send(self, request: Request, context: AcceptedContext, head: Head, chunks: Iterator[bytes]) -> Committed:
+        queryable = head.queryable()
+        uids = head.check(request)
+        key = AdmissionKey.of(self._peer.calling_ae_title, QueryableHeader.parse(queryable))
+        digest = hashlib.sha256()
+        tail = head.tail()
+        with self._senders.one() as sender:
+            sender.begin(self._header(context, uids), key, queryable)
+            for chunk in chain(head.chunks, chunks):
+                digest.update(chunk)
+                if tail is not None:
+                    tail.feed(chunk)
+                sender.write(chunk)
+            if tail is not None:
+                self._check_end(tail, head, sender)
+            return sender.commit(digest.digest(), queryable, head.remarks)
+
+    def _check_end(self, tail: Tail, head: Head, sender: Sender) -> None:
+        cut = tail.ends_inside()
+        if cut is not None:
+            tag = (cut >> 16, cut & 0xFFFF)
+            base, kept = sender.kept()
+            # Of a large object the beginning is gone from the sender; then the head is what tells most.
+            raise RefusedError(
+                "DATA_SET_TRUNCATED",
+                f"the data set ends inside ({text_of(tag)})",
+                tag,
+                kept if base == 0 else list(head.chunks),
+            )
+        if tail.remark:
+            head.remarks.append(tail.remark)
+
+    def _header(self, context: AcceptedContext, uids: dict[Tag, str]) -> ObjectHeader:
+        return ObjectHeader(
+            study_instance_uid=uids[_STUDY],
+            series_instance_uid=uids[_SERIES],
+            sop_class_uid=uids[_SOP_CLASS],
+            sop_instance_uid=uids[_SOP_INSTANCE],
+            transfer_syntax_uid=context.transfer_syntax,
+            calling_ae_title=self._peer.calling_ae_title,
+            called_ae_title=self._peer.called_ae_title,
+            source_address=self._peer.address,
+            admission_key=b"",  # the sender has the key itself
+            verification=0,  # the ticket says
+        )
+
+    def _reject(
+        self, refusal: RefusedError, request: Request, context: AcceptedContext, data: Iterable[Buffer]
+    ) -> None:
+        uids = dict.fromkeys((_STUDY, _SERIES), "")
+        uids[_SOP_CLASS] = request.affected_sop_class_uid[:64]
+        uids[_SOP_INSTANCE] = request.affected_sop_instance_uid[:64]
+        try:
+            with self._senders.one() as sender:
+                try:
+                    sender.reject(
+                        self._rejects,
+                        self._header(context, uids),
+                        data,
+                        reason=refusal.reason,
+                        tag=text_of(refusal.tag),
+                        message=str(refusal)[:64],
+                    )
+                except BaseException:
+                    # Whatever is half sent on that stream ends with it.
+                    sender.close()
+                    raise
+        except RadmeshError as error:
+            # The sender still has the object, and hears that it was refused: nothing is lost.
+            self._log.warning("reject not kept", reason=error.reason, text=error.message, refusal=refusal.reason)
+
+    def _remember(self, reference: ObjectReference) -> None:
+        key = (reference.store_id, reference.study_hash, reference.generation)
+        known = self._marks.pop(key, None)
+        self._marks[key] = reference if known is None or known.sequence < reference.sequence else known
+        if len(self._marks) > _MOST_MARKS:
+            del self._marks[next(iter(self._marks))]
+
+    def wait_registered(self, seconds: float) -> None:
+        """Wait until queries can find what was stored, for so long at most."""
+        if self._marks:
+            self._wait(list(self._marks.values()), seconds)
+
+    def close(self) -> None:
+        """Forget the marks; nothing else stays open between objects."""
+        self._marks.clear()
+
+
+def _check_command(request: Request, context: AcceptedContext) -> None:
+    if not request.has_data_set:
+        raise RefusedError("DATA_SET_MISSING", "(0000,0800) announces no data set", (0x0000, 0x0800))
+    for tag, uid in (
+        ((0x0000, 0x0002), request.affected_sop_class_uid),
+        ((0x0000, 0x1000), request.affected_sop_instance_uid),
+    ):
+        _irregular(tag, uid)
+    if request.affected_sop_class_uid != context.abstract_syntax:
+        tag = (0x0000, 0x0002)
+        raise RefusedError("SOP_CLASS_NOT_IN_CONTEXT", f"({text_of(tag)}) is another", tag)
+
+
+def _named(tag: Tag) -> str:
+    return f"{_NAMES[tag]} ({text_of(tag)})"
+
+
+def _irregular(tag: Tag, uid: str) -> list[str]:
+    """Return a remark on a UID that is not quite what PS3.5 section 9.1 says.
+
+    Raises:
+        RefusedError: it is not there, or nothing that could be used.
+    """
+    if not uid:
+        raise RefusedError("UID_MISSING", f"{_named(tag)}", tag)
+    if not is_valid_uid(uid):
+        raise RefusedError("UID_INVALID", f"{_named(tag)}", tag)
+    return [] if is_valid_uid(uid, strict=True) else [f"UID_IRREGULAR {text_of(tag)}"]
