@@ -208,6 +208,7 @@ def test_two_clusters_in_one_directory(cluster):
         capture_output=True,
         text=True,
         timeout=20,
+        check=False,
     )
     assert second.returncode == 1
     assert f"is in use by process {cluster.process.pid}: stop it, or choose another --data" in second.stderr
@@ -258,9 +259,11 @@ def test_a_child_that_ends_at_start_is_started_with_pauses(cluster):
 
 def test_a_child_that_does_not_hear_is_killed_after_the_drain(cluster):
     cluster.up("--set", "mesh.drain_timeout=0s", EDGE_FAULT="deaf")
+    begin = time.monotonic()
     code, output = cluster.stop()
     assert code == 1
-    assert "killed: edge" in output
+    assert "killed: edge\n" in output
+    assert time.monotonic() - begin < 10
     assert cluster.nobody_left()
 
 

@@ -95,8 +95,11 @@ class Table:
         return [name for level in self.levels() for module in level for name in module.instances(configuration)]
 
     def levels(self) -> list[list[Module]]:
-        """Return the components in groups: each needs only what is in groups before its own."""
-        placed: set[str] = set()
+        """Return the components in groups: each needs only what is in groups before its own.
+
+        What the table does not have is elsewhere: [mesh.addresses] names it.
+        """
+        placed = {need for module in self.modules for need in module.needs} - set(self.by_name)
         levels: list[list[Module]] = []
         rest = list(self.modules)
         while rest:
@@ -117,7 +120,17 @@ class Table:
         return module if module and module.numbered and number.isdecimal() else None
 
 
-TABLE = Table(())
+TABLE = Table(
+    (
+        Module(
+            "gateway-proxy",
+            "radmesh_gateway_proxy.module:module",
+            "dicom",
+            "radmesh_gateway_proxy.config:Section",
+            needs=("network-gateway", "archive-server", "database-server"),
+        ),
+    )
+)
 
 
 def table() -> Table:

@@ -120,7 +120,7 @@ class Domain:
     """[[domains]]: a RIS domain. With none listed there is one, `default`."""
 
     name: str = setting(doc="Name of the domain.", rule=_name)
-    issuer: str = setting("", doc="Issuer of Patient ID (0010,0021) for studies that name none.")
+    issuer: str = setting("", doc=f"Issuer of Patient ID (0010,0021) for studies that name none. {_LATER}")
 
 
 def consistent(configuration: Configuration) -> Iterable[tuple[str, str]]:

@@ -141,9 +141,12 @@ class Supervisor:
                     self._announce()
                 return self._drain()
             finally:
-                self._kill_all()
+                # Also where something failed: then nobody has asked for the end yet.
+                self._signals += 1
+                self._end(self._children)
                 self._remove_ready()
                 self._view.close()
+                self._selector.close()
                 lock.release()
 
     # -- before the first child ---------------------------------------------------------------------------------------
@@ -361,27 +364,18 @@ class Supervisor:
             if self._signals > 1 or time.monotonic() > until:
                 late = [child.instance for child in level if child.process is not None]
                 self._view.event(f"killed: {', '.join(late)}")
-                for child in self._children if self._signals > 1 else level:
-                    self._kill(child)
-                self._reap()
+                self._end(self._children if self._signals > 1 else level)
                 return 1
             self._turn(0.1)
         return 0
 
-    def _kill_all(self) -> None:
-        for child in self._children:
+    def _end(self, children: Sequence[Child]) -> None:
+        """Kill children, and wait until they have ended."""
+        for child in children:
             self._kill(child)
-        self._reap()
-        self._selector.close()
-
-    def _reap(self) -> None:
-        for child in self._children:
+        for child in children:
             if child.process is not None and _has_ended(child.process.pid, seconds=_KILL_AFTER):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.process.pid, signal.SIGKILL)
-                child.process.wait()
-                self._close_pipe(child)
-                child.process = None
+                self._ended(child)
 
     # -- ready.json ---------------------------------------------------------------------------------------------------
 
