@@ -242,7 +242,10 @@ def test_a_child_that_hangs_at_start_is_killed_and_named(cluster):
     assert line == f"edge: not ready after 1.5 s, killed; see {cluster.data}/logs/edge.log\n"
     assert "edge: ended (killed by SIGKILL); starts again\n" in lines
     assert not (cluster.data / "ready.json").exists()
+    # One that hangs is not waited for: it has begun nothing.
+    begin = time.monotonic()
     assert cluster.stop()[0] == 0
+    assert time.monotonic() - begin < 5
 
 
 def test_a_child_that_ends_at_start_is_started_with_pauses(cluster):
@@ -329,3 +332,81 @@ def test_logs_are_put_aside_by_size(cluster):
     assert (logs / "edge.log.1").read_bytes() == b"3" * 2000
     assert (logs / "edge.log.2").read_bytes() == b"2"
     assert b"serving" in (logs / "edge.log").read_bytes()
+
+
+def test_the_view_of_a_terminal(cluster):
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        cluster.command("up", "--data", str(cluster.data)),
+        env=cluster.environment(TERM="xterm", COLUMNS="110"), stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+
+    def shows(*words: bytes) -> bool:
+        nonlocal seen
+        try:
+            seen += os.read(ours, 65536)
+        except OSError:
+            return True
+        return all(word in seen for word in words)
+
+    wait_for(
+        lambda: shows(b"database-server", b"serving", b"answer 42", b"AE title RADMESH", b"radmesh status"), "the view"
+    )
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: shows(b"stopped\r\n"), "the end")
+    assert process.wait(20) == 0
+    os.close(ours)
+
+
+def test_a_closed_terminal_drains(cluster):
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *cluster.command("up", "--data", str(cluster.data))],
+        env=cluster.environment(TERM="xterm"), stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    cluster.process = process
+    cluster.ready()
+    os.close(ours)
+    assert process.wait(20) == 0
+    assert cluster.nobody_left()
+
+
+def test_nobody_reads_the_console(cluster):
+    cluster.start()
+    cluster.process.stdout.readline()
+    cluster.process.stdout.close()
+    ready = cluster.ready()
+    os.kill(ready["pids"]["edge"][0], signal.SIGKILL)
+    cluster.ready(lambda r: r["pids"]["edge"] and r["pids"]["edge"] != ready["pids"]["edge"])
+    cluster.process.terminate()
+    assert cluster.process.wait(20) == 0
+
+
+def test_metrics(cluster):
+    import urllib.request
+
+    cluster.up()
+    assert cluster.stop()[0] == 0
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = cluster.command("serve", "--target=database-server", "--data", str(cluster.data))
+        command += ["--set", f"mesh.metrics_port={port}"]
+        refused = subprocess.run(
+            command, env=cluster.environment(), capture_output=True, text=True, timeout=20, check=False
+        )
+        assert refused.returncode == 1
+        assert "PORT_IN_USE" in refused.stderr
+    process = subprocess.Popen(command, env=cluster.environment(), stderr=subprocess.PIPE, text=True)
+    process.stderr.readline()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        assert b"radmesh_rpc_seconds" in answer.read()
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 0

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,15 @@ def run_serve(chosen: argparse.Namespace) -> int:
     table = modules.table()
     configuration, _, _ = _settings(chosen, table)
     names = [name for name in chosen.target.split(",") if name]
-    code = serve.run(table, configuration, names, number=chosen.instance, notify=chosen.notify, parent=chosen.parent)
+    try:
+        code = serve.run(
+            table, configuration, names, number=chosen.instance, notify=chosen.notify, parent=chosen.parent
+        )
+    except Exception as error:  # noqa: BLE001 - reported as `main` does
+        # Not left to `main`: threads of what had half started would keep the process from ending.
+        if os.environ.get("RADMESH_DEBUG") or type(error).__name__ != "RadmeshError":
+            traceback.print_exc()
+        code = _report(error, as_json=False)
     serve.finish(code)
     return code
 

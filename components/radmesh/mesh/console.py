@@ -1,5 +1,6 @@
 """The one view of what runs where, for a terminal."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -26,7 +27,8 @@ class LiveView(View):
 
     def event(self, text: str) -> None:
         """Print above the table."""
-        self._live.console.print(escape(text), highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal has gone
+            self._live.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def show(self, children: Sequence[Child], now: float) -> None:
         """Show the table, twice a second at most unless a state has changed."""
@@ -34,11 +36,13 @@ class LiveView(View):
         if states == self._states and now - self._shown < _REFRESH_SECONDS:
             return
         self._states, self._shown = states, now
-        self._live.update(table(children, now), refresh=True)
+        with contextlib.suppress(OSError):
+            self._live.update(table(children, now), refresh=True)
 
     def close(self) -> None:
         """Leave the last table where it is."""
-        self._live.stop()
+        with contextlib.suppress(OSError):
+            self._live.stop()
 
 
 def table(children: Sequence[Child], now: float) -> Table:

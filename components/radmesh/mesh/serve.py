@@ -17,9 +17,10 @@ from radmesh.runtime.config import Configuration
 if TYPE_CHECKING:
     from radmesh.runtime.context import Context
     from radmesh.runtime.lifecycle import Service
+    from radmesh.runtime.metrics import Metrics
 
-# A process that was killed may take this long to let go of its locks, with a disk that is slow.
-_LOCK_PATIENCE = 5.0
+# A process that was killed may take a moment to let go of its locks; the supervisor tries more than once.
+_LOCK_PATIENCE = 1.0
 _REPORT_SECONDS = 0.5
 
 
@@ -48,16 +49,20 @@ class Notifier:
 
 
 class Signals:
-    """SIGTERM and SIGINT: the first says drain, the second ends the process there and then."""
+    """SIGTERM and SIGINT: the first says drain, the second ends the process there and then.
+
+    So does the first while nothing is served: a start that hangs could not be stopped, and has nothing to finish.
+    """
 
     def __init__(self) -> None:
         self.stop = threading.Event()
+        self.serving = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._received)
 
     def _received(self, _number: int, _frame: object) -> None:
-        if self.stop.is_set():
-            os._exit(1)
+        if self.stop.is_set() or not self.serving:
+            os._exit(1 if self.stop.is_set() else 0)
         self.stop.set()
 
 
@@ -174,6 +179,7 @@ def _run(
             notifier.tell("starting", instance=instance)
             service = module.make(configuration, context)
             service.start()
+            signals.serving = True
             context.status.state = State.SERVING
             context.log.info("serving", pid=os.getpid())
             running.append((instance, service, context))
@@ -211,7 +217,7 @@ def _contexts(
         host = str(mesh.listen).rpartition(":")[0] or "127.0.0.1"
         everything = table.instances(configuration)
         offset = everything.index(instances[0]) if instances[0] in everything and not mesh.listen else 0
-        metrics.serve(mesh.metrics_port + offset, host)
+        _serve_metrics(metrics, mesh.metrics_port + offset, host)
     folder = Path(mesh.credentials) if mesh.credentials else place.credentials
     known = addresses(table, configuration, place)
     settings = {
@@ -236,6 +242,17 @@ def _contexts(
         )
         for instance in instances
     }
+
+
+def _serve_metrics(metrics: "Metrics", port: int, host: str) -> None:
+    from radmesh.runtime.errors import RadmeshError  # noqa: PLC0415
+
+    try:
+        metrics.serve(port, host)
+    except OSError as error:
+        raise RadmeshError(
+            "PORT_IN_USE", f"cannot serve /metrics on {host} port {port} ({error.strerror}): change mesh.metrics_port"
+        ) from error
 
 
 def _report(notifier: Notifier, instance: str, service: "Service", context: "Context") -> None:

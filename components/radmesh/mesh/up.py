@@ -35,7 +35,7 @@ MALLOC = {
 }
 _PAUSE_FIRST, _PAUSE_MOST, _HEALTHY_SECONDS = 0.2, 5.0, 30.0
 # Trying again can not help these; a port may still be held by a process that is just dying.
-_HOPELESS = {"CONFIG_INVALID": 1, "PORT_IN_USE": 4, "DATA_IN_USE": 2}
+_HOPELESS = {"CONFIG_INVALID": 1, "PORT_IN_USE": 4, "DATA_IN_USE": 10}
 _KILL_AFTER = 5.0
 _LOGS_KEPT = 3
 _RENEW_SECONDS = 12 * 3600.0
@@ -71,8 +71,11 @@ class View:
 
     def event(self, text: str) -> None:
         """Something happened."""
-        with contextlib.suppress(OSError, ValueError):
+        try:
             print(text, flush=True)  # noqa: T201 - the console is what this is for
+        except (OSError, ValueError):
+            # Nobody reads any more, as in `radmesh up | head`: the cluster runs on.
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it is kept until the process ends
 
     def show(self, children: Sequence[Child], now: float) -> None:
         """Show how it is now."""
