@@ -1,5 +1,4 @@
-from collections.abc import Mapping, Sequence
-
+from collections.abc import Sequence
 from typing import Any
 
 from typing_extensions import Buffer
@@ -28,8 +27,15 @@ class Connection:
     def receive(self, idle_ms: int, pdu_ms: int) -> tuple[Any, ...]: ...
     def send(self, buffers: Sequence[Buffer], timeout_ms: int) -> None: ...
     def send_message(
-        self, context: int, command: bytes, data: Buffer | None, peer_max_pdu: int, timeout_ms: int
+        self,
+        context: int,
+        command: bytes | None,
+        data: Buffer | None,
+        peer_max_pdu: int,
+        timeout_ms: int,
+        *,
+        last: bool = True,
     ) -> None: ...
 
 def parse_command(command: bytes) -> dict[int, bytes]: ...
-def encode_command(elements: Mapping[int, bytes]) -> bytes: ...
+def encode_command(elements: dict[int, bytes]) -> bytes: ...

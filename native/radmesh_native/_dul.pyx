@@ -4,6 +4,7 @@
 The GIL is held only to make what is handed out. Every length is checked before anything is allocated for it.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -76,7 +77,12 @@ cdef enum:
 cdef enum:
     IN_SIZE = 65536
     AHEAD = 4096
+    # What one sendmsg takes at most (IOV_MAX is 1024), and the PDUs that are framed for it
     IOV_BATCH = 512
+    PDU_BATCH = 256
+    # The longest PDU that we send, whatever the peer takes
+    MOST_SENT = 1048576
+    MOST_COMMAND = 65536
     # A-ABORT reasons of the service provider (PS3.8 9.3.8)
     UNRECOGNIZED_PDU = 1
     UNEXPECTED_PDU = 2
@@ -87,6 +93,11 @@ cdef int64_t now_ms() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <int64_t> t.tv_sec * 1000 + t.tv_nsec // 1000000
+
+
+cdef int wait_ms(int64_t left) noexcept nogil:
+    """What poll takes; whoever waits longer comes back and looks at the clock."""
+    return <int> left if left < 3600000 else 3600000
 
 
 cdef uint32_t be32(const uint8_t *p) noexcept nogil:
@@ -152,7 +163,7 @@ cdef class Connection:
     cdef uint32_t body_length
     cdef int invalid_reason
     cdef const char *invalid_detail
-    cdef int64_t pdu_started
+    cdef int64_t pdu_started, left_at
     cdef readonly uint64_t bytes_received
 
     def __cinit__(self, int fd, *, uint32_t max_pdu=131072, size_t chunk_size=1048560, uint32_t max_command=65536,
@@ -186,10 +197,10 @@ cdef class Connection:
         return E_INVALID
 
     cdef ssize_t read(self, uint8_t *into, size_t n, int64_t deadline) noexcept nogil:
-        """Receive up to n bytes to `into` (n may be 0) and what comes behind them to the buffer, which must be empty.
+        """Receive up to n bytes to `into` (n may be 0), and what comes behind them to the end of the buffer.
 
-        Returns the bytes put to `into`; -1 at the end of the stream, -2 on an error of the connection, -3 at the deadline,
-        -4 woken. With n == 0, 0 means that the buffer has bytes.
+        With n the buffer must be empty. Returns the bytes put to `into`; -1 at the end of the stream, -2 on an error of
+        the connection, -3 at the deadline, -4 woken. With n == 0, 0 means that the buffer got more.
         """
         cdef iovec parts[2]
         cdef msghdr message
@@ -201,16 +212,18 @@ cdef class Connection:
         cdef int ready
         memset(&message, 0, sizeof(message))
         if n:
+            self.r = 0
+            self.w = 0
             parts[0].iov_base = into
             parts[0].iov_len = n
             count = 1
-        parts[count].iov_base = self.buffer
+        parts[count].iov_base = self.buffer + self.w
         # Behind a long fragment only the next header is wanted here: more would be copied once more.
-        parts[count].iov_len = AHEAD if n else IN_SIZE
+        parts[count].iov_len = AHEAD if n else IN_SIZE - self.w
         message.msg_iov = parts
         message.msg_iovlen = count + 1
         while True:
-            # Half of the world's senders write a PDU in two pieces with Nagle on: an acknowledgement that waits stalls them.
+            # Half of the world's senders write a PDU in two pieces with Nagle on: a delayed acknowledgement stalls them.
             if self.tcp:
                 setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one))
             got = recvmsg(self.fd, &message, MSG_DONTWAIT)
@@ -218,8 +231,7 @@ cdef class Connection:
                 self.bytes_received += got
                 if <size_t> got <= n:
                     return got
-                self.r = 0
-                self.w = got - n
+                self.w += got - n
                 return n
             if got == 0:
                 return -1
@@ -236,38 +248,24 @@ cdef class Connection:
             fds[1].fd = self.wake_fd
             fds[1].events = POLLIN
             fds[1].revents = 0
-            ready = poll(fds, 2 if self.wake_fd >= 0 else 1, <int> left if left < 3600000 else 3600000)
             # Woken only between PDUs: one that has begun is finished, within its time.
-            if ready > 0 and self.wake_fd >= 0 and fds[1].revents and not self.in_pdu and not fds[0].revents:
+            ready = poll(fds, 2 if self.wake_fd >= 0 and not self.in_pdu else 1, wait_ms(left))
+            if ready > 0 and fds[1].revents and not fds[0].revents:
                 return -4
 
     cdef int need(self, size_t n, int64_t deadline) noexcept nogil:
-        """Have n bytes (64 at most) in the buffer; returns E_MORE or why not."""
+        """Have n bytes (a header) in the buffer; returns E_MORE or why not. What has come stays for the next call."""
         cdef ssize_t got
-        cdef size_t have = self.w - self.r
-        cdef uint8_t kept[64]
-        while have < n:
-            memcpy(kept, self.buffer + self.r, have)
+        while self.w - self.r < n:
+            memmove(self.buffer, self.buffer + self.r, self.w - self.r)
+            self.w -= self.r
             self.r = 0
-            self.w = 0
             got = self.read(NULL, 0, deadline)
             if got < 0:
-                # What was kept is put back: a caller that timed out may go on.
-                memcpy(self.buffer, kept, have)
-                self.w = have
                 return E_CLOSED if got >= -2 else E_TIMEOUT if got == -3 else E_WOKEN
-            if have:
-                if self.w + have > IN_SIZE:
-                    # Cannot be: n and have are at most 64, and recvmsg was given the whole buffer only when it was empty.
-                    memmove(self.buffer + have, self.buffer, IN_SIZE - have)
-                    return E_CLOSED
-                memmove(self.buffer + have, self.buffer, self.w)
-                memcpy(self.buffer, kept, have)
-                self.w += have
-            have = self.w - self.r
         return E_MORE
 
-    cdef int advance(self, int64_t idle_deadline, int64_t pdu_ms) noexcept nogil:
+    cdef int advance(self, int64_t idle_ms, int64_t pdu_ms) noexcept nogil:
         """Go on until there is something to hand out, or something to allocate."""
         cdef int state
         cdef uint32_t length
@@ -275,11 +273,14 @@ cdef class Connection:
         cdef ssize_t got
         cdef int64_t deadline
         cdef uint8_t *p
+        if self.invalid_detail != NULL:
+            # Nobody knows where the next PDU begins.
+            return E_INVALID
         while True:
             if not self.in_pdu:
                 # One byte begins a PDU, and from then on its own time runs.
                 if self.w == self.r:
-                    state = self.need(1, idle_deadline)
+                    state = self.need(1, now_ms() + idle_ms)
                     if state != E_MORE:
                         return state
                 self.pdu_started = now_ms()
@@ -448,22 +449,31 @@ cdef class Connection:
         cdef object chunk
         if self.chunk == NULL:
             return b""
+        self.chunk_bytes = NULL
         if self.chunk_length != self.chunk_capacity:
             # In place where the allocator can: nobody else has the object yet.
             _PyBytes_Resize(&self.chunk, self.chunk_length)
         chunk = <object> self.chunk
         Py_CLEAR(self.chunk)
-        self.chunk_bytes = NULL
         self.chunk_length = 0
         return chunk
 
     def receive(self, int64_t idle_ms, int64_t pdu_ms):
-        cdef int64_t deadline = now_ms() + idle_ms
+        if self.in_pdu:
+            # The time of a PDU is the peer's: it stood still while the caller was busy.
+            self.pdu_started += now_ms() - self.left_at
+        try:
+            return self.next_event(idle_ms, pdu_ms)
+        finally:
+            if self.in_pdu:
+                self.left_at = now_ms()
+
+    cdef object next_event(self, int64_t idle_ms, int64_t pdu_ms):
         cdef int event
         cdef size_t capacity
         while True:
             with nogil:
-                event = self.advance(deadline, pdu_ms)
+                event = self.advance(idle_ms, pdu_ms)
             if event == E_NEED_CHUNK:
                 # A fragment that is the last tells the size; before the last one, a whole chunk is likely.
                 capacity = self.pdv_left if self.flags & 2 else self.chunk_size
@@ -501,88 +511,108 @@ cdef class Connection:
 
     def send(self, buffers, int64_t timeout_ms):
         """Send all buffers as one message."""
-        cdef list views = [b for b in buffers if len(b)]
-        cdef Py_ssize_t total = len(views)
-        cdef iovec *parts = <iovec *> malloc(sizeof(iovec) * (total + 1))
-        cdef Py_ssize_t k
-        cdef const uint8_t[::1] view
+        cdef list items = list(buffers)
+        cdef Py_ssize_t count = len(items)
+        cdef Py_buffer *views = <Py_buffer *> malloc(sizeof(Py_buffer) * (count + 1))
+        cdef iovec *parts = <iovec *> malloc(sizeof(iovec) * (count + 1))
+        cdef Py_ssize_t held = 0
         cdef int outcome
-        if parts == NULL:
-            raise MemoryError
         try:
-            for k in range(total):
-                view = views[k]
-                parts[k].iov_base = <void *> &view[0]
-                parts[k].iov_len = view.shape[0]
+            if views == NULL or parts == NULL:
+                raise MemoryError
+            while held < count:
+                PyObject_GetBuffer(items[held], &views[held], PyBUF_SIMPLE)
+                parts[held].iov_base = views[held].buf
+                parts[held].iov_len = views[held].len
+                held += 1
             with nogil:
-                outcome = send_all(self.fd, parts, total, now_ms() + timeout_ms)
+                outcome = send_all(self.fd, parts, count, now_ms() + timeout_ms)
         finally:
+            while held:
+                held -= 1
+                PyBuffer_Release(&views[held])
+            free(views)
             free(parts)
         _raise(outcome)
 
-    def send_message(self, uint8_t context, bytes command not None, data, uint32_t peer_max_pdu, int64_t timeout_ms):
-        """Send a command set and its data set (or None) as P-DATA-TF PDUs no longer than the peer takes."""
-        cdef const uint8_t[::1] view
-        cdef const uint8_t *source[2]
-        cdef size_t lengths[2]
-        cdef int sources = 1
-        cdef size_t most
-        cdef size_t pdus = 0
-        cdef size_t k = 0
-        cdef size_t at, n
-        cdef int s
-        cdef uint8_t *headers
-        cdef iovec *parts
+    def send_message(
+        self, uint8_t context, bytes command, data, uint32_t peer_max_pdu, int64_t timeout_ms, *, bint last=True
+    ):
+        """Send a command set (or None) and data set bytes (or None) as P-DATA-TF PDUs no longer than the peer takes."""
+        cdef Py_buffer view
+        cdef const uint8_t *head = NULL
+        cdef const uint8_t *body = NULL
+        cdef size_t head_length = 0
+        cdef size_t body_length = 0
+        cdef bint with_body
         cdef int outcome
-        if peer_max_pdu == 0 or peer_max_pdu > 1048576:
-            peer_max_pdu = 1048576
+        if peer_max_pdu == 0 or peer_max_pdu > MOST_SENT:
+            peer_max_pdu = MOST_SENT
         if peer_max_pdu < 32:
-            raise ValueError("peer_max_pdu: 32 or more")
-        most = peer_max_pdu - 6
-        source[0] = <const uint8_t *> PyBytes_AS_STRING(command)
-        lengths[0] = PyBytes_GET_SIZE(command)
+            raise ValueError("peer_max_pdu: 0 or 32 and more")
+        if command is not None:
+            head = <const uint8_t *> PyBytes_AS_STRING(command)
+            head_length = PyBytes_GET_SIZE(command)
         if data is not None:
-            sources = 2
-            lengths[1] = len(data)
-            if lengths[1]:
-                view = data
-                source[1] = &view[0]
-                lengths[1] = view.shape[0]
-            else:
-                source[1] = source[0]
-        for s in range(sources):
-            pdus += (lengths[s] + most - 1) // most if lengths[s] else 1
-        headers = <uint8_t *> malloc(12 * pdus)
-        parts = <iovec *> malloc(sizeof(iovec) * 2 * pdus)
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+            body = <const uint8_t *> view.buf
+            body_length = view.len
+        # A fragment without bytes says nothing unless it is the last.
+        with_body = data is not None and (last or body_length > 0)
         try:
-            if headers == NULL or parts == NULL:
-                raise MemoryError
             with nogil:
-                for s in range(sources):
-                    at = 0
-                    while True:
-                        n = lengths[s] - at
-                        if n > most:
-                            n = most
-                        headers[12 * k] = 4
-                        headers[12 * k + 1] = 0
-                        put32(headers + 12 * k + 2, <uint32_t> n + 6)
-                        put32(headers + 12 * k + 6, <uint32_t> n + 2)
-                        headers[12 * k + 10] = context
-                        headers[12 * k + 11] = (1 if s == 0 else 0) | (2 if at + n == lengths[s] else 0)
-                        parts[2 * k].iov_base = headers + 12 * k
-                        parts[2 * k].iov_len = 12
-                        parts[2 * k + 1].iov_base = <void *> (source[s] + at)
-                        parts[2 * k + 1].iov_len = n
-                        k += 1
-                        at += n
-                        if at >= lengths[s]:
-                            break
-                outcome = send_all(self.fd, parts, 2 * pdus, now_ms() + timeout_ms)
+                outcome = send_framed(
+                    self.fd, context, head, head_length, body, body_length, with_body, last, peer_max_pdu - 6,
+                    now_ms() + timeout_ms,
+                )
         finally:
-            free(headers)
-            free(parts)
+            if data is not None:
+                PyBuffer_Release(&view)
         _raise(outcome)
+
+
+cdef int send_framed(
+    int fd, uint8_t context, const uint8_t *command, size_t command_length, const uint8_t *data, size_t data_length,
+    bint with_data, bint last, size_t most, int64_t deadline,
+) noexcept nogil:
+    """Frame a message into PDUs of at most `most` bytes a fragment; a batch of them is one sendmsg. As send_all."""
+    cdef uint8_t headers[12 * PDU_BATCH]
+    cdef iovec parts[2 * PDU_BATCH]
+    cdef const uint8_t *source
+    cdef uint8_t *p
+    cdef size_t length, n
+    cdef size_t at
+    cdef int k = 0
+    cdef int s, outcome
+    for s in range(2):
+        if (command == NULL) if s == 0 else (not with_data):
+            continue
+        source = command if s == 0 else data
+        length = command_length if s == 0 else data_length
+        at = 0
+        while True:
+            n = length - at if length - at < most else most
+            p = headers + 12 * k
+            p[0] = 4
+            p[1] = 0
+            put32(p + 2, <uint32_t> n + 6)
+            put32(p + 6, <uint32_t> n + 2)
+            p[10] = context
+            p[11] = (1 if s == 0 else 0) | (2 if at + n == length and (last or s == 0) else 0)
+            parts[2 * k].iov_base = p
+            parts[2 * k].iov_len = 12
+            parts[2 * k + 1].iov_base = <void *> (source + at)
+            parts[2 * k + 1].iov_len = n
+            k += 1
+            at += n
+            if k == PDU_BATCH:
+                outcome = send_all(fd, parts, 2 * k, deadline)
+                if outcome:
+                    return outcome
+                k = 0
+            if at == length:
+                break
+    return send_all(fd, parts, 2 * k, deadline)
 
 
 cdef int send_all(int fd, iovec *parts, size_t count, int64_t deadline) noexcept nogil:
@@ -611,7 +641,7 @@ cdef int send_all(int fd, iovec *parts, size_t count, int64_t deadline) noexcept
             fds[0].fd = fd
             fds[0].events = POLLOUT
             fds[0].revents = 0
-            poll(fds, 1, <int> left if left < 3600000 else 3600000)
+            poll(fds, 1, wait_ms(left))
             continue
         while at < count and <size_t> sent >= parts[at].iov_len:
             sent -= parts[at].iov_len
@@ -649,18 +679,52 @@ def parse_command(bytes command not None):
     return out
 
 
+cdef uint8_t padding(uint16_t element) noexcept nogil:
+    """What makes a value even (PS3.5 6.2): a space for AE (Move Destination and Originator) and LO (Error Comment)."""
+    return b" " if element == 0x0600 or element == 0x1030 or element == 0x0902 else 0
+
+
 def encode_command(dict elements not None):
-    """{element: value} to a command set, with its group length (0000,0000); odd values are padded with NUL."""
-    cdef list parts = []
-    cdef size_t total = 0
-    cdef bytes value
-    for element in sorted(elements):
-        value = elements[element]
-        if len(value) & 1:
-            value += b"\0"
-        parts.append((<int> element).to_bytes(4, "big")[2:4][::-1])
-        parts.append(len(value).to_bytes(4, "little"))
-        parts.append(value)
-        total += 8 + len(value)
-    body = b"".join(b"\0\0" + p if k % 3 == 0 else p for k, p in enumerate(parts))
-    return b"\0\0\0\0\4\0\0\0" + total.to_bytes(4, "little") + body
+    """{element: value} to a command set, with its group length (0000,0000); odd values are padded."""
+    cdef list order = sorted(elements)
+    cdef size_t total = 12
+    cdef size_t n
+    cdef uint16_t element
+    cdef bytes value, out
+    cdef uint8_t *p
+    for key in order:
+        value = elements[key]
+        total += 8 + ((PyBytes_GET_SIZE(value) + 1) & ~1) if key else 0
+    if total > MOST_COMMAND:
+        raise ValueError("the command set is too long")
+    out = PyBytes_FromStringAndSize(NULL, total)
+    p = <uint8_t *> PyBytes_AS_STRING(out)
+    p = put_element(p, 0, 4)
+    put_le32(p, <uint32_t> total - 12)
+    p += 4
+    for key in order:
+        element = key
+        if element:
+            value = elements[key]
+            n = PyBytes_GET_SIZE(value)
+            p = put_element(p, element, n + (n & 1))
+            memcpy(p, PyBytes_AS_STRING(value), n)
+            p += n
+            if n & 1:
+                p[0] = padding(element)
+                p += 1
+    return out
+
+
+cdef void put_le32(uint8_t *p, uint32_t v) noexcept nogil:
+    p[0] = v & 0xFF
+    p[1] = (v >> 8) & 0xFF
+    p[2] = (v >> 16) & 0xFF
+    p[3] = v >> 24
+
+
+cdef uint8_t *put_element(uint8_t *p, uint16_t element, uint32_t length) noexcept nogil:
+    """Write the header of an element of group 0000; return where its value begins."""
+    put_le32(p, <uint32_t> element << 16)
+    put_le32(p + 4, length)
+    return p + 8

@@ -10,12 +10,17 @@
     (INVALID, reason, detail)                A-ABORT it: reason of PS3.8 9.3.8
     (WOKEN,)                                 `wake_fd` became readable
 
-No length from the peer is believed before it is checked: P-DATA-TF against `max_pdu`, other PDUs against `max_body`, command
-sets against `max_command`. Memory is one chunk. TCP_QUICKACK is armed before every read, TCP_NODELAY is on, and a message
-is sent by one sendmsg.
+No length from the peer is believed before it is checked: P-DATA-TF against `max_pdu`, other PDUs against `max_body`,
+command sets against `max_command`. Memory is one chunk. TCP_QUICKACK is armed before every read, TCP_NODELAY is on, and
+a message is sent by one sendmsg. The time of a PDU stands still between two calls of `receive`. After INVALID nothing
+else comes.
 
-`send` and `send_message` raise TimeoutError when the peer does not read, ConnectionError when it is gone. `parse_command`
-raises ValueError.
+`send_message(context, command, data, peer_max_pdu, timeout_ms, last=True)` frames a command set and its data set. A long
+one goes out piece by piece: the command with the first piece and last=False, then the other pieces with command None.
+`timeout_ms` is for one call, so pieces of 1 MiB demand a pace of the peer that a whole object would not.
+
+`send` and `send_message` raise TimeoutError when the peer does not read, ConnectionError when it is gone: part of the
+message may have gone out, and the connection is of no more use. `parse_command` and `encode_command` raise ValueError.
 """
 
 from radmesh_native._dul import (
