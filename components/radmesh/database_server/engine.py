@@ -1,0 +1,167 @@
+"""The connection to SQLite or PostgreSQL: durable commits, one writer on SQLite, retries on PostgreSQL."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from radmesh.runtime.errors import RadmeshError
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_TRIES: Final = 5
+# PostgreSQL: serialization_failure, deadlock_detected.
+_RETRY: Final = ("40001", "40P01")
+
+Result = TypeVar("Result")
+
+
+def micros(time: datetime) -> int:
+    """Return a time as the tables keep it."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def time_of(value: int) -> datetime:
+    """Return a time from the tables."""
+    return _EPOCH + timedelta(microseconds=value)
+
+
+class Database:
+    """An engine, migrated to the present schema.
+
+    Raises:
+        RadmeshError: DATABASE_UNAVAILABLE.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = sa.make_url(url)
+        self.sqlite = self.url.get_backend_name() == "sqlite"
+        self._writer = threading.Lock()
+        settings: dict[str, Any] = {"pool_pre_ping": not self.sqlite}
+        if self.sqlite:
+            settings["connect_args"] = {"timeout": 30.0, "check_same_thread": False}
+        else:
+            settings |= {"pool_size": 16, "max_overflow": 48, "connect_args": {"connect_timeout": 5}}
+        self.engine = sa.create_engine(self.url, **settings)
+        sa.event.listen(self.engine, "connect", self._connected)
+        if self.sqlite:
+            # SQLAlchemy's own recipe: the driver must not begin transactions by itself.
+            sa.event.listen(self.engine, "begin", lambda c: c.exec_driver_sql(c.info.pop("begin", "BEGIN")))
+        try:
+            self._migrate()
+        except (OperationalError, OSError) as error:
+            raise RadmeshError("DATABASE_UNAVAILABLE", f"cannot open the database: {type(error).__name__}") from error
+
+    def _connected(self, connection: Any, _record: Any) -> None:
+        if not self.sqlite:
+            cursor = connection.cursor()
+            cursor.execute("SET synchronous_commit = on")
+            cursor.execute("SET lock_timeout = '20s'")
+            cursor.close()
+            connection.commit()
+            return
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            "journal_mode = WAL",
+            # Durable at commit, also after a power cut: CORRECTNESS rule 1.
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "case_sensitive_like = ON",
+            "temp_store = MEMORY",
+            "cache_size = -65536",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    def _migrate(self) -> None:
+        configuration = Config()
+        configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self.engine.connect() as connection:
+            if not self.sqlite:
+                connection.exec_driver_sql("SELECT pg_advisory_lock(7233451)")
+                connection.commit()
+            configuration.attributes["connection"] = connection
+            command.upgrade(configuration, "head")
+            if not self.sqlite:
+                connection.exec_driver_sql("SELECT pg_advisory_unlock(7233451)")
+            connection.commit()
+
+    def write(self, work: Callable[[sa.Connection], Result]) -> Result:
+        """Run `work` in a transaction, committed durably when this returns. It may run more than once.
+
+        Raises:
+            RadmeshError: what `work` raises, and DATABASE_UNAVAILABLE.
+        """
+        for attempt in range(_TRIES):
+            try:
+                if not self.sqlite:
+                    with self.engine.begin() as connection:
+                        return work(connection)
+                # One writer: a second one would only wait within SQLite, without fairness.
+                with self._writer, self.engine.connect() as connection:
+                    connection.info["begin"] = "BEGIN IMMEDIATE"
+                    with connection.begin():
+                        return work(connection)
+            except DBAPIError as error:
+                state = getattr(error.orig, "sqlstate", None)
+                if state in _RETRY and attempt < _TRIES - 1:
+                    continue
+                raise unavailable(error) from error
+        raise AssertionError
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection that sees one state of the database.
+
+        Raises:
+            RadmeshError: DATABASE_UNAVAILABLE.
+        """
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise unavailable(error) from error
+
+    def insert_new(self, table: sa.Table) -> Any:
+        """Return an INSERT that does nothing where the row is there."""
+        dialect = sqlite if self.sqlite else postgresql
+        return dialect.insert(table).on_conflict_do_nothing()
+
+    def upsert(self, table: sa.Table, keys: list[str], values: dict[str, Any]) -> Any:
+        """Return an INSERT of `values` that updates all but `keys` where the row is there."""
+        dialect = sqlite if self.sqlite else postgresql
+        statement = dialect.insert(table).values(values)
+        return statement.on_conflict_do_update(
+            index_elements=keys, set_={k: statement.excluded[k] for k in values if k not in keys}
+        )
+
+    def backup(self, path: Path) -> None:
+        """Copy an SQLite database that is in use to `path`; PostgreSQL has pg_dump for that."""
+        if not self.sqlite:
+            raise RadmeshError("FIELD_INVALID", "use pg_dump for PostgreSQL")
+        import sqlite3  # noqa: PLC0415
+
+        with self.engine.connect() as connection, sqlite3.connect(path) as target:
+            raw: Any = connection.connection.driver_connection
+            raw.backup(target)
+        target.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def unavailable(error: DBAPIError) -> RadmeshError:
+    """Return what a driver's error means to a caller: its class alone, since its text may quote values."""
+    kind = type(error.orig).__name__ if error.orig is not None else type(error).__name__
+    if isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError | sa.exc.DataError):
+        return RadmeshError("INTERNAL", f"the database refused a statement: {kind}")
+    return RadmeshError("DATABASE_UNAVAILABLE", f"the database does not work: {kind}")

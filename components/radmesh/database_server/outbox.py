@@ -1,0 +1,73 @@
+"""The transactional outbox: what must be told outside is a row of the transaction that decided it.
+
+A topic's consumer is called with (id, key, payload), in order for each key, again after a failure with a pause that grows; the row goes when
+it returns. A crash between its effect and that makes it see the row again: it must be idempotent by the id.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from radmesh.database_server.engine import Database, micros
+from radmesh.database_server.schema import outbox
+from radmesh.runtime.clock import Clock
+
+Consumer = Callable[[int, str, str], None]
+_MOST_PAUSE = timedelta(minutes=5)
+
+
+def append(connection: sa.Connection, topic: str, key: str, payload: str) -> None:
+    """Add a row within a transaction."""
+    connection.execute(sa.insert(outbox).values(topic=topic, key=key, payload=payload))
+
+
+class Dispatcher:
+    """Hands the rows of one topic to its consumer; `step` is for a Worker."""
+
+    def __init__(self, database: Database, clock: Clock, topic: str, consumer: Consumer) -> None:
+        self._database = database
+        self._clock = clock
+        self._topic = topic
+        self._consumer = consumer
+
+    def step(self) -> float:
+        """Deliver what is due; return the seconds until the next look."""
+        first = (
+            sa.select(sa.func.min(outbox.c.id).label("id"))
+            .where(outbox.c.topic == self._topic)
+            .group_by(outbox.c.key)
+            .subquery()
+        )
+        while True:
+            now = micros(self._clock.now())
+            with self._database.read() as connection:
+                # Only the first row of a key may go: those behind it wait for it.
+                rows = connection.execute(
+                    sa.select(outbox)
+                    .join(first, first.c.id == outbox.c.id)
+                    .where(outbox.c.next_time <= now)
+                    .order_by(outbox.c.id)
+                    .limit(100)
+                ).all()
+            if not rows:
+                return 1.0
+            for row in rows:
+                self._deliver(row)
+
+    def _deliver(self, row: sa.Row[tuple[object, ...]]) -> None:
+        try:
+            self._consumer(row.id, row.key, row.payload)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the row stays
+            pause = min(timedelta(seconds=0.5 * 2 ** min(row.attempts, 20)), _MOST_PAUSE)
+            later = micros(self._clock.now() + pause)
+            name = type(error).__name__
+            self._database.write(
+                lambda c: c.execute(
+                    sa.update(outbox)
+                    .where(outbox.c.id == row.id)
+                    .values(attempts=outbox.c.attempts + 1, next_time=later, error=name)
+                )
+            )
+        else:
+            self._database.write(lambda c: c.execute(sa.delete(outbox).where(outbox.c.id == row.id)))

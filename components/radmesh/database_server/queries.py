@@ -1,0 +1,415 @@
+"""Finding: pages with cursors, wildcards, names in any script, and whose eyes are looking."""
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from radmesh.database_server.engine import Database
+from radmesh.database_server.registry import HELD
+from radmesh.database_server.schema import (
+    admissions,
+    corrections,
+    instances,
+    locations,
+    patients,
+    series,
+    stores,
+    studies,
+)
+from radmesh.runtime.errors import RadmeshError
+
+# Characters in a row that the trigram indexes can look up.
+_INDEXED: Final = re.compile(r"[^*?%_]{3,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Whose eyes: an ordinary viewer, a station (which sees what it sent), or one with the right `reconcile`."""
+
+    station: str = ""
+    include_held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFilter:
+    """What a study query asks for; empty = any."""
+
+    patient_id: str = ""
+    issuer_of_patient_id: str = ""
+    patient_name: str = ""
+    accession_number: str = ""
+    study_instance_uids: tuple[str, ...] = ()
+    study_date_from: str = ""
+    study_date_to: str = ""
+    modalities: tuple[str, ...] = ()
+    study_description: str = ""
+    verification: int = 0
+    reading: int = 0
+    acquisition: int = 0
+    viewer: Viewer = field(default_factory=Viewer)
+
+
+def page_size(asked: int, default: int, most: int) -> int:
+    """Return how many rows a page has.
+
+    Raises:
+        RadmeshError: FIELD_INVALID.
+    """
+    if asked < 0:
+        raise RadmeshError("FIELD_INVALID", "page_size: 0 or more", metadata={"field": "page_size"})
+    return min(asked or default, most)
+
+
+class Cursor:
+    """A page token: where to go on, bound to the query it came from."""
+
+    def __init__(self, query: object) -> None:
+        self._digest = hashlib.sha256(repr(query).encode()).hexdigest()[:16]
+
+    def read(self, token: str) -> list[Any] | None:
+        """Return the position in a token; None for the first page.
+
+        Raises:
+            RadmeshError: FIELD_INVALID: it is none, or of another query.
+        """
+        if not token:
+            return None
+        try:
+            digest, position = json.loads(base64.urlsafe_b64decode(token.encode()))
+        except (binascii.Error, UnicodeError, ValueError, TypeError):
+            digest, position = "", []
+        if digest != self._digest or not isinstance(position, list):
+            raise RadmeshError(
+                "FIELD_INVALID",
+                "the page token is of another query: begin with an empty one",
+                metadata={"field": "page_token"},
+            )
+        return position
+
+    def write(self, *position: Any) -> str:
+        """Return a token that goes on behind `position`."""
+        return base64.urlsafe_b64encode(json.dumps([self._digest, position]).encode()).decode()
+
+
+def _pattern(value: str) -> str:
+    """Return a LIKE pattern (escape \\) of DICOM wildcards (PS3.4 C.2.2.2.4)."""
+    escaped = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return escaped.replace("*", "%").replace("?", "_")
+
+
+def _matches(column: Any, value: str) -> Any:
+    """Return the condition that a column matches a value, with wildcards if it has any."""
+    value = value.replace("\0", "")
+    if "*" not in value and "?" not in value:
+        return column == value
+    return column.like(_pattern(value), escape="\\")
+
+
+class Queries:
+    """Reads studies, series, instances and patients."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def _name_matches(self, name: str) -> Any:
+        """Return the condition that any component group of a patient's name matches (PS3.4 C.2.2.2.1.1)."""
+        folded = unicodedata.normalize("NFKC", name.replace("\0", "")).casefold().strip()
+        groups = [group.rstrip("^ ") for group in folded.split("=")]
+        conditions = []
+        for group in groups:
+            if not group or not group.strip("*"):
+                continue
+            conditions.append(patients.c.name_key.like(f"%={_pattern(group)}=%", escape="\\"))
+            longest = max(_INDEXED.findall(group), key=len, default="")
+            if longest and self._database.sqlite:
+                quoted = longest.replace('"', '""')
+                conditions.append(
+                    patients.c.id.in_(
+                        sa.text("SELECT rowid FROM patient_names WHERE patient_names MATCH :name").bindparams(
+                            name=f'"{quoted}"'
+                        )
+                    )
+                )
+        return sa.and_(*conditions) if conditions else sa.true()
+
+    def _sent_by(self, station: str) -> Any:
+        return sa.exists().where(admissions.c.study == studies.c.id, admissions.c.station == station)
+
+    def _visible(self, viewer: Viewer) -> Any:
+        if viewer.include_held:
+            return sa.true()
+        seen = studies.c.instance_count > studies.c.held_count
+        return sa.or_(seen, self._sent_by(viewer.station)) if viewer.station else seen
+
+    # -- studies
+
+    def studies(self, wanted: StudyFilter, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
+        """Return a page of studies, newest first, and the next token."""
+        cursor = Cursor(wanted)
+        position = cursor.read(token)
+        conditions = [self._visible(wanted.viewer)]
+        for column, value in (
+            (patients.c.patient_id, wanted.patient_id),
+            (patients.c.issuer_of_patient_id, wanted.issuer_of_patient_id),
+            (studies.c.accession_number, wanted.accession_number),
+            (studies.c.study_description, wanted.study_description),
+        ):
+            if value and value.strip("*"):
+                conditions.append(_matches(column, value))
+        if wanted.patient_name:
+            conditions.append(self._name_matches(wanted.patient_name))
+        if wanted.study_instance_uids:
+            conditions.append(studies.c.study_instance_uid.in_(wanted.study_instance_uids))
+        if wanted.study_date_from:
+            conditions.append(studies.c.study_date >= wanted.study_date_from)
+        if wanted.study_date_to:
+            conditions.append(studies.c.study_date <= wanted.study_date_to)
+            if not wanted.study_date_from:
+                conditions.append(studies.c.study_date != "")
+        if wanted.modalities:
+            conditions.append(
+                sa.or_(*(studies.c.modalities.like(f"%\\\\{_pattern(m)}\\\\%", escape="\\") for m in wanted.modalities))
+            )
+        for column, number in (
+            (studies.c.verification, wanted.verification),
+            (studies.c.reading, wanted.reading),
+            (studies.c.acquisition, wanted.acquisition),
+        ):
+            if number:
+                conditions.append(column == number)
+        if position:
+            conditions.append(
+                sa.tuple_(studies.c.study_date, studies.c.id) < sa.tuple_(sa.literal(position[0]), sa.literal(position[1]))
+            )
+        query = (
+            sa.select(studies, *_PATIENT)
+            .join(patients, patients.c.id == studies.c.patient)
+            .where(*conditions)
+            .order_by(studies.c.study_date.desc(), studies.c.id.desc())
+            .limit(size + 1)
+        )
+        with self._database.read() as connection:
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+            more = len(rows) > size
+            rows = rows[:size]
+            self._complete(connection, rows, wanted.viewer)
+        return rows, cursor.write(rows[-1]["study_date"], rows[-1]["id"]) if more else ""
+
+    def _complete(self, connection: sa.Connection, rows: Sequence[dict[str, Any]], viewer: Viewer) -> None:
+        """Add stations and corrections, and correct what held instances must not show."""
+        ids = [row["id"] for row in rows]
+        if not ids:
+            return
+        stations: dict[int, set[str]] = {}
+        for row in connection.execute(sa.select(admissions.c.study, admissions.c.station).where(admissions.c.study.in_(ids))):
+            stations.setdefault(row.study, set()).add(row.station)
+        corrected = [row["id"] for row in rows if row["corrected"]]
+        overlay: dict[int, dict[str, str]] = {}
+        if corrected:
+            for row in connection.execute(
+                sa.select(corrections).where(corrections.c.study.in_(corrected), corrections.c.in_force)
+            ):
+                overlay.setdefault(row.study, {})[row.keyword] = row.value
+        for study in rows:
+            study["stations"] = sorted(stations.get(study["id"], ()))
+            study["modalities"] = sorted(m for m in study["modalities"].split("\\") if m)
+            if study["held_count"] and not viewer.include_held:
+                self._without_held(connection, study, viewer)
+            for keyword, value in overlay.get(study["id"], {}).items():
+                study[OVERLAID[keyword]] = value
+
+    def _without_held(self, connection: sa.Connection, study: dict[str, Any], viewer: Viewer) -> None:
+        counted = connection.execute(
+            sa.select(
+                sa.func.count(), sa.func.count(sa.distinct(instances.c.series)), sa.func.coalesce(sa.func.sum(instances.c.length), 0)
+            )
+            .join(admissions, admissions.c.id == instances.c.admission)
+            .where(instances.c.study == study["id"], instances.c.current, _not_held(viewer))
+        ).one()
+        study["instance_count"], study["series_count"], study["bytes"] = map(int, counted)
+        study["modalities"] = sorted(
+            connection.execute(
+                sa.select(series.c.modality)
+                .distinct()
+                .join(instances, instances.c.series == series.c.id)
+                .join(admissions, admissions.c.id == instances.c.admission)
+                .where(instances.c.study == study["id"], instances.c.current, _not_held(viewer))
+            ).scalars()
+        )
+        if not viewer.station:
+            study["verification"], study["verification_reason"] = connection.execute(
+                sa.select(admissions.c.verification, admissions.c.reason)
+                .where(admissions.c.study == study["id"], admissions.c.verification != HELD)
+                .order_by(admissions.c.verification.desc())
+            ).first() or (study["verification"], study["verification_reason"])
+
+    def study(self, study_instance_uid: str, viewer: Viewer) -> dict[str, Any]:
+        """Return a study.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND.
+        """
+        found, _ = self.studies(StudyFilter(study_instance_uids=(study_instance_uid,), viewer=viewer), 1, "")
+        if not found:
+            raise RadmeshError("STUDY_NOT_FOUND", "there is no such study")
+        return found[0]
+
+    def series(self, study: Mapping[str, Any], viewer: Viewer) -> list[dict[str, Any]]:
+        """Return the series of a study, by number."""
+        with self._database.read() as connection:
+            query = sa.select(series).where(series.c.study == study["id"])
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+            if study["held_count"] and not viewer.include_held:
+                counts = dict(
+                    connection.execute(
+                        sa.select(instances.c.series, sa.func.count())
+                        .join(admissions, admissions.c.id == instances.c.admission)
+                        .where(instances.c.study == study["id"], instances.c.current, _not_held(viewer))
+                        .group_by(instances.c.series)
+                    )
+                    .tuples()
+                    .all()
+                )
+                rows = [{**row, "instance_count": counts[row["id"]]} for row in rows if row["id"] in counts]
+        from radmesh.database_server.registry import sort_number  # noqa: PLC0415
+
+        return sorted(rows, key=lambda row: (sort_number(row["series_number"]), row["series_instance_uid"]))
+
+    # -- instances
+
+    def instances(
+        self,
+        study_instance_uid: str,
+        *,
+        series_instance_uid: str,
+        sop_instance_uid: str,
+        viewer: Viewer,
+        variants: bool,
+        size: int,
+        token: str,
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Return a page of instances with their locations, and the next token.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND.
+        """
+        study = self.study(study_instance_uid, viewer)
+        cursor = Cursor((study_instance_uid, series_instance_uid, sop_instance_uid, viewer, variants))
+        position = cursor.read(token)
+        conditions = [instances.c.study == study["id"]]
+        if not variants:
+            conditions.append(instances.c.current)
+        if series_instance_uid:
+            conditions.append(series.c.series_instance_uid == series_instance_uid)
+        if sop_instance_uid:
+            conditions.append(instances.c.sop_instance_uid == sop_instance_uid)
+        if not viewer.include_held:
+            conditions.append(_not_held(viewer))
+        order = (
+            series.c.series_instance_uid,
+            instances.c.sort_number,
+            instances.c.sop_instance_uid,
+            sa.case((instances.c.current, 0), else_=1),
+            instances.c.id,
+        )
+        if position:
+            conditions.append(sa.tuple_(*order) > sa.tuple_(*(sa.literal(value) for value in position)))
+        query = (
+            sa.select(
+                instances,
+                series.c.series_instance_uid,
+                admissions.c.verification.label("verification"),
+                order[3].label("beside"),
+            )
+            .join(series, series.c.id == instances.c.series)
+            .join(admissions, admissions.c.id == instances.c.admission)
+            .where(*conditions)
+            .order_by(*order)
+            .limit(size + 1)
+        )
+        with self._database.read() as connection:
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+            more = len(rows) > size
+            rows = rows[:size]
+            places: dict[int, list[dict[str, Any]]] = {}
+            by_id = [row["id"] for row in rows]
+            for start in range(0, len(by_id), 500):
+                for place in connection.execute(
+                    sa.select(locations, stores.c.target, stores.c.heartbeat_time)
+                    .join(stores, stores.c.store_id == locations.c.store_id, isouter=True)
+                    .where(locations.c.instance.in_(by_id[start : start + 500]))
+                    .order_by(locations.c.id)
+                ).mappings():
+                    places.setdefault(place["instance"], []).append(dict(place))
+        for row in rows:
+            row["locations"] = places.get(row["id"], [])
+        if not more:
+            return rows, ""
+        last = rows[-1]
+        return rows, cursor.write(
+            last["series_instance_uid"], last["sort_number"], last["sop_instance_uid"], last["beside"], last["id"]
+        )
+
+    # -- patients
+
+    def patients(
+        self, patient_id: str, issuer: str, name: str, viewer: Viewer, size: int, token: str
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Return a page of patients with how many of their studies the viewer sees, and the next token."""
+        cursor = Cursor((patient_id, issuer, name, viewer))
+        position = cursor.read(token)
+        conditions = [self._visible(viewer)]
+        if patient_id.strip("*"):
+            conditions.append(_matches(patients.c.patient_id, patient_id))
+        if issuer.strip("*"):
+            conditions.append(_matches(patients.c.issuer_of_patient_id, issuer))
+        if name:
+            conditions.append(self._name_matches(name))
+        if position:
+            conditions.append(patients.c.id > position[0])
+        query = (
+            sa.select(patients, sa.func.count(studies.c.id).label("study_count"))
+            .join(studies, studies.c.patient == patients.c.id)
+            .where(*conditions)
+            .group_by(patients.c.id)
+            .order_by(patients.c.id)
+            .limit(size + 1)
+        )
+        with self._database.read() as connection:
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+        more = len(rows) > size
+        rows = rows[:size]
+        return rows, cursor.write(rows[-1]["id"]) if more else ""
+
+
+def _not_held(viewer: Viewer) -> Any:
+    not_held = admissions.c.verification != HELD
+    return sa.or_(not_held, admissions.c.station == viewer.station) if viewer.station else not_held
+
+
+_PATIENT: Final = (
+    patients.c.patient_id,
+    patients.c.issuer_of_patient_id,
+    patients.c.patient_name,
+    patients.c.patient_birth_date,
+    patients.c.patient_sex,
+)
+# What may be corrected: DICOM keyword -> field of a study.
+OVERLAID: Final = {
+    "PatientID": "patient_id",
+    "IssuerOfPatientID": "issuer_of_patient_id",
+    "PatientName": "patient_name",
+    "PatientBirthDate": "patient_birth_date",
+    "PatientSex": "patient_sex",
+    "AccessionNumber": "accession_number",
+    "StudyDescription": "study_description",
+    "ReferringPhysicianName": "referring_physician_name",
+}

@@ -1,0 +1,603 @@
+"""What the stores hold, made known: patients, studies, series and instances from index rows alone."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from radmesh.database_server.engine import Database, micros
+from radmesh.database_server.feed import Feed
+from radmesh.database_server.schema import (
+    admissions,
+    history,
+    instances,
+    locations,
+    marks,
+    patients,
+    series,
+    stores,
+    studies,
+)
+from radmesh.dicom.header import TAGS, QueryableHeader
+from radmesh.runtime.clock import Clock
+from radmesh.runtime.errors import RadmeshError
+
+# RegistrationOutcome and VariantKind of database.v1
+NEW, ALREADY, VARIANT, OTHER_STUDY = 1, 2, 3, 4
+TRANSFER_SYNTAX, HEADER = 1, 2
+# VerificationState of common.v1
+NOT_REQUIRED, PENDING, VERIFIED, UNVERIFIED, HELD = 1, 2, 3, 4, 5
+# A study is as bad as the worst of its admissions.
+WORST: Final = (HELD, UNVERIFIED, PENDING, VERIFIED, NOT_REQUIRED)
+COMPLETED, NEW_READING = 3, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A committed index row, as a store tells it."""
+
+    store_id: str
+    study_hash: str
+    generation: int
+    sequence: int
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    sha256: bytes
+    length: int
+    header: bytes
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_class_uid: str
+    calling_ae_title: str
+    admission_key: bytes
+    verification: int
+    receive_time: int
+    remarks: tuple[str, ...]
+    residence: int
+
+
+def clean(value: str, most: int = 1024) -> str:
+    """Return text that both databases can keep: without NULs, bounded."""
+    return value.replace("\0", "")[:most]
+
+
+def name_key(name: str) -> str:
+    """Return what names are matched by: "=alphabetic=ideographic=phonetic=", case and width folded, padding dropped."""
+    groups = (group.rstrip("^ ").strip() for group in unicodedata.normalize("NFKC", name).casefold().split("="))
+    return "=" + "=".join(group for group in groups if group) + "="
+
+
+@lru_cache(512)
+def _study_part(header: bytes) -> dict[str, str]:
+    """Return the texts of a header that many instances share. The cache is keyed by the elements that hold them."""
+    parsed = QueryableHeader.parse(header)
+    return {keyword: clean(parsed.text(keyword)) for keyword in _SHARED}
+
+
+_SHARED: Final = (
+    "PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex AccessionNumber StudyDate StudyTime StudyID "
+    "StudyDescription ReferringPhysicianName Modality SeriesNumber SeriesDescription BodyPartExamined SeriesDate SeriesTime "
+    "StationName Manufacturer"
+).split()
+
+
+class _Parsed:
+    """A record with its header taken apart; a header that is none gives empty values, and never stops a registration."""
+
+    __slots__ = ("columns", "frames", "number", "record", "rows", "text")
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        try:
+            header = QueryableHeader.parse(record.header)
+        except ValueError:
+            header = QueryableHeader()
+        shared = b"".join(_encode(tag, *header.elements[tag]) for tag in _SHARED_ORDER if tag in header.elements)
+        self.text = _study_part(shared)
+        self.number = clean(header.text("InstanceNumber"), 16)
+        self.rows = header.number("Rows")
+        self.columns = header.number("Columns")
+        self.frames = min(max(header.number("NumberOfFrames"), 0), 1 << 31)
+
+
+def _encode(tag: int, vr: bytes, value: bytes) -> bytes:
+    head = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little") + vr
+    if vr in (b"UN", b"UT", b"UC", b"UR"):
+        return head + b"\0\0" + len(value).to_bytes(4, "little") + value
+    return head + len(value).to_bytes(2, "little") + value
+
+
+_SHARED_ORDER: Final = sorted([TAGS[keyword] for keyword in _SHARED] + [TAGS["SpecificCharacterSet"]])
+
+
+def sort_number(number: str) -> int:
+    """Return what instances are ordered by; those without a number come last."""
+    try:
+        return max(-(1 << 31), min(1 << 31, int(number)))
+    except ValueError:
+        return 1 << 31
+
+
+class Registry:
+    """Registers instances and knows the stores."""
+
+    def __init__(self, database: Database, feed: Feed, clock: Clock, store_timeout: float) -> None:
+        self._database = database
+        self._feed = feed
+        self._clock = clock
+        self.store_timeout = store_timeout
+
+    # -- instances
+
+    def register(self, records: Sequence[Record]) -> tuple[list[tuple[int, int]], int]:
+        """Make records known, all or none; return (outcome, variant) of each, and the revision.
+
+        Raises:
+            RadmeshError: STORE_UNKNOWN, FIELD_INVALID, DATABASE_UNAVAILABLE.
+        """
+        store_ids = {record.store_id for record in records}
+        if len(store_ids) != 1:
+            raise RadmeshError("FIELD_INVALID", "the records of a request are of one store", metadata={"field": "records"})
+        parsed = [_Parsed(record) for record in records]
+
+        def work(connection: sa.Connection) -> tuple[list[tuple[int, int]], list[tuple[str, str]]]:
+            known = connection.execute(sa.select(stores.c.store_id).where(stores.c.store_id.in_(store_ids))).first()
+            if known is None:
+                raise RadmeshError("STORE_UNKNOWN", "the store has not announced itself: send a heartbeat first")
+            outcomes = _Registration(connection, self._database, micros(self._clock.now())).run(parsed)
+            touched = dict.fromkeys(record.study_instance_uid for record in records)
+            return outcomes, [("instances", uid) for uid in touched]
+
+        outcomes, revision = self._feed.write(work)
+        return outcomes, revision  # type: ignore[return-value]
+
+    def update(self, updates: Sequence[dict[str, Any]]) -> None:
+        """Take over what stores found out later. Updates of objects that are not registered are refused as a whole.
+
+        Raises:
+            RadmeshError: OBJECT_NOT_FOUND, LAST_COPY.
+        """
+
+        def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
+            touched: dict[str, None] = {}
+            for update in updates:
+                place = sa.and_(
+                    locations.c.store_id == update["store_id"],
+                    locations.c.study_hash == update["study_hash"],
+                    locations.c.generation == update["generation"],
+                    locations.c.sequence == update["sequence"],
+                )
+                row = connection.execute(
+                    sa.select(locations.c.id, locations.c.instance, instances.c.study, instances.c.defect, instances.c.current,
+                              studies.c.study_instance_uid)
+                    .join(instances, instances.c.id == locations.c.instance)
+                    .join(studies, studies.c.id == instances.c.study)
+                    .where(place)
+                ).first()
+                if row is None:
+                    if update["removed"]:
+                        continue
+                    raise RadmeshError("OBJECT_NOT_FOUND", "the object is not registered: register it first")
+                if update["removed"]:
+                    others = connection.execute(
+                        sa.select(locations.c.id).where(locations.c.instance == row.instance, locations.c.id != row.id)
+                    ).first()
+                    if others is None:
+                        raise RadmeshError("LAST_COPY", "no other copy is registered: keep this one")
+                    connection.execute(sa.delete(locations).where(locations.c.id == row.id))
+                elif update["residence"]:
+                    connection.execute(
+                        sa.update(locations).where(locations.c.id == row.id).values(residence=update["residence"])
+                    )
+                if update["defect"] and update["defect"] != row.defect:
+                    connection.execute(
+                        sa.update(instances).where(instances.c.id == row.instance).values(defect=clean(update["defect"], 64))
+                    )
+                    if not row.defect and row.current:
+                        connection.execute(
+                            sa.update(studies)
+                            .where(studies.c.id == row.study)
+                            .values(defective_count=studies.c.defective_count + 1, version=studies.c.version + 1)
+                        )
+                touched[row.study_instance_uid] = None
+            return None, [("residence", uid) for uid in touched]
+
+        self._feed.write(work)
+
+    def missing(self, wanted: Sequence[tuple[str, str, int, int]]) -> list[tuple[str, str, int, int]]:
+        """Return those of the marks (store, study hash, generation, sequence) that are not yet registered."""
+        late = []
+        with self._database.read() as connection:
+            for store_id, study_hash, generation, sequence in wanted:
+                registered = connection.execute(
+                    sa.select(marks.c.registered).where(
+                        marks.c.store_id == store_id,
+                        marks.c.study_hash == study_hash,
+                        marks.c.generation == generation,
+                    )
+                ).scalar()
+                if registered is None or registered < sequence:
+                    late.append((store_id, study_hash, generation, sequence))
+        return late
+
+    def wait_registered(
+        self, wanted: Sequence[tuple[str, str, int, int]], seconds: float
+    ) -> list[tuple[str, str, int, int]]:
+        """Wait until the marks are registered; return those that still are not."""
+        until = self._clock.monotonic() + seconds
+        while late := self.missing(wanted):
+            left = until - self._clock.monotonic()
+            if left <= 0:
+                break
+            self._feed.wait(min(left, 0.1))
+        return late
+
+    # -- stores
+
+    def heartbeat(self, values: dict[str, Any]) -> None:
+        """Remember that a store lives."""
+
+        def work(connection: sa.Connection) -> bool:
+            before = connection.execute(sa.select(stores).where(stores.c.store_id == values["store_id"])).first()
+            connection.execute(
+                self._database.upsert(
+                    stores, ["store_id"], {**values, "heartbeat_time": micros(self._clock.now())}
+                )
+            )
+            changed = before is None or before.epoch != values["epoch"] or before.accepting != values["accepting"]
+            if changed:
+                self._feed.publish(connection, [("store", values["store_id"])])
+            return changed
+
+        if self._database.write(work):
+            self._feed.wake()
+
+    def stores(self) -> list[dict[str, Any]]:
+        """Return every store, with `alive`."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(stores).order_by(stores.c.store_id)).mappings().all()
+        oldest = micros(self._clock.now()) - int(self.store_timeout * 1e6)
+        return [{**row, "alive": row["heartbeat_time"] >= oldest} for row in rows]
+
+
+class _Registration:
+    """One request within its transaction."""
+
+    def __init__(self, connection: sa.Connection, database: Database, now: int) -> None:
+        self._c = connection
+        self._db = database
+        self._now = now
+
+    def run(self, batch: Sequence[_Parsed]) -> list[tuple[int, int]]:
+        study_ids = self._studies(batch)
+        admission_rows = self._admissions(batch, study_ids)
+        known = self._known(batch)
+        outcomes: list[tuple[int, int]] = []
+        fresh: list[dict[str, Any]] = []
+        fresh_at: list[_Parsed] = []
+        places: list[tuple[_Parsed, Any]] = []
+        series_ids = self._series(batch, study_ids)
+        for item in batch:
+            record = item.record
+            study = study_ids[record.study_instance_uid]
+            same_uid = known.setdefault(record.sop_instance_uid, [])
+            identity = (record.transfer_syntax_uid, record.sha256)
+            found = next((k for k in same_uid if k["identity"] == identity), None)
+            if found is not None:
+                outcomes.append((ALREADY, 0))
+                places.append((item, found))
+                continue
+            in_study = [k for k in same_uid if k["study"] == study]
+            variant = 0
+            if in_study:
+                outcome = VARIANT
+                syntaxes = {k["identity"][0] for k in in_study}
+                variant = HEADER if record.transfer_syntax_uid in syntaxes else TRANSFER_SYNTAX
+            else:
+                outcome = OTHER_STUDY if same_uid else NEW
+            entry = {"identity": identity, "study": study, "index": len(fresh), "id": None}
+            same_uid.append(entry)
+            fresh.append(
+                {
+                    "study": study,
+                    "series": series_ids[study, record.series_instance_uid],
+                    "admission": admission_rows[study, record.admission_key]["id"],
+                    "sop_instance_uid": record.sop_instance_uid,
+                    "transfer_syntax_uid": record.transfer_syntax_uid,
+                    "sha256": record.sha256,
+                    "sop_class_uid": clean(record.sop_class_uid, 64),
+                    "instance_number": item.number,
+                    "sort_number": sort_number(item.number),
+                    "rows": item.rows,
+                    "columns": item.columns,
+                    "number_of_frames": item.frames,
+                    "length": record.length,
+                    "current": outcome == NEW,
+                    "variant": variant,
+                    "remarks": clean("\n".join(record.remarks), 4096),
+                    "calling_ae_title": clean(record.calling_ae_title, 16),
+                    "receive_time": record.receive_time,
+                }
+            )
+            fresh_at.append(item)
+            places.append((item, entry))
+            outcomes.append((outcome, variant))
+        ids: list[int] = []
+        if fresh:
+            ids = list(
+                self._c.execute(
+                    sa.insert(instances).returning(instances.c.id, sort_by_parameter_order=True), fresh
+                ).scalars()
+            )
+        self._places(places, ids)
+        self._count(batch, outcomes, fresh, fresh_at, study_ids, admission_rows)
+        self._marks(batch)
+        return outcomes
+
+    def _studies(self, batch: Sequence[_Parsed]) -> dict[str, int]:
+        first = {}
+        for item in batch:
+            first.setdefault(item.record.study_instance_uid, item)
+        query = sa.select(studies.c.study_instance_uid, studies.c.id).where(studies.c.study_instance_uid.in_(first))
+        found = dict(self._c.execute(query).tuples().all())
+        for uid, item in first.items():
+            if uid in found:
+                continue
+            text = item.text
+            patient = self._patient(uid, text)
+            self._c.execute(
+                self._db.insert_new(studies).values(
+                    study_instance_uid=uid,
+                    patient=patient,
+                    accession_number=text["AccessionNumber"],
+                    study_date=text["StudyDate"],
+                    study_time=text["StudyTime"],
+                    study_id=text["StudyID"],
+                    study_description=text["StudyDescription"],
+                    referring_physician_name=text["ReferringPhysicianName"],
+                    domain="default",
+                    verification=item.record.verification,
+                    acquisition=COMPLETED,
+                    reading=NEW_READING,
+                    first_receive_time=item.record.receive_time,
+                    last_receive_time=item.record.receive_time,
+                    version=1,
+                )
+            )
+            found[uid] = self._c.execute(
+                sa.select(studies.c.id).where(studies.c.study_instance_uid == uid)
+            ).scalar_one()
+        return found
+
+    def _patient(self, study_instance_uid: str, text: dict[str, str]) -> int:
+        own = not text["PatientID"]
+        identity = (
+            f"study\x1f{study_instance_uid}" if own else f"id\x1f{text['IssuerOfPatientID']}\x1f{text['PatientID']}"
+        )
+        self._c.execute(
+            self._db.insert_new(patients).values(
+                identity=identity,
+                patient_id=text["PatientID"],
+                issuer_of_patient_id=text["IssuerOfPatientID"],
+                patient_name=text["PatientName"],
+                name_key=name_key(text["PatientName"]),
+                patient_birth_date=text["PatientBirthDate"],
+                patient_sex=text["PatientSex"],
+            )
+        )
+        return int(self._c.execute(sa.select(patients.c.id).where(patients.c.identity == identity)).scalar_one())
+
+    def _admissions(self, batch: Sequence[_Parsed], study_ids: dict[str, int]) -> dict[tuple[int, bytes], Any]:
+        first = {}
+        for item in batch:
+            first.setdefault((study_ids[item.record.study_instance_uid], item.record.admission_key), item)
+
+        def load() -> dict[tuple[int, bytes], Any]:
+            rows = self._c.execute(
+                sa.select(admissions.c.id, admissions.c.study, admissions.c.digest, admissions.c.verification).where(
+                    admissions.c.study.in_({study for study, _ in first})
+                )
+            ).mappings()
+            return {(row["study"], bytes(row["digest"])): row for row in rows}
+
+        found = load()
+        missing = [key for key in first if key not in found]
+        for study, digest in missing:
+            item = first[study, digest]
+            self._c.execute(
+                self._db.insert_new(admissions).values(
+                    study=study,
+                    digest=digest,
+                    station=clean(item.record.calling_ae_title, 64),
+                    patient_id=item.text["PatientID"],
+                    issuer_of_patient_id=item.text["IssuerOfPatientID"],
+                    patient_name=item.text["PatientName"],
+                    patient_birth_date=item.text["PatientBirthDate"],
+                    accession_number=item.text["AccessionNumber"],
+                    verification=item.record.verification,
+                    update_time=self._now,
+                )
+            )
+        if missing:
+            found = load()
+            for study in {study for study, _ in missing}:
+                derive_verification(self._c, study, actor="registry", now=self._now)
+        return found
+
+    def _series(self, batch: Sequence[_Parsed], study_ids: dict[str, int]) -> dict[tuple[int, str], int]:
+        first = {}
+        for item in batch:
+            first.setdefault((study_ids[item.record.study_instance_uid], item.record.series_instance_uid), item)
+
+        def load() -> dict[tuple[int, str], int]:
+            rows = self._c.execute(
+                sa.select(series.c.study, series.c.series_instance_uid, series.c.id).where(
+                    series.c.study.in_({study for study, _ in first})
+                )
+            )
+            return {(row.study, row.series_instance_uid): row.id for row in rows}
+
+        found = load()
+        missing = [key for key in first if key not in found]
+        for study, uid in missing:
+            item = first[study, uid]
+            text = item.text
+            inserted = self._c.execute(
+                self._db.insert_new(series).values(
+                    study=study,
+                    series_instance_uid=uid,
+                    modality=text["Modality"],
+                    series_number=text["SeriesNumber"],
+                    series_description=text["SeriesDescription"],
+                    body_part_examined=text["BodyPartExamined"],
+                    series_date=text["SeriesDate"],
+                    series_time=text["SeriesTime"],
+                    station_name=text["StationName"],
+                    manufacturer=text["Manufacturer"],
+                    header=item.record.header,
+                )
+            )
+            if inserted.rowcount:
+                self._new_modality(study, text["Modality"])
+        return load() if missing else found
+
+    def _new_modality(self, study: int, modality: str) -> None:
+        """Count a new series, and its modality if the study had none of it."""
+        modality = modality.replace("\\", "")[:16]
+        present = self._c.execute(sa.select(studies.c.modalities).where(studies.c.id == study)).scalar_one()
+        if modality and f"\\{modality}\\" not in present:
+            present = f"{present or chr(92)}{modality}\\"
+        self._c.execute(
+            sa.update(studies).where(studies.c.id == study).values(modalities=present, series_count=studies.c.series_count + 1)
+        )
+
+    def _known(self, batch: Sequence[_Parsed]) -> dict[str, list[dict[str, Any]]]:
+        query = sa.select(
+            instances.c.id,
+            instances.c.study,
+            instances.c.sop_instance_uid,
+            instances.c.transfer_syntax_uid,
+            instances.c.sha256,
+        ).where(instances.c.sop_instance_uid.in_({item.record.sop_instance_uid for item in batch}))
+        known: dict[str, list[dict[str, Any]]] = {}
+        for row in self._c.execute(query):
+            identity = (row.transfer_syntax_uid, bytes(row.sha256))
+            known.setdefault(row.sop_instance_uid, []).append({"identity": identity, "study": row.study, "id": row.id})
+        return known
+
+    def _places(self, places: Sequence[tuple[_Parsed, Any]], ids: Sequence[int]) -> None:
+        if places:
+            self._c.execute(
+                self._db.insert_new(locations),
+                [
+                    {
+                        "instance": entry["id"] if entry["id"] is not None else ids[entry["index"]],
+                        "store_id": item.record.store_id,
+                        "study_hash": item.record.study_hash,
+                        "generation": item.record.generation,
+                        "sequence": item.record.sequence,
+                        "residence": item.record.residence,
+                    }
+                    for item, entry in places
+                ],
+            )
+
+    def _count(
+        self,
+        batch: Sequence[_Parsed],
+        outcomes: Sequence[tuple[int, int]],
+        fresh: Sequence[dict[str, Any]],
+        fresh_at: Sequence[_Parsed],
+        study_ids: dict[str, int],
+        admission_rows: dict[tuple[int, bytes], Any],
+    ) -> None:
+        by_study: dict[int, dict[str, int]] = {}
+        by_series: dict[int, int] = {}
+        for values, item in zip(fresh, fresh_at, strict=True):
+            counts = by_study.setdefault(values["study"], dict.fromkeys(("n", "bytes", "held", "variants", "last"), 0))
+            counts["last"] = max(counts["last"], values["receive_time"])
+            if not values["current"]:
+                counts["variants"] += 1
+                continue
+            counts["n"] += 1
+            counts["bytes"] += values["length"]
+            held = admission_rows[values["study"], item.record.admission_key]["verification"] == HELD
+            counts["held"] += held
+            by_series[values["series"]] = by_series.get(values["series"], 0) + 1
+        for study, counts in by_study.items():
+            self._c.execute(
+                sa.update(studies)
+                .where(studies.c.id == study)
+                .values(
+                    instance_count=studies.c.instance_count + counts["n"],
+                    bytes=studies.c.bytes + counts["bytes"],
+                    held_count=studies.c.held_count + counts["held"],
+                    variant_count=studies.c.variant_count + counts["variants"],
+                    last_receive_time=sa.case(
+                        (studies.c.last_receive_time < counts["last"], counts["last"]), else_=studies.c.last_receive_time
+                    ),
+                    version=studies.c.version + 1,
+                )
+            )
+        for one, count in by_series.items():
+            self._c.execute(
+                sa.update(series).where(series.c.id == one).values(instance_count=series.c.instance_count + count)
+            )
+
+    def _marks(self, batch: Sequence[_Parsed]) -> None:
+        last: dict[tuple[str, str, int], int] = {}
+        for item in batch:
+            key = (item.record.store_id, item.record.study_hash, item.record.generation)
+            last[key] = max(last.get(key, 0), item.record.sequence)
+        for (store_id, study_hash, generation), sequence in last.items():
+            place = sa.and_(
+                marks.c.store_id == store_id, marks.c.study_hash == study_hash, marks.c.generation == generation
+            )
+            changed = self._c.execute(
+                sa.update(marks)
+                .where(place)
+                .values(registered=sa.case((marks.c.registered < sequence, sequence), else_=marks.c.registered))
+            )
+            if not changed.rowcount:
+                self._c.execute(
+                    sa.insert(marks).values(
+                        store_id=store_id, study_hash=study_hash, generation=generation, registered=sequence
+                    )
+                )
+
+
+def derive_verification(connection: sa.Connection, study: int, *, actor: str, now: int) -> None:
+    """Make a study's verification the worst of its admissions', with an entry in its history."""
+    rows = connection.execute(
+        sa.select(admissions.c.verification, admissions.c.reason).where(admissions.c.study == study)
+    ).all()
+    if not rows:
+        return
+    worst = min(rows, key=lambda row: WORST.index(row.verification) if row.verification in WORST else len(WORST))
+    before = connection.execute(
+        sa.select(studies.c.verification, studies.c.verification_reason, studies.c.version).where(studies.c.id == study)
+    ).one()
+    if (before.verification, before.verification_reason) == (worst.verification, worst.reason):
+        return
+    connection.execute(
+        sa.update(studies)
+        .where(studies.c.id == study)
+        .values(
+            verification=worst.verification, verification_reason=worst.reason, version=studies.c.version + 1
+        )
+    )
+    connection.execute(
+        sa.insert(history).values(
+            study=study,
+            axis="verification",
+            from_state=str(before.verification),
+            to_state=str(worst.verification),
+            reason=worst.reason,
+            actor=actor,
+            time=now,
+            version=before.version + 1,
+        )
+    )

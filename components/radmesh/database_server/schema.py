@@ -1,0 +1,300 @@
+"""The tables. Times are microseconds since 1970 UTC; enumerations are the numbers of database.v1 and common.v1."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+# SQLite gives INTEGER PRIMARY KEY, and only that, a number by itself.
+Key = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False, server_default="")
+
+
+def _number(name: str, **kwargs: object) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default="0", **kwargs)  # type: ignore[arg-type]
+
+
+patients = Table(
+    "patients",
+    metadata,
+    Column("id", Key, primary_key=True),
+    # Identity is (ID, issuer); a study whose patient has no ID has a patient of its own.
+    Column("identity", Text, nullable=False, unique=True),
+    _text("patient_id"),
+    _text("issuer_of_patient_id"),
+    _text("patient_name"),
+    # "=alphabetic=ideographic=phonetic=", normalised: what name queries match.
+    _text("name_key"),
+    _text("patient_birth_date"),
+    _text("patient_sex"),
+    Index(None, "patient_id"),
+)
+studies = Table(
+    "studies",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study_instance_uid", String(64), nullable=False, unique=True),
+    Column("patient", Key, ForeignKey("patients.id"), nullable=False, index=True),
+    _text("accession_number"),
+    _text("study_date"),
+    _text("study_time"),
+    _text("study_id"),
+    _text("study_description"),
+    _text("referring_physician_name"),
+    # "\CT\SR\": each modality between backslashes.
+    _text("modalities"),
+    _text("domain"),
+    _number("series_count"),
+    _number("instance_count"),
+    _number("bytes"),
+    _number("held_count"),
+    _number("defective_count"),
+    _number("variant_count"),
+    _number("verification"),
+    _text("verification_reason"),
+    _number("acquisition"),
+    _number("reading"),
+    Column("corrected", Boolean, nullable=False, server_default=text("false")),
+    _number("first_receive_time"),
+    _number("last_receive_time"),
+    _number("version"),
+    Index("ix_studies_newest", "study_date", "id"),
+    Index("ix_studies_accession_number", "accession_number"),
+    Index("ix_studies_verification", "verification", "study_date"),
+    Index("ix_studies_reading", "reading", "study_date"),
+)
+series = Table(
+    "series",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("studies.id"), nullable=False),
+    Column("series_instance_uid", String(64), nullable=False),
+    _text("modality"),
+    _text("series_number"),
+    _text("series_description"),
+    _text("body_part_examined"),
+    _text("series_date"),
+    _text("series_time"),
+    _text("station_name"),
+    _text("manufacturer"),
+    _number("instance_count"),
+    # The queryable header of its first instance: what rarer query keys are answered from.
+    Column("header", LargeBinary, nullable=False),
+    UniqueConstraint("study", "series_instance_uid"),
+    Index(None, "series_instance_uid"),
+)
+admissions = Table(
+    "admissions",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("studies.id"), nullable=False),
+    Column("digest", LargeBinary(32), nullable=False),
+    _text("station"),
+    _text("patient_id"),
+    _text("issuer_of_patient_id"),
+    _text("patient_name"),
+    _text("patient_birth_date"),
+    _text("accession_number"),
+    _number("verification"),
+    _text("reason"),
+    _number("update_time"),
+    UniqueConstraint("study", "digest"),
+    Index("ix_admissions_verification", "verification", "id"),
+)
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("studies.id"), nullable=False, index=True),
+    Column("series", Key, ForeignKey("series.id"), nullable=False, index=True),
+    Column("admission", Key, ForeignKey("admissions.id"), nullable=False, index=True),
+    Column("sop_instance_uid", String(64), nullable=False),
+    Column("transfer_syntax_uid", String(64), nullable=False),
+    Column("sha256", LargeBinary(32), nullable=False),
+    _text("sop_class_uid"),
+    _text("instance_number"),
+    _number("sort_number"),
+    _number("rows"),
+    _number("columns"),
+    _number("number_of_frames"),
+    _number("length"),
+    Column("current", Boolean, nullable=False),
+    _number("variant"),
+    _text("defect"),
+    _text("remarks"),
+    _text("calling_ae_title"),
+    _number("receive_time"),
+    UniqueConstraint("sop_instance_uid", "transfer_syntax_uid", "sha256"),
+)
+locations = Table(
+    "locations",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("instance", Key, ForeignKey("instances.id"), nullable=False, index=True),
+    Column("store_id", String(64), nullable=False),
+    Column("study_hash", String(32), nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    _number("residence"),
+    UniqueConstraint("store_id", "study_hash", "generation", "sequence"),
+)
+marks = Table(
+    "marks",
+    metadata,
+    Column("store_id", String(64), primary_key=True),
+    Column("study_hash", String(32), primary_key=True),
+    Column("generation", BigInteger, primary_key=True),
+    _number("registered"),
+)
+history = Table(
+    "history",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("studies.id"), nullable=False),
+    _text("axis"),
+    _text("from_state"),
+    _text("to_state"),
+    _text("reason"),
+    _text("actor"),
+    _number("time"),
+    _number("version"),
+    Index(None, "study", "id"),
+)
+corrections = Table(
+    "corrections",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study", Key, ForeignKey("studies.id"), nullable=False),
+    _text("keyword"),
+    _text("original_value"),
+    _text("value"),
+    _text("source"),
+    _text("actor"),
+    _number("time"),
+    Column("in_force", Boolean, nullable=False),
+    Index(None, "study", "id"),
+)
+stores = Table(
+    "stores",
+    metadata,
+    Column("store_id", String(64), primary_key=True),
+    _number("kind"),
+    _text("target"),
+    Column("epoch", LargeBinary(16), nullable=False),
+    _number("free_bytes"),
+    Column("accepting", Boolean, nullable=False),
+    _number("unregistered"),
+    _number("heartbeat_time"),
+)
+placements = Table(
+    "placements",
+    metadata,
+    Column("study_instance_uid", String(64), primary_key=True),
+    Column("store_id", String(64), nullable=False),
+    _number("time"),
+    Index(None, "store_id", "time"),
+)
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("kind", String(64), nullable=False),
+    Column("key", String(256), nullable=False),
+    _text("payload"),
+    _number("state"),
+    _number("attempt"),
+    _number("max_attempts"),
+    _text("owner"),
+    _number("fence"),
+    _number("lease_until"),
+    _number("due_time"),
+    _text("reason"),
+    _text("message"),
+    Index(None, "kind", "state", "due_time"),
+    # One live job of a kind about a thing.
+    Index(
+        "uq_jobs_live",
+        "kind",
+        "key",
+        unique=True,
+        sqlite_where=text("state IN (1, 2)"),
+        postgresql_where=text("state IN (1, 2)"),
+    ),
+)
+# One row, locked by every transaction that takes a revision: so they become visible in order.
+feed = Table("feed", metadata, Column("id", Integer, primary_key=True), _number("revision"), _number("oldest"))
+changes = Table(
+    "changes",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    _text("kind"),
+    _text("key"),
+    _number("time"),
+)
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("topic", String(64), nullable=False),
+    Column("key", String(256), nullable=False),
+    _text("payload"),
+    _number("attempts"),
+    _number("next_time"),
+    _text("error"),
+    Index(None, "topic", "key", "id"),
+)
+users = Table(
+    "users",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    _text("display_name"),
+    _number("role"),
+    _text("password_hash"),
+    _number("create_time"),
+    _number("last_sign_in_time"),
+)
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", LargeBinary(32), primary_key=True),
+    _text("session_id"),
+    Column("user_name", String(64), nullable=False, index=True),
+    _number("expire_time", index=True),
+)
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _number("time"),
+    _text("action"),
+    _text("actor"),
+    _text("source_address"),
+    _text("outcome"),
+    _text("object"),
+    _text("detail"),
+    Index(None, "action", "id"),
+    Index(None, "actor", "id"),
+    Index(None, "object", "id"),
+)

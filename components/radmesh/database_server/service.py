@@ -1,0 +1,688 @@
+"""The gRPC edge: parse, call, answer."""
+
+from collections.abc import Iterator
+from datetime import UTC, timedelta
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.database.v1 import database_pb2 as pb
+from radmesh.database_server.accounts import Accounts
+from radmesh.database_server.engine import micros, time_of
+from radmesh.database_server.feed import Feed
+from radmesh.database_server.jobs import Jobs
+from radmesh.database_server.placement import Placement
+from radmesh.database_server.queries import Queries, StudyFilter, Viewer, page_size
+from radmesh.database_server.registry import Record, Registry, clean
+from radmesh.database_server.statuses import Statuses
+from radmesh.runtime.clock import Clock
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.rpc import Call
+from radmesh.runtime.security import Credentials
+
+TICKET_SECONDS: Final = 60
+_WAIT_SECONDS: Final = 2.0
+_SPOOL_KIND: Final = 2
+
+
+def _invalid(field: str, rule: str) -> RadmeshError:
+    return RadmeshError("FIELD_INVALID", f"{field}: {rule}", metadata={"field": field, "rule": rule})
+
+
+def _stamp(value: int) -> Timestamp | None:
+    """Return a message's time from a table's; None (unset) for 0."""
+    if not value:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(time_of(value))
+    return stamp
+
+
+def _reference(row: Any) -> common_pb2.ObjectReference:
+    return common_pb2.ObjectReference(
+        store_id=row["store_id"], study_hash=row["study_hash"], generation=row["generation"], sequence=row["sequence"]
+    )
+
+
+class RegistryService:
+    """database.v1.RegistryService."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def RegisterInstances(self, request: pb.RegisterInstancesRequest, _call: Call) -> pb.RegisterInstancesResponse:
+        """Make stored objects known."""
+        if not 1 <= len(request.records) <= 256:
+            raise _invalid("records", "1 to 256")
+        outcomes, revision = self._registry.register([self._record(record) for record in request.records])
+        return pb.RegisterInstancesResponse(
+            registrations=[pb.Registration(outcome=o, variant=v) for o, v in outcomes],  # type: ignore[arg-type]
+            revision=revision,
+        )
+
+    @staticmethod
+    def _record(r: pb.InstanceRecord) -> Record:
+        for field, value in (
+            ("identity.sop_instance_uid", r.identity.sop_instance_uid),
+            ("identity.transfer_syntax_uid", r.identity.transfer_syntax_uid),
+            ("study_instance_uid", r.study_instance_uid),
+            ("series_instance_uid", r.series_instance_uid),
+        ):
+            if not 1 <= len(value) <= 64 or "\0" in value:
+                raise _invalid(field, "1 to 64 characters")
+        if len(r.identity.sha256) != 32 or len(r.admission_key) != 32:
+            raise _invalid("identity.sha256, admission_key", "32 bytes")
+        if len(r.header) > 262_144:
+            raise _invalid("header", "at most 262,144 bytes")
+        spool = r.object.store_id.startswith("spool")
+        return Record(
+            store_id=r.object.store_id,
+            study_hash=r.object.study_hash,
+            generation=r.object.generation,
+            sequence=r.object.sequence,
+            sop_instance_uid=r.identity.sop_instance_uid,
+            transfer_syntax_uid=r.identity.transfer_syntax_uid,
+            sha256=r.identity.sha256,
+            length=r.length,
+            header=r.header,
+            study_instance_uid=r.study_instance_uid,
+            series_instance_uid=r.series_instance_uid,
+            sop_class_uid=r.sop_class_uid,
+            calling_ae_title=r.calling_ae_title,
+            admission_key=r.admission_key,
+            verification=r.verification or common_pb2.VERIFICATION_STATE_NOT_REQUIRED,
+            receive_time=micros(r.receive_time.ToDatetime(tzinfo=UTC)),
+            remarks=tuple(r.remarks),
+            residence=common_pb2.RESIDENCE_SPOOL if spool else common_pb2.RESIDENCE_CACHE,
+        )
+
+    def UpdateInstances(self, request: pb.UpdateInstancesRequest, _call: Call) -> pb.UpdateInstancesResponse:
+        """Take over what stores found out later."""
+        if not 1 <= len(request.updates) <= 256:
+            raise _invalid("updates", "1 to 256")
+        self._registry.update(
+            [
+                {
+                    "store_id": u.object.store_id,
+                    "study_hash": u.object.study_hash,
+                    "generation": u.object.generation,
+                    "sequence": u.object.sequence,
+                    "residence": u.residence,
+                    "defect": u.defect,
+                    "removed": u.removed,
+                }
+                for u in request.updates
+            ]
+        )
+        return pb.UpdateInstancesResponse()
+
+    def Heartbeat(self, request: pb.HeartbeatRequest, _call: Call) -> pb.HeartbeatResponse:
+        """Remember that a store lives."""
+        if not 1 <= len(request.store_id) <= 64 or len(request.epoch) != 16:
+            raise _invalid("store_id, epoch", "1 to 64 characters, 16 bytes")
+        self._registry.heartbeat(
+            {
+                "store_id": request.store_id,
+                "kind": request.kind,
+                "target": request.target,
+                "epoch": request.epoch,
+                "free_bytes": min(request.free_bytes, 1 << 62),
+                "accepting": request.accepting,
+                "unregistered": min(request.unregistered, 1 << 62),
+            }
+        )
+        answer = pb.HeartbeatResponse()
+        answer.timeout.FromTimedelta(timedelta(seconds=self._registry.store_timeout))
+        return answer
+
+    def ListStores(self, _request: pb.ListStoresRequest, _call: Call) -> pb.ListStoresResponse:
+        """List every store."""
+        return pb.ListStoresResponse(
+            stores=[
+                pb.Store(
+                    store_id=s["store_id"],
+                    kind=s["kind"],
+                    target=s["target"],
+                    epoch=bytes(s["epoch"]),
+                    free_bytes=s["free_bytes"],
+                    accepting=s["accepting"],
+                    unregistered=s["unregistered"],
+                    heartbeat_time=_stamp(s["heartbeat_time"]),
+                    alive=s["alive"],
+                )
+                for s in self._registry.stores()
+            ]
+        )
+
+    def WaitRegistered(self, request: pb.WaitRegisteredRequest, _call: Call) -> pb.WaitRegisteredResponse:
+        """Wait for registrations."""
+        if len(request.marks) > 1024:
+            raise _invalid("marks", "at most 1,024")
+        wanted = [(m.store_id, m.study_hash, m.generation, m.sequence) for m in request.marks]
+        late = self._registry.wait_registered(wanted, _WAIT_SECONDS)
+        return pb.WaitRegisteredResponse(
+            missing=[
+                common_pb2.CommitMark(store_id=a, study_hash=b, generation=c, sequence=d) for a, b, c, d in late
+            ]
+        )
+
+
+class PlacementService:
+    """database.v1.PlacementService."""
+
+    def __init__(self, placement: Placement, feed: Feed, credentials: Credentials, clock: Clock) -> None:
+        self._placement = placement
+        self._feed = feed
+        self._credentials = credentials
+        self._clock = clock
+
+    def PlaceStudy(self, request: pb.PlaceStudyRequest, _call: Call) -> pb.PlaceStudyResponse:
+        """Place a study and sign a ticket."""
+        from radmesh.dicom.admission import AdmissionKey  # noqa: PLC0415 - the key's digest alone
+
+        k = request.admission_key
+        if not 1 <= len(k.study_instance_uid) <= 64:
+            raise _invalid("admission_key.study_instance_uid", "1 to 64 characters")
+        store = self._placement.place(k.study_instance_uid, request.avoid_store_id)
+        key = AdmissionKey(
+            k.station,
+            k.study_instance_uid,
+            k.patient_id,
+            k.issuer_of_patient_id,
+            k.patient_name,
+            k.patient_birth_date,
+            k.accession_number,
+        )
+        ticket = common_pb2.Ticket(
+            issuer="database-server",
+            store_id=store["store_id"],
+            target=store["target"],
+            epoch=bytes(store["epoch"]),
+            admission_key=key.digest(),
+            study_instance_uid=k.study_instance_uid,
+            verification=request.verification or common_pb2.VERIFICATION_STATE_NOT_REQUIRED,
+            revision=self._feed.revision(),
+        )
+        ticket.expire_time.FromDatetime(self._clock.now() + timedelta(seconds=TICKET_SECONDS))
+        payload = ticket.SerializeToString()
+        return pb.PlaceStudyResponse(
+            ticket=common_pb2.SignedTicket(payload=payload, signature=self._credentials.ticket_sign(payload))
+        )
+
+
+def _study(row: Any) -> pb.Study:
+    return pb.Study(
+        study_instance_uid=row["study_instance_uid"],
+        patient_id=row["patient_id"],
+        issuer_of_patient_id=row["issuer_of_patient_id"],
+        patient_name=row["patient_name"],
+        patient_birth_date=row["patient_birth_date"],
+        patient_sex=row["patient_sex"],
+        accession_number=row["accession_number"],
+        study_date=row["study_date"],
+        study_time=row["study_time"],
+        study_id=row["study_id"],
+        study_description=row["study_description"],
+        referring_physician_name=row["referring_physician_name"],
+        modalities=row["modalities"],
+        series_count=row["series_count"],
+        instance_count=row["instance_count"],
+        bytes=row["bytes"],
+        verification=row["verification"],
+        verification_reason=row["verification_reason"],
+        acquisition=row["acquisition"],
+        reading=row["reading"],
+        domain=row["domain"],
+        first_receive_time=_stamp(row["first_receive_time"]),
+        last_receive_time=_stamp(row["last_receive_time"]),
+        version=row["version"],
+        stations=row["stations"],
+        defective_count=row["defective_count"],
+        variant_count=row["variant_count"],
+        corrected=row["corrected"],
+    )
+
+
+class QueryService:
+    """database.v1.QueryService."""
+
+    def __init__(self, queries: Queries, clock: Clock, store_timeout: float) -> None:
+        self._queries = queries
+        self._clock = clock
+        self._store_timeout = store_timeout
+
+    def FindStudies(self, request: pb.FindStudiesRequest, _call: Call) -> pb.FindStudiesResponse:
+        """Find studies."""
+        r = request
+        if len(r.study_instance_uids) > 1000:
+            raise _invalid("study_instance_uids", "at most 1,000")
+        for field in ("study_date_from", "study_date_to"):
+            value = getattr(r, field)
+            if value and not (len(value) == 8 and value.isdecimal()):
+                raise _invalid(field, "YYYYMMDD")
+        wanted = StudyFilter(
+            patient_id=r.patient_id,
+            issuer_of_patient_id=r.issuer_of_patient_id,
+            patient_name=r.patient_name,
+            accession_number=r.accession_number,
+            study_instance_uids=tuple(r.study_instance_uids),
+            study_date_from=r.study_date_from,
+            study_date_to=r.study_date_to,
+            modalities=tuple(r.modalities),
+            study_description=r.study_description,
+            verification=r.verification,
+            reading=r.reading,
+            acquisition=r.acquisition,
+            viewer=Viewer(r.viewer_station, r.include_held),
+        )
+        rows, token = self._queries.studies(wanted, page_size(r.page_size, 100, 1000), r.page_token)
+        return pb.FindStudiesResponse(studies=map(_study, rows), next_page_token=token)
+
+    def GetStudy(self, request: pb.GetStudyRequest, _call: Call) -> pb.StudyDetail:
+        """Return a study with its series."""
+        viewer = Viewer(request.viewer_station, request.include_held)
+        row = self._queries.study(request.study_instance_uid, viewer)
+        return pb.StudyDetail(
+            study=_study(row),
+            series=[
+                pb.Series(
+                    series_instance_uid=s["series_instance_uid"],
+                    modality=s["modality"],
+                    series_number=s["series_number"],
+                    series_description=s["series_description"],
+                    body_part_examined=s["body_part_examined"],
+                    series_date=s["series_date"],
+                    series_time=s["series_time"],
+                    station_name=s["station_name"],
+                    manufacturer=s["manufacturer"],
+                    instance_count=s["instance_count"],
+                )
+                for s in self._queries.series(row, viewer)
+            ],
+        )
+
+    def FindInstances(self, request: pb.FindInstancesRequest, _call: Call) -> pb.FindInstancesResponse:
+        """List instances."""
+        rows, token = self._queries.instances(
+            request.study_instance_uid,
+            series_instance_uid=request.series_instance_uid,
+            sop_instance_uid=request.sop_instance_uid,
+            viewer=Viewer(request.viewer_station, request.include_held),
+            variants=request.include_variants,
+            size=page_size(request.page_size, 1000, 5000),
+            token=request.page_token,
+        )
+        return pb.FindInstancesResponse(instances=map(self._instance, rows), next_page_token=token)
+
+    def _instance(self, row: Any) -> pb.Instance:
+        oldest = micros(self._clock.now()) - int(self._store_timeout * 1e6)
+        return pb.Instance(
+            identity=common_pb2.ContentIdentity(
+                sop_instance_uid=row["sop_instance_uid"],
+                transfer_syntax_uid=row["transfer_syntax_uid"],
+                sha256=bytes(row["sha256"]),
+            ),
+            series_instance_uid=row["series_instance_uid"],
+            sop_class_uid=row["sop_class_uid"],
+            instance_number=row["instance_number"],
+            rows=row["rows"],
+            columns=row["columns"],
+            number_of_frames=min(row["number_of_frames"], (1 << 31) - 1),
+            length=row["length"],
+            current=row["current"],
+            variant=row["variant"],
+            defect=row["defect"],
+            verification=row["verification"],
+            calling_ae_title=row["calling_ae_title"],
+            receive_time=_stamp(row["receive_time"]),
+            remarks=row["remarks"].split("\n") if row["remarks"] else (),
+            locations=[
+                pb.Location(
+                    object=_reference(place),
+                    residence=place["residence"],
+                    target=place["target"] if (place["heartbeat_time"] or 0) >= oldest else "",
+                )
+                for place in row["locations"]
+            ],
+        )
+
+    def FindPatients(self, request: pb.FindPatientsRequest, _call: Call) -> pb.FindPatientsResponse:
+        """Find patients."""
+        rows, token = self._queries.patients(
+            request.patient_id,
+            request.issuer_of_patient_id,
+            request.patient_name,
+            Viewer(request.viewer_station, request.include_held),
+            page_size(request.page_size, 100, 1000),
+            request.page_token,
+        )
+        return pb.FindPatientsResponse(
+            patients=[
+                pb.Patient(
+                    patient_id=p["patient_id"],
+                    issuer_of_patient_id=p["issuer_of_patient_id"],
+                    patient_name=p["patient_name"],
+                    patient_birth_date=p["patient_birth_date"],
+                    patient_sex=p["patient_sex"],
+                    study_count=p["study_count"],
+                )
+                for p in rows
+            ],
+            next_page_token=token,
+        )
+
+
+class StudyService:
+    """database.v1.StudyService."""
+
+    def __init__(self, statuses: Statuses, queries: Queries) -> None:
+        self._statuses = statuses
+        self._queries = queries
+
+    def _all(self, uid: str) -> pb.Study:
+        return _study(self._queries.study(uid, Viewer(include_held=True)))
+
+    def SetStatus(self, request: pb.SetStatusRequest, call: Call) -> pb.Study:
+        """Move one axis."""
+        asked = [(name, getattr(request, name)) for name in ("acquisition", "verification", "reading")]
+        moves = [(name, value) for name, value in asked if value]
+        if len(moves) != 1:
+            raise _invalid("acquisition, verification, reading", "exactly one of them")
+        self._statuses.move(
+            request.study_instance_uid,
+            *moves[0],
+            reason=request.reason,
+            expected_version=request.expected_version,
+            actor=request.actor or call.caller,
+        )
+        return self._all(request.study_instance_uid)
+
+    def ListHistory(self, request: pb.ListHistoryRequest, _call: Call) -> pb.ListHistoryResponse:
+        """List moves."""
+        rows, token = self._statuses.history(
+            request.study_instance_uid, page_size(request.page_size, 100, 1000), request.page_token
+        )
+        answer = pb.ListHistoryResponse(next_page_token=token)
+        for row in rows:
+            entry = answer.entries.add(
+                axis=row["axis"],
+                to=row["to_state"],
+                reason=row["reason"],
+                actor=row["actor"],
+                time=_stamp(row["time"]),
+                version=row["version"],
+            )
+            setattr(entry, "from", row["from_state"])
+        return answer
+
+    def SetHold(self, request: pb.SetHoldRequest, call: Call) -> pb.SetHoldResponse:
+        """Set the verification of an admission key."""
+        count, revision = self._statuses.set_hold(
+            request.study_instance_uid,
+            request.admission_key,
+            request.verification,
+            request.reason,
+            request.actor or call.caller,
+        )
+        return pb.SetHoldResponse(instance_count=count, revision=revision)
+
+    def ListAdmissions(self, request: pb.ListAdmissionsRequest, _call: Call) -> pb.ListAdmissionsResponse:
+        """List admissions."""
+        rows, token = self._statuses.admissions(
+            request.study_instance_uid,
+            request.verification,
+            page_size(request.page_size, 100, 1000),
+            request.page_token,
+        )
+        return pb.ListAdmissionsResponse(
+            admissions=[
+                pb.Admission(
+                    admission_key_digest=bytes(row["digest"]),
+                    admission_key=common_pb2.AdmissionKey(
+                        station=row["station"],
+                        study_instance_uid=row["study_instance_uid"],
+                        patient_id=row["patient_id"],
+                        issuer_of_patient_id=row["issuer_of_patient_id"],
+                        patient_name=row["patient_name"],
+                        patient_birth_date=row["patient_birth_date"],
+                        accession_number=row["accession_number"],
+                    ),
+                    verification=row["verification"],
+                    reason=row["reason"],
+                    instance_count=row["instance_count"],
+                    update_time=_stamp(row["update_time"]),
+                )
+                for row in rows
+            ],
+            next_page_token=token,
+        )
+
+    def SetCorrection(self, request: pb.SetCorrectionRequest, call: Call) -> pb.Study:
+        """Lay corrected values over demographics."""
+        self._statuses.correct(
+            request.study_instance_uid,
+            dict(request.values),
+            source=request.source,
+            expected_version=request.expected_version,
+            actor=request.actor or call.caller,
+        )
+        return self._all(request.study_instance_uid)
+
+    def ListCorrections(self, request: pb.ListCorrectionsRequest, _call: Call) -> pb.ListCorrectionsResponse:
+        """List corrections."""
+        rows, token = self._statuses.corrections(
+            request.study_instance_uid, page_size(request.page_size, 100, 1000), request.page_token
+        )
+        return pb.ListCorrectionsResponse(
+            corrections=[
+                pb.Correction(
+                    keyword=row["keyword"],
+                    original_value=row["original_value"],
+                    value=row["value"],
+                    source=row["source"],
+                    actor=row["actor"],
+                    time=_stamp(row["time"]),
+                    in_force=row["in_force"],
+                )
+                for row in rows
+            ],
+            next_page_token=token,
+        )
+
+
+def _job(row: Any) -> pb.Job:
+    return pb.Job(
+        id=row["id"],
+        kind=row["kind"],
+        key=row["key"],
+        payload=row["payload"],
+        state=row["state"],
+        attempt=row["attempt"],
+        owner=row["owner"],
+        fence=row["fence"],
+        lease_expire_time=_stamp(row["lease_until"]),
+        due_time=_stamp(row["due_time"]),
+        reason=row["reason"],
+        message=row["message"],
+    )
+
+
+class JobService:
+    """database.v1.JobService."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    @staticmethod
+    def _lease(duration: Any) -> timedelta:
+        lease: timedelta = duration.ToTimedelta()
+        if not timedelta(seconds=1) <= lease <= timedelta(hours=1):
+            raise _invalid("lease", "1 s to 1 h")
+        return lease
+
+    def EnqueueJob(self, request: pb.EnqueueJobRequest, _call: Call) -> pb.Job:
+        """Add a job."""
+        return _job(
+            self._jobs.enqueue(
+                request.kind, request.key, request.payload, request.delay.ToTimedelta(), request.max_attempts
+            )
+        )
+
+    def LeaseJobs(self, request: pb.LeaseJobsRequest, call: Call) -> pb.LeaseJobsResponse:
+        """Take jobs."""
+        if not 1 <= request.count <= 100:
+            raise _invalid("count", "1 to 100")
+        rows = self._jobs.lease(
+            request.kinds, clean(request.owner or call.instance, 128), request.count, self._lease(request.lease)
+        )
+        return pb.LeaseJobsResponse(jobs=map(_job, rows))
+
+    def RenewJob(self, request: pb.RenewJobRequest, _call: Call) -> pb.Job:
+        """Prolong a lease."""
+        return _job(self._jobs.renew(request.id, request.fence, self._lease(request.lease)))
+
+    def FinishJob(self, request: pb.FinishJobRequest, _call: Call) -> pb.Job:
+        """End a job."""
+        return _job(
+            self._jobs.finish(
+                request.id,
+                request.fence,
+                request.state,
+                request.retry_delay.ToTimedelta(),
+                clean(request.reason),
+                clean(request.message),
+            )
+        )
+
+    def ListJobs(self, request: pb.ListJobsRequest, _call: Call) -> pb.ListJobsResponse:
+        """List jobs."""
+        rows, token = self._jobs.list(
+            request.kind, request.state, page_size(request.page_size, 100, 1000), request.page_token
+        )
+        return pb.ListJobsResponse(jobs=map(_job, rows), next_page_token=token)
+
+
+class FeedService:
+    """database.v1.FeedService."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    def Watch(self, request: pb.WatchRequest, call: Call) -> Iterator[pb.Change]:
+        """Stream changes."""
+        for change in self._feed.watch(request.from_revision, tuple(request.kinds), call.is_active):
+            message = pb.Change(revision=change.revision, kind=change.kind, key=change.key)
+            message.time.FromDatetime(change.time)
+            yield message
+
+
+def _user(row: Any) -> pb.User:
+    return pb.User(
+        name=row["name"],
+        display_name=row["display_name"],
+        role=row["role"],
+        create_time=_stamp(row["create_time"]),
+        last_sign_in_time=_stamp(row["last_sign_in_time"]),
+    )
+
+
+def _session(row: Any, token: str = "") -> pb.Session:
+    return pb.Session(
+        token=token,
+        user=_user(row["user"]),
+        expire_time=_stamp(row["expire_time"]),
+        session_id=row["session_id"],
+    )
+
+
+class AccountService:
+    """database.v1.AccountService."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+
+    def SignIn(self, request: pb.SignInRequest, _call: Call) -> pb.Session:
+        """Check a password."""
+        token, session = self._accounts.sign_in(request.name, request.password)
+        return _session(session, token)
+
+    def GetSession(self, request: pb.GetSessionRequest, _call: Call) -> pb.Session:
+        """Return a token's session."""
+        return _session(self._accounts.session(request.token))
+
+    def SignOut(self, request: pb.SignOutRequest, _call: Call) -> pb.SignOutResponse:
+        """End a session."""
+        self._accounts.sign_out(request.token)
+        return pb.SignOutResponse()
+
+    def CreateUser(self, request: pb.CreateUserRequest, _call: Call) -> pb.User:
+        """Add a user."""
+        return _user(
+            self._accounts.create(request.name, request.display_name, request.role or pb.ROLE_NONE, request.password)
+        )
+
+    def UpdateUser(self, request: pb.UpdateUserRequest, _call: Call) -> pb.User:
+        """Change a user."""
+        display_name = request.display_name if request.HasField("display_name") else None
+        return _user(
+            self._accounts.update(
+                request.name, display_name=display_name, role=request.role, password=request.password
+            )
+        )
+
+    def DeleteUser(self, request: pb.DeleteUserRequest, _call: Call) -> pb.DeleteUserResponse:
+        """Remove a user."""
+        self._accounts.delete(request.name)
+        return pb.DeleteUserResponse()
+
+    def ListUsers(self, request: pb.ListUsersRequest, _call: Call) -> pb.ListUsersResponse:
+        """List users."""
+        rows, token = self._accounts.users(page_size(request.page_size, 100, 1000), request.page_token)
+        return pb.ListUsersResponse(users=map(_user, rows), next_page_token=token)
+
+    def AppendAudit(self, request: pb.AppendAuditRequest, _call: Call) -> pb.AppendAuditResponse:
+        """Add audit events."""
+        if not 1 <= len(request.events) <= 1000:
+            raise _invalid("events", "1 to 1,000")
+        self._accounts.append_audit(
+            [
+                {
+                    "time": micros(e.time.ToDatetime(tzinfo=UTC)),
+                    "action": clean(e.action, 64),
+                    "actor": clean(e.actor, 128),
+                    "source_address": clean(e.source_address, 64),
+                    "outcome": clean(e.outcome, 64),
+                    "object": clean(e.object, 128),
+                    "detail": clean(e.detail, 4096),
+                }
+                for e in request.events
+            ]
+        )
+        return pb.AppendAuditResponse()
+
+    def ListAudit(self, request: pb.ListAuditRequest, _call: Call) -> pb.ListAuditResponse:
+        """List audit events."""
+        rows, token = self._accounts.audit(
+            request.action,
+            request.actor,
+            request.object,
+            page_size(request.page_size, 100, 1000),
+            request.page_token,
+        )
+        return pb.ListAuditResponse(
+            events=[
+                pb.AuditEvent(
+                    id=row["id"],
+                    time=_stamp(row["time"]),
+                    action=row["action"],
+                    actor=row["actor"],
+                    source_address=row["source_address"],
+                    outcome=row["outcome"],
+                    object=row["object"],
+                    detail=row["detail"],
+                )
+                for row in rows
+            ],
+            next_page_token=token,
+        )

@@ -1,0 +1,357 @@
+"""The three axes of a study's status, holds, and the corrections overlay; each change with its history."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from radmesh.database_server.engine import Database, micros
+from radmesh.database_server.feed import Feed
+from radmesh.database_server.queries import OVERLAID, Cursor
+from radmesh.database_server.registry import HELD, UNVERIFIED, clean, derive_verification
+from radmesh.database_server.schema import admissions, corrections, history, instances, patients, studies
+from radmesh.runtime.clock import Clock
+from radmesh.runtime.errors import RadmeshError
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An axis: its states by number, and which may follow which."""
+
+    name: str
+    states: tuple[str, ...]
+    moves: Mapping[str, tuple[str, ...]]
+
+
+_ANY_VERIFICATION: Final = ("PENDING", "VERIFIED", "UNVERIFIED", "HELD")
+AXES: Final = {
+    axis.name: axis
+    for axis in (
+        Axis(
+            "acquisition",
+            ("UNSPECIFIED", "SCHEDULED", "STARTED", "COMPLETED", "DISCONTINUED"),
+            {
+                "SCHEDULED": ("STARTED", "COMPLETED", "DISCONTINUED"),
+                "STARTED": ("COMPLETED", "DISCONTINUED"),
+                # Late images open a study again (NG8).
+                "COMPLETED": ("STARTED",),
+                "DISCONTINUED": ("STARTED",),
+            },
+        ),
+        Axis(
+            "verification",
+            ("UNSPECIFIED", "NOT_REQUIRED", "PENDING", "VERIFIED", "UNVERIFIED", "HELD"),
+            {
+                "NOT_REQUIRED": _ANY_VERIFICATION,
+                "PENDING": ("VERIFIED", "UNVERIFIED", "HELD", "NOT_REQUIRED"),
+                "VERIFIED": ("PENDING", "UNVERIFIED", "HELD"),
+                "UNVERIFIED": ("PENDING", "VERIFIED", "HELD"),
+                "HELD": ("PENDING", "VERIFIED", "UNVERIFIED"),
+            },
+        ),
+        Axis(
+            "reading",
+            ("UNSPECIFIED", "NEW", "DICTATED", "TRANSCRIBED", "APPROVED", "ADDENDUM"),
+            {
+                "NEW": ("DICTATED",),
+                "DICTATED": ("TRANSCRIBED", "APPROVED"),
+                "TRANSCRIBED": ("APPROVED", "DICTATED"),
+                "APPROVED": ("ADDENDUM",),
+                "ADDENDUM": ("APPROVED",),
+            },
+        ),
+    )
+}
+
+
+class Statuses:
+    """Moves studies along their axes."""
+
+    def __init__(self, database: Database, feed: Feed, clock: Clock) -> None:
+        self._database = database
+        self._feed = feed
+        self._clock = clock
+
+    def _study(self, connection: sa.Connection, uid: str, expected_version: int = 0) -> Any:
+        query = sa.select(studies).where(studies.c.study_instance_uid == uid)
+        row = connection.execute(query if self._database.sqlite else query.with_for_update()).first()
+        if row is None:
+            raise RadmeshError("STUDY_NOT_FOUND", "there is no such study")
+        if expected_version and row.version != expected_version:
+            raise RadmeshError(
+                "VERSION_CONFLICT",
+                f"the study has changed since (version {row.version}): read it again",
+                metadata={"version": str(row.version)},
+            )
+        return row
+
+    def move(self, uid: str, axis_name: str, to: int, *, reason: str, expected_version: int, actor: str) -> None:
+        """Move one axis.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND, STATUS_ILLEGAL, VERSION_CONFLICT, FIELD_INVALID.
+        """
+        axis = AXES[axis_name]
+        if not 0 < to < len(axis.states):
+            raise RadmeshError("FIELD_INVALID", f"{axis_name}: no such state", metadata={"field": axis_name})
+        if axis_name == "verification" and to in (UNVERIFIED, HELD) and not reason:
+            raise RadmeshError("FIELD_INVALID", "reason: needed for this state", metadata={"field": "reason"})
+
+        def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
+            row = self._study(connection, uid, expected_version)
+            current = getattr(row, axis_name)
+            before, after = axis.states[current], axis.states[to]
+            if current == to:
+                return None, []
+            if after not in axis.moves.get(before, axis.states):
+                allowed = ", ".join(axis.moves[before])
+                raise RadmeshError(
+                    "STATUS_ILLEGAL",
+                    f"{axis_name} cannot go from {before} to {after}: only to {allowed}",
+                    metadata={"axis": axis_name, "from": before, "to": after},
+                )
+            if axis_name == "verification":
+                # Of the whole study: of each of its admissions.
+                connection.execute(
+                    sa.update(admissions)
+                    .where(admissions.c.study == row.id)
+                    .values(verification=to, reason=reason, update_time=micros(self._clock.now()))
+                )
+                self._recount_held(connection, row.id)
+                derive_verification(connection, row.id, actor=actor, now=micros(self._clock.now()))
+                return None, [("hold", uid), ("study", uid)]
+            connection.execute(
+                sa.update(studies).where(studies.c.id == row.id).values(**{axis_name: to}, version=row.version + 1)
+            )
+            self._remember(connection, row.id, axis_name, str(current), str(to), reason, actor, row.version + 1)
+            return None, [("study", uid)]
+
+        self._feed.write(work)
+
+    def _remember(
+        self,
+        connection: sa.Connection,
+        study: int,
+        axis: str,
+        before: str,
+        after: str,
+        reason: str,
+        actor: str,
+        version: int,
+    ) -> None:
+        connection.execute(
+            sa.insert(history).values(
+                study=study,
+                axis=axis,
+                from_state=before,
+                to_state=after,
+                reason=clean(reason),
+                actor=clean(actor),
+                time=micros(self._clock.now()),
+                version=version,
+            )
+        )
+
+    def history(self, uid: str, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
+        """Return a page of moves, oldest first, with the names of the states.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND.
+        """
+        cursor = Cursor(("history", uid))
+        position = cursor.read(token) or [0]
+        with self._database.read() as connection:
+            study = connection.execute(sa.select(studies.c.id).where(studies.c.study_instance_uid == uid)).scalar()
+            if study is None:
+                raise RadmeshError("STUDY_NOT_FOUND", "there is no such study")
+            rows = [
+                dict(row)
+                for row in connection.execute(
+                    sa.select(history)
+                    .where(history.c.study == study, history.c.id > position[0])
+                    .order_by(history.c.id)
+                    .limit(size + 1)
+                ).mappings()
+            ]
+        for row in rows:
+            axis = AXES.get(row["axis"])
+            if axis is not None:
+                row["from_state"], row["to_state"] = (axis.states[int(row[k])] for k in ("from_state", "to_state"))
+        more = len(rows) > size
+        rows = rows[:size]
+        return rows, cursor.write(rows[-1]["id"]) if more else ""
+
+    # -- holds
+
+    def _recount_held(self, connection: sa.Connection, study: int) -> None:
+        held = connection.execute(
+            sa.select(sa.func.count())
+            .select_from(instances)
+            .join(admissions, admissions.c.id == instances.c.admission)
+            .where(instances.c.study == study, instances.c.current, admissions.c.verification == HELD)
+        ).scalar_one()
+        connection.execute(sa.update(studies).where(studies.c.id == study).values(held_count=held))
+
+    def set_hold(self, uid: str, digest: bytes, verification: int, reason: str, actor: str) -> tuple[int, int]:
+        """Set the verification of the instances that share an admission key; return how many, and the revision.
+
+        Raises:
+            RadmeshError: ADMISSION_UNKNOWN, FIELD_INVALID.
+        """
+        if not 0 < verification <= HELD:
+            raise RadmeshError("FIELD_INVALID", "verification: no such state", metadata={"field": "verification"})
+
+        def work(connection: sa.Connection) -> tuple[int, list[tuple[str, str]]]:
+            row = connection.execute(
+                sa.select(admissions.c.id, admissions.c.study, admissions.c.verification, admissions.c.reason)
+                .join(studies, studies.c.id == admissions.c.study)
+                .where(studies.c.study_instance_uid == uid, admissions.c.digest == digest)
+            ).first()
+            if row is None:
+                raise RadmeshError("ADMISSION_UNKNOWN", "the study has no such admission key")
+            self._study(connection, uid)
+            count = connection.execute(
+                sa.select(sa.func.count()).select_from(instances).where(instances.c.admission == row.id)
+            ).scalar_one()
+            if (row.verification, row.reason) == (verification, reason):
+                return count, []
+            now = micros(self._clock.now())
+            connection.execute(
+                sa.update(admissions)
+                .where(admissions.c.id == row.id)
+                .values(verification=verification, reason=clean(reason), update_time=now)
+            )
+            self._recount_held(connection, row.study)
+            derive_verification(connection, row.study, actor=actor, now=now)
+            return count, [("hold", uid)]
+
+        count, revision = self._feed.write(work)
+        return int(count), revision  # type: ignore[call-overload]
+
+    def admissions(self, uid: str, verification: int, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
+        """Return a page of admissions, and the next token."""
+        cursor = Cursor(("admissions", uid, verification))
+        position = cursor.read(token) or [0]
+        conditions = [admissions.c.id > position[0]]
+        if uid:
+            conditions.append(studies.c.study_instance_uid == uid)
+        if verification:
+            conditions.append(admissions.c.verification == verification)
+        count = (
+            sa.select(sa.func.count())
+            .select_from(instances)
+            .where(instances.c.admission == admissions.c.id)
+            .scalar_subquery()
+        )
+        query = (
+            sa.select(admissions, studies.c.study_instance_uid, count.label("instance_count"))
+            .join(studies, studies.c.id == admissions.c.study)
+            .where(*conditions)
+            .order_by(admissions.c.id)
+            .limit(size + 1)
+        )
+        with self._database.read() as connection:
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+        more = len(rows) > size
+        rows = rows[:size]
+        return rows, cursor.write(rows[-1]["id"]) if more else ""
+
+    # -- corrections
+
+    def correct(
+        self, uid: str, values: Mapping[str, str], *, source: str, expected_version: int, actor: str
+    ) -> None:
+        """Lay corrected values over a study's demographics; an empty value takes the correction away.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND, VERSION_CONFLICT, FIELD_INVALID.
+        """
+        unknown = sorted(set(values) - set(OVERLAID))
+        if unknown or not values:
+            raise RadmeshError(
+                "FIELD_INVALID", f"values: keywords are {', '.join(OVERLAID)}", metadata={"field": "values"}
+            )
+
+        def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
+            row = self._study(connection, uid, expected_version)
+            original = connection.execute(
+                sa.select(studies, *(c for c in patients.c if c.name != "id"))
+                .join(patients, patients.c.id == studies.c.patient)
+                .where(studies.c.id == row.id)
+            ).mappings().one()
+            now = micros(self._clock.now())
+            changed = []
+            for keyword, value in sorted(values.items()):
+                in_force = sa.and_(
+                    corrections.c.study == row.id, corrections.c.keyword == keyword, corrections.c.in_force
+                )
+                current = connection.execute(sa.select(corrections.c.value).where(in_force)).scalar()
+                if (current or "") == value:
+                    continue
+                changed.append((keyword, current, value))
+                connection.execute(sa.update(corrections).where(in_force).values(in_force=False))
+                if value:
+                    connection.execute(
+                        sa.insert(corrections).values(
+                            study=row.id,
+                            keyword=keyword,
+                            original_value=original[OVERLAID[keyword]],
+                            value=clean(value),
+                            source=clean(source),
+                            actor=clean(actor),
+                            time=now,
+                            in_force=True,
+                        )
+                    )
+            if not changed:
+                return None, []
+            left = connection.execute(
+                sa.select(corrections.c.id).where(corrections.c.study == row.id, corrections.c.in_force)
+            ).first()
+            connection.execute(
+                sa.update(studies)
+                .where(studies.c.id == row.id)
+                .values(corrected=left is not None, version=row.version + 1)
+            )
+            for keyword, _, value in changed:
+                # The keyword alone: values of patients stay in the corrections table.
+                self._remember(
+                    connection,
+                    row.id,
+                    "correction",
+                    keyword,
+                    "set" if value else "removed",
+                    source,
+                    actor,
+                    row.version + 1,
+                )
+            return None, [("correction", uid)]
+
+        self._feed.write(work)
+
+    def corrections(self, uid: str, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
+        """Return a page of corrections, newest first, and the next token.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND.
+        """
+        cursor = Cursor(("corrections", uid))
+        position = cursor.read(token)
+        with self._database.read() as connection:
+            study = connection.execute(sa.select(studies.c.id).where(studies.c.study_instance_uid == uid)).scalar()
+            if study is None:
+                raise RadmeshError("STUDY_NOT_FOUND", "there is no such study")
+            conditions = [corrections.c.study == study]
+            if position:
+                conditions.append(corrections.c.id < position[0])
+            rows: Sequence[Any] = (
+                connection.execute(
+                    sa.select(corrections).where(*conditions).order_by(corrections.c.id.desc()).limit(size + 1)
+                )
+                .mappings()
+                .all()
+            )
+        more = len(rows) > size
+        page = [dict(row) for row in rows[:size]]
+        return page, cursor.write(page[-1]["id"]) if more else ""
