@@ -223,8 +223,10 @@ class Association:
         """Stop the timer."""
         self._artim_until = 0.0
 
-    def indicate(self, _indication: Indication, _subject: object) -> None:
-        """Nothing to do: the state after an event says what was indicated, and the loop goes on from there."""
+    def indicate(self, indication: Indication, subject: object) -> None:
+        """Note an abort; of the rest the state after the event tells, and the loop goes on from there."""
+        if indication is Indication.ABORT or (indication is Indication.P_ABORT and subject is not None):
+            self._outcome = "aborted"
 
     # The loop
 
@@ -259,7 +261,6 @@ class Association:
             self._machine.handle(Event.EVT18)
         elif self._readable:
             event = self._wire.receive(int(left * 1000), int(left * 1000))
-            self._readable = event[0] != dul.INVALID
             if event[0] != dul.WOKEN:
                 self._dispatch(event)
         else:
@@ -286,6 +287,7 @@ class Association:
         elif kind == dul.CLOSED:
             self._machine.handle(Event.EVT17)
         elif kind == dul.INVALID:
+            self._readable = False
             self._invalid(AbortReason(event[1]), event[2])
         elif established:
             # Idle for too long, or stuck within a PDU, or this process ends.
@@ -303,15 +305,13 @@ class Association:
         except PduError as error:
             self._invalid(error.reason, str(error))
             return
-        if event is Event.EVT16:
-            self._outcome = "aborted"
-        elif self._machine.state is State.STA8:
+        if self._machine.state is State.STA8:
             self._release()
 
     def _invalid(self, reason: AbortReason, text: str) -> None:
         self._log.warning("invalid PDU", address=self._address, state=int(self._machine.state), text=text)
-        self._outcome = "aborted"
         self._machine.handle(Event.EVT19, reason)
+        self._outcome = "aborted"
 
     def _abort(self, outcome: str) -> None:
         self._outcome = outcome

@@ -5,9 +5,9 @@ import time
 import pytest
 from pydicom.uid import UID_dictionary
 
+from radmesh.dicom.uids import VERIFICATION_SOP_CLASS
 from radmesh_gateway_proxy import pdus
 from radmesh_gateway_proxy.negotiation import (
-    VERIFICATION_SOP_CLASS,
     Agreement,
     Negotiator,
     Policy,
