@@ -19,19 +19,31 @@ from radmesh.runtime.security import Credentials
 
 
 class Channels:
-    """The channels of one process, one a target."""
+    """The channels of one process, one a target and service."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self._lock = threading.Lock()
-        self._open: dict[str, grpc.Channel] = {}
+        self._open: dict[tuple[str, str], tuple[float, grpc.Channel]] = {}
+        self._retired: list[grpc.Channel] = []
 
-    def get(self, target: str) -> grpc.Channel:
-        """Return the channel to `target`."""
+    def get(self, target: str, service: ServiceDescriptor | None = None) -> grpc.Channel:
+        """Return the channel to `target`; with `service`, one that repeats what may be repeated.
+
+        gRPC reads a client's certificate once, so a channel whose certificate was renewed is put aside for a new one;
+        what runs on it finishes.
+        """
+        version = 0.0 if target.startswith("unix:") else self._credentials.certificate_version()
+        key = (target, service.full_name if service else "")
         with self._lock:
-            if target not in self._open:
-                self._open[target] = rpc.open_channel(target, self._credentials)
-            return self._open[target]
+            known = self._open.get(key)
+            if known is not None and known[0] == version:
+                return known[1]
+            if known is not None:
+                self._retired.append(known[1])
+            channel = rpc.open_channel(target, self._credentials, service=service)
+            self._open[key] = (version, channel)
+            return channel
 
     def new(self, target: str) -> grpc.Channel:
         """Open a channel with a connection of its own, for a bulk stream; the caller closes it."""
@@ -40,16 +52,18 @@ class Channels:
     def close(self) -> None:
         """Close all."""
         with self._lock:
-            for channel in self._open.values():
+            for channel in (*(channel for _, channel in self._open.values()), *self._retired):
                 channel.close()
             self._open.clear()
+            self._retired.clear()
 
 
 @dataclass(frozen=True)
 class Context:
     """One instance of a component: who it is, where it keeps its data, how it reaches the others.
 
-    `listen` is where its own server listens; `addresses` maps components and instances to gRPC targets.
+    `listen` is where its own server listens, `health_listen` where it tells its health in plaintext too ("" = nowhere);
+    `addresses` maps components and instances to gRPC targets.
     """
 
     component: str
@@ -63,6 +77,7 @@ class Context:
     listen: str
     addresses: Mapping[str, str]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    health_listen: str = ""
     channels: Channels = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,11 +98,12 @@ class Context:
         self, service: ServiceDescriptor, where: str, *, codecs: Mapping[str, rpc.MethodCodec] | None = None
     ) -> Any:
         """Return the calls of `service` at a component, or at a target such as "unix:/…" or "host:port"."""
-        rpc.declare(service)
         target = where if ":" in where else self.target(where)
-        return rpc.Client(self.channels.get(target), service, codecs=codecs)
+        return rpc.Client(lambda: self.channels.get(target, service), service, codecs=codecs)
 
-    def server(self, *, max_workers: int = 64, max_connection_age: float | None = 300.0) -> rpc.Server:
+    def server(
+        self, *, max_workers: int = 64, max_connection_age: float | None = 300.0, health_listen: str = ""
+    ) -> rpc.Server:
         """Return this instance's server; add services, then start it."""
         return rpc.Server(
             listen=self.listen,
@@ -99,6 +115,7 @@ class Context:
             status=self.status,
             max_workers=max_workers,
             max_connection_age=max_connection_age,
+            health_listen=health_listen or self.health_listen,
         )
 
     def worker(self, name: str, step: Any, *, most_pause: float = 5.0) -> Worker:

@@ -99,8 +99,8 @@ class Status:
 class Worker:
     """A named thread that calls `step` again and again.
 
-    `step` returns the seconds to wait before the next call; `wake` cuts the wait short. A `step` that raises is called again
-    after a pause that grows to `most_pause`, with an alarm until it succeeds: a worker never dies silently.
+    `step` returns the seconds to wait before the next call; `wake` cuts the wait short. A `step` that raises is called
+    again after a pause that grows to `most_pause`, with an alarm until it succeeds: a worker never dies silently.
     """
 
     def __init__(

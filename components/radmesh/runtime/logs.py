@@ -9,7 +9,15 @@ from typing import Any, TextIO
 
 # Fields that would name a patient. A log line with one of them is a defect, and is cut, not written.
 FORBIDDEN_FIELDS = frozenset(
-    ("patient_id", "patient_name", "patient_birth_date", "issuer_of_patient_id", "accession_number", "password", "token")
+    (
+        "patient_id",
+        "patient_name",
+        "patient_birth_date",
+        "issuer_of_patient_id",
+        "accession_number",
+        "password",
+        "token",
+    )
 )
 
 

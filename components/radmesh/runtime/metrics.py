@@ -31,7 +31,9 @@ DEFINITIONS: dict[str, Definition] = {
     "radmesh_objects_permanent": Definition("counter", "Objects copied to the permanent tier and verified there."),
     "radmesh_admissions": Definition("counter", "Tickets given, by where they lead.", ("kind",)),
     "radmesh_rejects": Definition("counter", "Objects that could not be stored as DICOM, by reason.", ("reason",)),
-    "radmesh_worker_failures": Definition("counter", "Times a background worker failed and was started again.", ("worker",)),
+    "radmesh_worker_failures": Definition(
+        "counter", "Times a background worker failed and was started again.", ("worker",)
+    ),
 }
 
 

@@ -1,8 +1,9 @@
 """Every reason an error can have: one table for gRPC, DIMSE, HTTP and docs/errors.md.
 
-Callers branch on the reason, never on the text. `dimse_status` is the status of a C-STORE that fails for the reason (PS3.4
-B.2.3: A7xx out of resources, A9xx data set does not match SOP class, Cxxx cannot understand).
+Callers branch on the reason, never on the text. `dimse_status` is the status of a C-STORE that fails for the reason
+(PS3.4 B.2.3: A7xx out of resources, A9xx data set does not match SOP class, Cxxx cannot understand).
 """
+# ruff: noqa: E501 - a row of the table is a line
 
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ _OUT_OF_RESOURCES = 0xA700
 _MISMATCH = 0xA900
 _CANNOT_UNDERSTAND = 0xC000
 
+# fmt: off
 REASONS: dict[str, Reason] = {
     row[0]: Reason(*row)
     for row in (
@@ -44,6 +46,7 @@ REASONS: dict[str, Reason] = {
         ("STARTING", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "try again in a moment"),
         ("DRAINING", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "try again in a moment"),
         ("TOO_MANY_CALLS", Code.RESOURCE_EXHAUSTED, _OUT_OF_RESOURCES, 429, "try again later, or raise the limit"),
+        ("MESSAGE_TOO_LARGE", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 413, "send or ask for less at once: a message has 4 MiB at most"),
         ("PEER_UNAVAILABLE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "see 'radmesh status'; the component restarts by itself"),
         ("PEER_TIMEOUT", Code.DEADLINE_EXCEEDED, _OUT_OF_RESOURCES, 504, "see 'radmesh status'; the component is overloaded or stuck"),
         ("CANCELLED", Code.CANCELLED, _OUT_OF_RESOURCES, 499, "the caller ended the call"),
@@ -117,6 +120,7 @@ REASONS: dict[str, Reason] = {
         ("LAST_ADMINISTRATOR", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "make another administrator first"),
     )
 }
+# fmt: on
 
 # Reasons for statuses that carry none: from a proxy between, or from gRPC itself.
 BY_CODE = {
@@ -142,6 +146,7 @@ def document() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {r.name} | {r.code.name} | 0x{r.dimse_status:04X} | {r.http_status} | {r.remedy} |" for r in REASONS.values()
+        f"| {r.name} | {r.code.name} | 0x{r.dimse_status:04X} | {r.http_status} | {r.remedy} |"
+        for r in REASONS.values()
     ]
     return "\n".join(lines) + "\n"

@@ -1,24 +1,27 @@
 """gRPC servers and channels of the mesh: identity, allow lists, errors, deadlines, health.
 
-Servers are built from the service descriptors: the options `callers` and `roles` of each method (common/v1/access.proto) are the
-allow list, so that what is written in the protos is what is enforced.
+Servers are built from the service descriptors: the options `callers` and `roles` of each method
+(common/v1/access.proto) are the allow list, so that what is written in the protos is what is enforced.
 """
 
 import json
+import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
@@ -26,6 +29,7 @@ import radmesh
 from radmesh.api.common.v1 import access_pb2, common_pb2
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.health import NOT_SERVING, SERVICE, SERVING, Health
 from radmesh.runtime.lifecycle import State, Status
 from radmesh.runtime.logs import Logger
 from radmesh.runtime.metrics import Metrics
@@ -35,10 +39,15 @@ from radmesh.runtime.security import Credentials, component_of
 DOMAIN = "radmesh"
 DEFAULT_DEADLINE = 10.0
 MAX_MESSAGE = 4 * 1024 * 1024
+# A status travels in HTTP/2 trailers, of which gRPC takes 8 KiB: bytes of its text, of a value, number of values.
+_MAX_TEXT, _MAX_VALUE, _MAX_VALUES = 1000, 200, 10
+_RETRY_AFTER_MS = 200
 _CALLER, _TOKEN = "radmesh-caller", "radmesh-token"
 _KEEPALIVE_SECONDS, _KEEPALIVE_TIMEOUT = 5, 5
+_FOR_EVER = 10 * 365 * 86400
 # MethodOptions.IdempotencyLevel
 _NO_SIDE_EFFECTS, _IDEMPOTENT = 1, 2
+_STATUS = common_pb2.DESCRIPTOR.services_by_name["StatusService"]
 
 Answer = TypeVar("Answer")
 
@@ -68,12 +77,27 @@ class Call:
     @property
     def peer(self) -> str:
         """Address of the other side, such as "127.0.0.1"; empty on a unix socket."""
-        kind, _, rest = str(self.context.peer()).partition(":")
-        return rest.rpartition(":")[0].strip("[]").replace("%5B", "").replace("%5D", "") if kind.startswith("ipv") else ""
+        kind, _, rest = unquote(str(self.context.peer())).partition(":")
+        return rest.rpartition(":")[0].strip("[]") if kind.startswith("ipv") else ""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the caller sent beside the request; of a repeated key the last value."""
+        return {key: value for key, value in self.context.invocation_metadata() if isinstance(value, str)}
 
     def is_active(self) -> bool:
         """Whether the caller still waits."""
         return bool(self.context.is_active())
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds until the caller stops waiting; None if it waits for ever."""
+        seconds = self.context.time_remaining()
+        # gRPC says "for ever" as a time in the far future.
+        return None if seconds is None or seconds > _FOR_EVER else float(seconds)
+
+    def add_callback(self, function: Callable[[], None]) -> bool:
+        """Call `function` when the call has ended, however it ended; return False if it has ended already."""
+        return bool(self.context.add_callback(function))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +114,20 @@ PersonAuthenticator = Callable[[str], Person]
 
 
 def to_status(error: RadmeshError) -> Any:
-    """Return the grpc.Status of an error: one google.rpc.ErrorInfo."""
+    """Return the grpc.Status of an error: one google.rpc.ErrorInfo. Texts that do not fit are cut, never the reason."""
+    metadata = {key: _cut(value, _MAX_VALUE) for key, value in list(error.metadata.items())[:_MAX_VALUES]}
     detail = AnyMessage()
-    detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
-    code = error.code.value[0]
-    return rpc_status.to_status(status_pb2.Status(code=code, message=error.message, details=[detail]))
+    detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
+    status = status_pb2.Status(code=error.code.value[0], message=_cut(error.message, _MAX_TEXT), details=[detail])
+    return rpc_status.to_status(status)
 
 
-def from_rpc_error(error: grpc.RpcError) -> RadmeshError:
-    """Return what the other side said, or what its silence means."""
+def _cut(text: object, most: int) -> str:
+    return str(text).encode(errors="replace")[:most].decode(errors="ignore")
+
+
+def from_rpc_error(error: Exception) -> RadmeshError:
+    """Return what the other side said in a grpc.RpcError, or what its silence means."""
     if not isinstance(error, grpc.Call):
         return RadmeshError("PEER_UNAVAILABLE", "the connection is closed")
     try:
@@ -117,22 +146,26 @@ def from_rpc_error(error: grpc.RpcError) -> RadmeshError:
 
 def callers_of(method: MethodDescriptor) -> tuple[str, ...]:
     """Return the components that may call the method."""
-    return tuple(method.GetOptions().Extensions[access_pb2.callers])
+    options: Any = method.GetOptions()
+    return tuple(options.Extensions[access_pb2.callers])
 
 
 def roles_of(method: MethodDescriptor) -> tuple[str, ...]:
     """Return the roles of persons that may call the method."""
-    return tuple(method.GetOptions().Extensions[access_pb2.roles])
+    options: Any = method.GetOptions()
+    return tuple(options.Extensions[access_pb2.roles])
 
 
-# -- servers --------------------------------------------------------------------------------------------------------------
+# -- servers -----------------------------------------------------------------------------------------------------------
 
 
 class Server:
     """A gRPC server of one component.
 
-    `listen` is "unix:/path" (callers show a token), or "host:port". On TCP callers show a certificate of the cluster, unless
-    `person_authenticator` makes this the clients' door: then a bearer token is looked up, and TLS is `door_tls`.
+    `listen` is "unix:/path" (callers show a token), or "host:port". On TCP callers show a certificate of the cluster,
+    unless `person_authenticator` makes this the clients' door: then a bearer token is looked up, and TLS is `door_tls`.
+    Of `max_workers` calls at once each has a thread; more are refused. `health_listen` is a second, plaintext
+    "host:port" that tells health and nothing else, for who has no certificate, such as a kubelet.
     """
 
     def __init__(
@@ -149,6 +182,7 @@ class Server:
         max_connection_age: float | None = 300.0,
         person_authenticator: PersonAuthenticator | None = None,
         door_tls: tuple[bytes, bytes] | None = None,
+        health_listen: str = "",
     ) -> None:
         self._listen = listen
         self._credentials = credentials
@@ -177,16 +211,20 @@ class Server:
                 ("grpc.max_connection_age_ms", int(max_connection_age * 1000)),
                 ("grpc.max_connection_age_grace_ms", 60_000),
             ]
-        # A stream occupies a thread; a few are kept for the calls that say how the server is.
+        self._max_calls, self._calls = max_workers, 0
+        self._lock = threading.Lock()
+        # A stream occupies a thread; the spare ones tell who comes too much that there is no room. gRPC's own limit
+        # says it without a reason, and is there for a flood only.
         self._pool = ThreadPoolExecutor(max_workers + 8, thread_name_prefix="rpc")
-        self._server = grpc.server(self._pool, options=options, maximum_concurrent_rpcs=max_workers + 8)
-        self._health = health.HealthServicer(
-            experimental_non_blocking=True, experimental_thread_pool=ThreadPoolExecutor(1, thread_name_prefix="health")
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._names.append(health.SERVICE_NAME)
+        self._server = grpc.server(self._pool, options=options, maximum_concurrent_rpcs=max_workers + 1000)
+        self._health = Health()
+        self._health.add_to(self._server)
+        self._names.append(SERVICE)
+        self._health_listen = health_listen
+        self._health_server: grpc.Server | None = None
+        self.health_port = 0
         if person_authenticator is None:
-            self.add(common_pb2.DESCRIPTOR.services_by_name["StatusService"], _StatusService(credentials, status))
+            self.add(_STATUS, _StatusService(credentials, status))
 
     @property
     def target(self) -> str:
@@ -225,21 +263,34 @@ class Server:
             raise RadmeshError(
                 "PORT_IN_USE", f"cannot listen on {self._listen}: choose another port, or stop what has it"
             ) from error
+        if self._health_listen:
+            self._start_health_server()
         self._server.start()
-        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._health.set(("", *self._names), SERVING)
 
-    def _set_health(self, state: Any) -> None:
-        for name in ("", *self._names):
-            self._health.set(name, state)
+    def _start_health_server(self) -> None:
+        server = grpc.server(self._health.pool, options=[("grpc.so_reuseport", 0)])
+        self._health.add_to(server)
+        try:
+            self.health_port = server.add_insecure_port(self._health_listen)
+        except RuntimeError as error:
+            raise RadmeshError("PORT_IN_USE", f"cannot listen on {self._health_listen}: choose another port") from error
+        server.start()
+        self._health_server = server
 
     def drain(self) -> None:
         """Tell the health service's watchers to go elsewhere; calls are still answered."""
-        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._health.set(("", *self._names), NOT_SERVING)
 
     def stop(self, grace: float) -> None:
         """Take no new calls; let those that run finish for `grace` seconds."""
         self.drain()
-        self._server.stop(grace).wait(grace + 5)
+        ended = self._server.stop(grace)
+        self._health.end()
+        ended.wait(grace + 5)
+        if self._health_server is not None:
+            self._health_server.stop(0).wait(5)
+        self._health.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _mutual_tls(self) -> grpc.ServerCredentials:
@@ -249,13 +300,14 @@ class Server:
             key, chain, authority = self._credentials.certificate()
             return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authority)
 
-        def renewed() -> grpc.ServerCertificateConfiguration | None:
+        def renewed() -> Any:
             nonlocal version
             current = self._credentials.certificate_version()
             if current == version:
                 return None
+            fresh = configuration()
             version = current
-            return configuration()
+            return fresh
 
         return grpc.dynamic_ssl_server_credentials(configuration(), renewed, require_client_authentication=True)
 
@@ -268,14 +320,16 @@ class Server:
             if not self._credentials.check_token(instance, metadata.get(_TOKEN, "")):
                 raise RadmeshError("CALLER_UNKNOWN", "the call carries no token of this cluster")
         else:
-            names = [name.decode() for name in context.auth_context().get("x509_subject_alternative_name", ())]
+            peer: Mapping[str, Any] = context.auth_context()
+            names = [name.decode(errors="replace") for name in peer.get("x509_subject_alternative_name", ())]
             instance = next((n.rpartition("/")[2] for n in names if n.startswith("spiffe://radmesh/")), "")
             if not instance:
                 raise RadmeshError("CALLER_UNKNOWN", "the certificate names no component of this cluster")
         component = component_of(instance)
         allowed = callers_of(method)
         if component not in allowed and "*" not in allowed:
-            raise RadmeshError("CALLER_REFUSED", f"{component} may not call {method.full_name}")
+            text = f"{component} may not call {method.full_name}"
+            raise RadmeshError("CALLER_REFUSED", text, metadata={"caller": instance})
         return Call(component, instance, None, context)
 
     def _identify_person(
@@ -293,43 +347,83 @@ class Server:
             raise RadmeshError("ROLE_REFUSED", f"the role {person.role} may not call {method.name}")
         return Call("", "", person, context)
 
+    @contextmanager
+    def _admitted(self, method: MethodDescriptor, context: grpc.ServicerContext) -> Iterator[Call]:
+        """Give the call its place among those that run at once."""
+        call = self._identify(method, context)
+        with self._lock:
+            if self._calls >= self._max_calls and method.containing_service is not _STATUS:
+                raise RadmeshError(
+                    "TOO_MANY_CALLS",
+                    f"{self._max_calls} calls are running: try again later",
+                    metadata={"retry_after_ms": str(_RETRY_AFTER_MS)},
+                )
+            self._calls += 1
+        try:
+            yield call
+        finally:
+            with self._lock:
+                self._calls -= 1
+
+    def _failure(self, error: Exception, method: str, context: grpc.ServicerContext) -> RadmeshError:
+        """Return what the caller is told of an exception."""
+        if isinstance(error, grpc.Call):
+            # Raised by a call that the implementation made.
+            error = from_rpc_error(error)
+        elif isinstance(error, grpc.RpcError):
+            error = RadmeshError("CANCELLED", "the caller left")
+        if not isinstance(error, RadmeshError):
+            incident = secrets.token_hex(4)
+            self._log.exception("rpc failed", error, method=method, incident=incident)
+            return RadmeshError("INTERNAL", f"incident {incident}", metadata={"incident": incident})
+        if error.reason in ("CALLER_UNKNOWN", "CALLER_REFUSED"):
+            self._log.warning(
+                "call refused",
+                method=method,
+                reason=error.reason,
+                caller=error.metadata.get("caller", ""),
+                peer=context.peer(),
+            )
+        return error
+
     def _handler(self, method: MethodDescriptor, implementation: Any, codec: MethodCodec | None) -> Any:
         name = method.full_name
-
-        def failed(error: BaseException, context: grpc.ServicerContext) -> Any:
-            if not isinstance(error, RadmeshError):
-                incident = secrets.token_hex(4)
-                self._log.exception("rpc failed", error, method=name, incident=incident)
-                error = RadmeshError("INTERNAL", f"incident {incident}", metadata={"incident": incident})
-            return error
+        codec = codec or MethodCodec()
+        argument = _argument(method, codec)
+        serialize = codec.response_serializer or GetMessageClass(method.output_type).SerializeToString
 
         def observe(start: float, code: str) -> None:
             self._seconds.labels(name, code).observe(time.perf_counter() - start)
 
         def unary(request: Any, context: grpc.ServicerContext) -> Any:
-            start = time.perf_counter()
+            start, code = time.perf_counter(), "OK"
             try:
-                answer = implementation(request, self._identify(method, context))
+                with self._admitted(method, context) as call:
+                    return _fitting(serialize(implementation(argument(request), call)))
             except Exception as error:  # noqa: BLE001 - mapped to a status
-                failure = failed(error, context)
-                observe(start, failure.reason)
-                context.abort_with_status(to_status(failure))
-            observe(start, "OK")
-            return answer
+                failure = self._failure(error, name, context)
+                code = failure.reason
+            finally:
+                observe(start, code)
+            return context.abort_with_status(to_status(failure))
 
-        def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            start = time.perf_counter()
+        def stream(request: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+            # A caller that leaves ends this generator where it stands.
+            start, code = time.perf_counter(), "CANCELLED"
             try:
-                yield from implementation(request, self._identify(method, context))
-            except grpc.RpcError:
-                # The caller went away while its messages were read: there is nobody to answer.
-                observe(start, "CANCELLED")
-                return
+                with self._admitted(method, context) as call:
+                    for answer in implementation(argument(request), call):
+                        yield _fitting(serialize(answer))
             except Exception as error:  # noqa: BLE001 - mapped to a status
-                failure = failed(error, context)
-                observe(start, failure.reason)
-                context.abort_with_status(to_status(failure))
-            observe(start, "OK")
+                failure = self._failure(error, name, context)
+                code = failure.reason
+            else:
+                # Requests end, without an error, for a caller that has left too.
+                code = "OK" if context.is_active() else "CANCELLED"
+                return
+            finally:
+                observe(start, code)
+            context.abort_with_status(to_status(failure))
 
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,
@@ -337,12 +431,34 @@ class Server:
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[method.client_streaming, method.server_streaming]
-        codec = codec or MethodCodec()
-        return make(
-            stream if method.server_streaming else unary,
-            request_deserializer=codec.request_deserializer or GetMessageClass(method.input_type).FromString,
-            response_serializer=codec.response_serializer or GetMessageClass(method.output_type).SerializeToString,
-        )
+        behaviour: Any = stream if method.server_streaming else unary
+        if method.containing_service is _STATUS:
+            behaviour.experimental_thread_pool = self._health.pool
+        return make(behaviour)
+
+
+def _argument(method: MethodDescriptor, codec: MethodCodec) -> Callable[[Any], Any]:
+    """Return what makes the message, or the iterator of messages, of what gRPC hands over.
+
+    gRPC is given bytes and gives bytes: what it finds wrong with a message it says without a reason.
+    """
+    parse = codec.request_deserializer or GetMessageClass(method.input_type).FromString
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except RadmeshError:
+            raise
+        except Exception as error:
+            raise RadmeshError("FIELD_INVALID", f"the message is no {method.input_type.full_name}") from error
+
+    return (lambda requests: map(read, requests)) if method.client_streaming else read
+
+
+def _fitting(data: bytes) -> bytes:
+    if len(data) > MAX_MESSAGE:
+        raise RadmeshError("MESSAGE_TOO_LARGE", f"a message of {len(data)} bytes is over {MAX_MESSAGE}: ask for less")
+    return data
 
 
 class _StatusService:
@@ -354,8 +470,6 @@ class _StatusService:
 
     def GetStatus(self, _request: common_pb2.GetStatusRequest, _call: Call) -> common_pb2.ComponentStatus:
         """Answer what this process says of itself."""
-        import os  # noqa: PLC0415 - for the pid alone
-
         alarms = self._status.alarms()
         state = self._status.state.value
         answer = common_pb2.ComponentStatus(
@@ -373,14 +487,14 @@ class _StatusService:
         return answer
 
 
-# -- channels -------------------------------------------------------------------------------------------------------------
+# -- channels ----------------------------------------------------------------------------------------------------------
 
 
 class _Identity(
-    grpc.UnaryUnaryClientInterceptor,
-    grpc.UnaryStreamClientInterceptor,
-    grpc.StreamUnaryClientInterceptor,
-    grpc.StreamStreamClientInterceptor,
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg] # generic in the stubs only
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg] # generic in the stubs only
+    grpc.StreamUnaryClientInterceptor,  # type: ignore[type-arg] # generic in the stubs only
+    grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg] # generic in the stubs only
 ):
     """Adds the caller's token to every call (insecure channels take no call credentials)."""
 
@@ -401,9 +515,9 @@ class _Identity(
         """Add the token."""
         return continuation(self._add(details), request)
 
-    intercept_unary_stream = intercept_unary_unary
-    intercept_stream_unary = intercept_unary_unary
-    intercept_stream_stream = intercept_unary_unary
+    intercept_unary_stream = intercept_unary_unary  # type: ignore[assignment]
+    intercept_stream_unary = intercept_unary_unary  # type: ignore[assignment]
+    intercept_stream_stream = intercept_unary_unary  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,8 +530,17 @@ class _Details(grpc.ClientCallDetails):
     compression: Any
 
 
-def open_channel(target: str, credentials: Credentials, *, own_connection: bool = False) -> grpc.Channel:
-    """Open a channel with this instance's identity; `own_connection`: not shared with other channels to the target."""
+def open_channel(
+    target: str,
+    credentials: Credentials,
+    *,
+    service: ServiceDescriptor | None = None,
+    own_connection: bool = False,
+) -> grpc.Channel:
+    """Open a channel with this instance's identity.
+
+    Methods of `service` that may be repeated are. `own_connection`: not shared with other channels to the target.
+    """
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", MAX_MESSAGE),
         ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -430,7 +553,7 @@ def open_channel(target: str, credentials: Credentials, *, own_connection: bool 
         ("grpc.min_reconnect_backoff_ms", 500),
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.enable_retries", 1),
-        ("grpc.service_config", _service_config()),
+        ("grpc.service_config", _service_config(service)),
     ]
     if own_connection:
         options.append(("grpc.use_local_subchannel_pool", 1))
@@ -441,15 +564,12 @@ def open_channel(target: str, credentials: Credentials, *, own_connection: bool 
     return grpc.secure_channel(target, grpc.ssl_channel_credentials(authority, key, chain), options)
 
 
-_methods: list[MethodDescriptor] = []
-
-
-def _service_config() -> str:
+def _service_config(service: ServiceDescriptor | None) -> str:
     """Retries for methods that may be repeated, by their idempotency_level; health checks for replicated targets."""
     names = [
-        {"service": m.containing_service.full_name, "method": m.name}
-        for m in _methods
-        if not m.client_streaming and m.GetOptions().idempotency_level in (_NO_SIDE_EFFECTS, _IDEMPOTENT)
+        {"service": method.containing_service.full_name, "method": method.name}
+        for method in (service.methods if service else ())
+        if not method.client_streaming and method.GetOptions().idempotency_level in (_NO_SIDE_EFFECTS, _IDEMPOTENT)
     ]
     retry = {
         "maxAttempts": 4,
@@ -467,52 +587,61 @@ def _service_config() -> str:
     return json.dumps(configuration)
 
 
-def declare(*services: ServiceDescriptor) -> None:
-    """Make services known to the retry policy of channels opened from now on."""
-    for service in services:
-        _methods.extend(m for m in service.methods if m not in _methods)
-
-
 class Client:
-    """Calls of one service over one channel: an attribute for every rpc, by its name.
+    """Calls of one service: an attribute for every rpc, by its name.
 
-    A unary rpc is `(request, timeout=10.0) -> response`; one that streams answers with an iterator. All raise RadmeshError.
+    A unary rpc is `(request, timeout=10.0) -> response`; one that streams answers with an iterator. All raise
+    RadmeshError. `channel` may be a function that returns the channel of the moment.
     """
 
     def __init__(
-        self, channel: grpc.Channel, service: ServiceDescriptor, *, codecs: Mapping[str, MethodCodec] | None = None
+        self,
+        channel: grpc.Channel | Callable[[], grpc.Channel],
+        service: ServiceDescriptor,
+        *,
+        codecs: Mapping[str, MethodCodec] | None = None,
     ) -> None:
+        source = channel if callable(channel) else lambda: channel
         for method in service.methods:
-            setattr(self, method.name, _client_method(channel, service, method, (codecs or {}).get(method.name)))
+            setattr(self, method.name, _client_method(source, method, (codecs or {}).get(method.name)))
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
 
 
 def _client_method(
-    channel: grpc.Channel, service: ServiceDescriptor, method: MethodDescriptor, codec: MethodCodec | None
+    source: Callable[[], grpc.Channel], method: MethodDescriptor, codec: MethodCodec | None
 ) -> Callable[..., Any]:
     codec = codec or MethodCodec()
-    make = {
-        (False, False): channel.unary_unary,
-        (False, True): channel.unary_stream,
-        (True, False): channel.stream_unary,
-        (True, True): channel.stream_stream,
-    }[method.client_streaming, method.server_streaming]
-    raw: Any = make(
-        f"/{service.full_name}/{method.name}",
-        request_serializer=codec.request_serializer or GetMessageClass(method.input_type).SerializeToString,
-        response_deserializer=codec.response_deserializer or GetMessageClass(method.output_type).FromString,
-    )
+    kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+    serialize = codec.request_serializer or GetMessageClass(method.input_type).SerializeToString
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    made: tuple[grpc.Channel | None, Any] = (None, None)
+
+    def begin(request: Any, timeout: float | None) -> Any:
+        nonlocal made
+        channel = source()
+        if made[0] is not channel:
+            raw = getattr(channel, kind)(
+                path,
+                request_serializer=serialize if method.client_streaming else None,
+                response_deserializer=codec.response_deserializer or GetMessageClass(method.output_type).FromString,
+            )
+            made = (channel, raw)
+        try:
+            return made[1](request if method.client_streaming else _fitting(serialize(request)), timeout=timeout)
+        except ValueError as error:
+            # So grpc says that the channel was closed, by this process as it ends.
+            raise RadmeshError("PEER_UNAVAILABLE", "the connection is closed") from error
 
     def unary(request: Any, timeout: float = DEFAULT_DEADLINE) -> Any:
         try:
-            return raw(request, timeout=timeout)
+            return begin(request, timeout)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 
     def stream(request: Any, timeout: float | None = None) -> "Answers":
-        return Answers(raw(request, timeout=timeout))
+        return Answers(begin(request, timeout))
 
     return stream if method.server_streaming else unary
 

@@ -123,18 +123,19 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
             .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+                critical=False,
             )
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         write_atomic(self._folder / f"{instance}.key", _private_pem(key))
         pem = serialization.Encoding.PEM
         write_atomic(
-            self._folder / f"{instance}.pem", certificate.public_bytes(pem) + self._certificate.public_bytes(pem), mode=0o644
+            self._folder / f"{instance}.pem",
+            certificate.public_bytes(pem) + self._certificate.public_bytes(pem),
+            mode=0o644,
         )
 
 
