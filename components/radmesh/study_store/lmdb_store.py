@@ -147,6 +147,8 @@ class LmdbStudyStore:
             if g.state == states.EVICTING:
                 # The rows were saved before the state was; the rest can be done again.
                 self._finish_eviction(g.study_hash, g.number)
+            elif g.state == states.REMOVED and present:
+                self._finish_removal(g.study_hash, g.number)
             elif g.state in (states.OPEN, states.SEALED) and not present:
                 if g.registered == 0:
                     # The row was written and the file was not: nothing can have been acknowledged.
@@ -158,7 +160,7 @@ class LmdbStudyStore:
             self._adopt(name, number)
         for name, number in self._catalogue.marked():
             g = self._catalogue.get(name, number)
-            if g is None or g.state in (states.LOST, states.PERMANENT_ONLY):
+            if g is None or g.state not in (states.OPEN, states.SEALED):
                 continue
             with self._environment(Ref(name, number, 0)) as environment:
                 last = environment.last_sequence
@@ -714,13 +716,21 @@ class LmdbStudyStore:
         sync_directory(trash.parent)
         return trash
 
-    def remove_study(self, study_hash: str, generation: int) -> None:
-        """Drop a generation whose objects are durable elsewhere; its row goes first, its file is then adopted by nobody."""
+    def remove_study(self, study_hash: str, generation: int, last: int) -> None:
+        """Drop a generation whose objects, up to sequence `last`, are durable and registered elsewhere."""
         environment = self._hold_alone(study_hash, generation)
-        # The file leaves its place before its row does: recovery adopts files without a row.
+        if environment.last_sequence != last:
+            self._give_up(environment)
+            raise RadmeshError("STORE_BUSY", "more of the study has come: look again")
         self._forget(environment)
+        self._catalogue.update(study_hash, generation, state=states.REMOVED, registered=last, last=last)
+        self._finish_removal(study_hash, generation)
+
+    def _finish_removal(self, study_hash: str, generation: int) -> None:
         trash = self._to_trash(study_hash, generation)
-        self._catalogue.drop(study_hash, generation)
+        g = self._catalogue.get(study_hash, generation)
+        if g is not None:
+            self._catalogue.put(g, mark=False)
         self._pool.submit(trash.unlink, missing_ok=True)
 
     def on_commit(self, callback: Callable[[Ref], None]) -> None:

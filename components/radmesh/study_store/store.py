@@ -248,11 +248,11 @@ class StudyStore(Protocol):
         """
         ...
 
-    def remove_study(self, study_hash: str, generation: int) -> None:
-        """Drop a generation whose every object has durable copies elsewhere (a drained spool).
+    def remove_study(self, study_hash: str, generation: int, last: int) -> None:
+        """Drop a generation whose every object, up to sequence `last`, is durable elsewhere (a drained spool).
 
         Raises:
-            RadmeshError: STORE_BUSY.
+            RadmeshError: STORE_BUSY: it is in use, or has more objects.
         """
         ...
 

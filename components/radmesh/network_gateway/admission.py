@@ -1,0 +1,224 @@
+"""Admission: a ticket for every object whose header can be read. Never refused; where it goes depends on who answers.
+
+In order: the Database Server's placement; while that is silent, the last placement it made; the gateway's own spool.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.database.v1 import database_pb2
+from radmesh.dicom.admission import AdmissionKey
+from radmesh.network_gateway.placements import Archive, Memory
+from radmesh.runtime.context import Context
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.lifecycle import Worker
+from radmesh.transfer.model import key_message
+
+TICKET_SECONDS: Final = 60
+# A ticket is given to callers while it lasts this much longer: they keep it for a while too.
+_MARGIN: Final = timedelta(seconds=20)
+_MOST: Final = 4096
+_SERVICES = database_pb2.DESCRIPTOR.services_by_name
+
+
+def verification_of(_key: AdmissionKey) -> int:
+    """Return the verification that an object begins with: nobody is asked until a HIS/RIS is connected."""
+    return common_pb2.VERIFICATION_STATE_NOT_REQUIRED
+
+
+class Admission:
+    """Gives tickets. Thread-safe.
+
+    Args:
+        context: of the gateway.
+        memory: what is known while the database is silent.
+        place_timeout: seconds that the database has.
+        spool: returns (store id, target, epoch) of the spool, or None when it is full.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        memory: Memory,
+        place_timeout: float,
+        spool: Callable[[], tuple[str, str, bytes] | None],
+    ) -> None:
+        self._context = context
+        self._memory = memory
+        self._timeout = place_timeout
+        self._spool = spool
+        self._placement = context.client(_SERVICES["PlacementService"], "database-server")
+        self._registry = context.client(_SERVICES["RegistryService"], "database-server")
+        self._admissions = context.metrics.counter("radmesh_admissions")
+        self._lock = threading.Lock()
+        self._tickets: OrderedDict[bytes, tuple[datetime, common_pb2.SignedTicket, str]] = OrderedDict()
+        self._asking: dict[bytes, threading.Lock] = {}
+        self._own: OrderedDict[bytes, datetime] = OrderedDict()
+        self._worker: Worker = context.worker("stores", self._step, most_pause=1.0)
+
+    def start(self) -> None:
+        """Begin to follow the stores."""
+        self._worker.start()
+
+    def stop(self, grace: float) -> None:
+        """End."""
+        self._worker.stop(grace)
+
+    def _step(self) -> float:
+        answer = self._registry.ListStores(database_pb2.ListStoresRequest(), timeout=1.0)
+        self._memory.set_archives(
+            [
+                Archive(s.store_id, s.target, s.epoch.hex(), s.alive, s.accepting)
+                for s in answer.stores
+                if s.kind == common_pb2.STORE_KIND_ARCHIVE
+            ]
+        )
+        return 1.0
+
+    # -- tickets
+
+    def admit(self, key: AdmissionKey, avoid: str = "") -> common_pb2.SignedTicket:
+        """Return a ticket.
+
+        Raises:
+            RadmeshError: NO_STORE: no archive answers and the spool is full.
+        """
+        digest = key.digest()
+        with self._lock:
+            asking = self._asking.setdefault(digest, threading.Lock())
+        # One question a key: associations that begin together share the answer.
+        with asking:
+            try:
+                known = None if avoid else self._known(digest)
+                return known or self._ask(key, digest, avoid)
+            finally:
+                with self._lock:
+                    self._asking.pop(digest, None)
+
+    def _known(self, digest: bytes) -> common_pb2.SignedTicket | None:
+        with self._lock:
+            found = self._tickets.get(digest)
+            if found is None or found[0] - _MARGIN <= self._context.clock.now():
+                self._tickets.pop(digest, None)
+                return None
+            return found[1]
+
+    def _remember(self, digest: bytes, ticket: common_pb2.SignedTicket, study: str) -> None:
+        expire = common_pb2.Ticket.FromString(ticket.payload).expire_time
+        with self._lock:
+            self._tickets[digest] = (expire.ToDatetime(self._context.clock.now().tzinfo), ticket, study)
+            while len(self._tickets) > _MOST:
+                self._tickets.popitem(last=False)
+
+    def forget(self, study_instance_uid: str = "") -> None:
+        """Revoke the tickets of a study, or all."""
+        with self._lock:
+            gone = [d for d, (_, _, study) in self._tickets.items() if not study_instance_uid or study == study_instance_uid]
+            for digest in gone:
+                del self._tickets[digest]
+
+    def _ask(self, key: AdmissionKey, digest: bytes, avoid: str) -> common_pb2.SignedTicket:
+        request = database_pb2.PlaceStudyRequest(
+            admission_key=key_message(key), verification=verification_of(key), avoid_store_id=avoid
+        )
+        try:
+            ticket: common_pb2.SignedTicket = self._placement.PlaceStudy(request, timeout=self._timeout).ticket
+        except RadmeshError as error:
+            if error.reason == "NO_ARCHIVE":
+                return self._to_spool(key, digest)
+            if not error.transient and error.reason not in ("INTERNAL", "CANCELLED"):
+                raise
+            self._context.log.warning("database does not place studies", reason=error.reason)
+            return self._without_database(key, digest, avoid)
+        self._remember(digest, ticket, key.study_instance_uid)
+        store_id = common_pb2.Ticket.FromString(ticket.payload).store_id
+        self._memory.place(key.study_instance_uid, store_id)
+        self._admissions.labels("archive").inc()
+        return ticket
+
+    def _without_database(self, key: AdmissionKey, digest: bytes, avoid: str) -> common_pb2.SignedTicket:
+        """The last known placement, once: who asks again so soon could not use it."""
+        placed = self._memory.placement(key.study_instance_uid)
+        archive = next((a for a in self._memory.archives if a.store_id == placed and a.alive), None)
+        now = self._context.clock.now()
+        with self._lock:
+            last = self._own.get(digest)
+            self._own[digest] = now
+            while len(self._own) > _MOST:
+                self._own.popitem(last=False)
+        again = last is not None and now - last < timedelta(seconds=TICKET_SECONDS // 2)
+        if archive is None or placed == avoid or again:
+            return self._to_spool(key, digest)
+        self._admissions.labels("known").inc()
+        return self._sign(key, digest, archive.store_id, archive.target, bytes.fromhex(archive.epoch))
+
+    def _to_spool(self, key: AdmissionKey, digest: bytes) -> common_pb2.SignedTicket:
+        spool = self._spool()
+        if spool is None:
+            raise RadmeshError("NO_STORE", "no archive answers and the spool is full: try again later")
+        self._admissions.labels("spool").inc()
+        return self._sign(key, digest, *spool)
+
+    def _sign(
+        self, key: AdmissionKey, digest: bytes, store_id: str, target: str, epoch: bytes
+    ) -> common_pb2.SignedTicket:
+        ticket = common_pb2.Ticket(
+            issuer="network-gateway",
+            store_id=store_id,
+            target=target,
+            epoch=epoch,
+            admission_key=digest,
+            study_instance_uid=key.study_instance_uid,
+            verification=verification_of(key),
+        )
+        # Short: as soon as the database is back, it decides.
+        ticket.expire_time.FromDatetime(self._context.clock.now() + timedelta(seconds=TICKET_SECONDS // 2))
+        payload = ticket.SerializeToString()
+        return common_pb2.SignedTicket(payload=payload, signature=self._context.credentials.ticket_sign(payload))
+
+
+class Revocation:
+    """Follows the change feed: a hold or a change of stores makes tickets void."""
+
+    def __init__(self, context: Context, admission: Admission) -> None:
+        self._admission = admission
+        self._feed = context.client(_SERVICES["FeedService"], "database-server")
+        self._revision = -1
+        self._call: Any = None
+        self._worker: Worker = context.worker("revocation", self._step, most_pause=1.0)
+
+    def start(self) -> None:
+        """Begin."""
+        self._worker.start()
+
+    def stop(self, grace: float) -> None:
+        """End."""
+        call = self._call
+        if call is not None:
+            call.cancel()
+        self._worker.stop(grace)
+
+    def _step(self) -> float:
+        try:
+            # A revision that cannot be asks where the feed is.
+            asked = self._revision if self._revision >= 0 else (1 << 62)
+            self._call = self._feed.Watch(
+                database_pb2.WatchRequest(from_revision=asked, kinds=("hold", "store"))
+            )
+            for change in self._call:
+                self._admission.forget(change.key if change.kind == "hold" else "")
+                self._revision = change.revision
+        except RadmeshError as error:
+            if self._worker.stopping:
+                return 0.0
+            # What was missed is not known: all tickets are void.
+            self._admission.forget()
+            if error.reason != "RESYNC":
+                raise
+            self._revision = int(error.metadata["revision"])
+            return 0.0
+        return 0.5

@@ -1,0 +1,82 @@
+"""Wires the Network Gateway."""
+
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.api.transfer.v1 import transfer_pb2
+from radmesh.network_gateway.admission import Admission, Revocation
+from radmesh.network_gateway.config import Section
+from radmesh.network_gateway.drain import Drain
+from radmesh.network_gateway.placements import Memory
+from radmesh.network_gateway.rejects import Rejects
+from radmesh.network_gateway.service import AdmissionService, RejectService
+from radmesh.runtime.context import Context
+from radmesh.runtime.lifecycle import Group
+from radmesh.runtime.rpc import Server
+from radmesh.study_store import LmdbStudyStore
+from radmesh.transfer.pump import Heartbeat, RegistrationPump
+from radmesh.transfer.receiver import TransferReceiver
+
+_GATEWAY = gateway_pb2.DESCRIPTOR.services_by_name
+
+
+class NetworkGateway:
+    """The component: admission, spool, rejects."""
+
+    def __init__(self, config: Section, context: Context) -> None:
+        self._context = context
+        number = context.instance.rpartition("-")[2]
+        self._spool = LmdbStudyStore(
+            context.data / "spool",
+            f"spool-{number if number.isdecimal() else '0'}",
+            context.clock,
+            reserve=config.reserve,
+            spool=True,
+            alarm=context.status.raise_alarm,
+        )
+        self._memory = Memory(context.data / "placements")
+        self._rejects = Rejects(
+            context.data / "rejects",
+            context.clock,
+            most_bytes=config.rejects_size,
+            most_count=config.rejects_count,
+            most_each=config.reject_size,
+            alarm=context.status.raise_alarm,
+        )
+        self._server: Server = context.server(max_workers=config.max_streams, max_connection_age=None)
+        admission = Admission(context, self._memory, config.place_timeout, self._spool_place)
+        heartbeat = Heartbeat(
+            self._spool, context, common_pb2.STORE_KIND_SPOOL, lambda: self._server.target
+        )
+        pump = RegistrationPump(self._spool, context, heartbeat=heartbeat)
+        drain = Drain(context, self._spool, self._memory)
+        receiver = TransferReceiver(self._spool, context.credentials, context.clock, rejects=self._rejects.open)
+        self._server.add(
+            transfer_pb2.DESCRIPTOR.services_by_name["TransferService"], receiver, codecs=TransferReceiver.codecs
+        )
+        self._server.add(_GATEWAY["AdmissionService"], AdmissionService(admission))
+        self._server.add(_GATEWAY["RejectService"], RejectService(self._rejects), codecs=RejectService.codecs)
+        self._services = Group([admission, Revocation(context, admission), heartbeat, pump, drain])
+        figure = context.status.figure
+        figure("rejects", lambda: len(self._rejects.list("", 1 << 30)))
+        figure("spooled", lambda: sum(last for _, _, _, last in self._spool.unregistered()))
+        figure("drained", lambda: drain.drained)
+
+    def _spool_place(self) -> tuple[str, str, bytes] | None:
+        return (self._spool.store_id, self._server.target, self._spool.epoch) if self._spool.accepting else None
+
+    def start(self) -> None:
+        """Serve."""
+        self._server.start()
+        self._services.start()
+
+    def stop(self, grace: float) -> None:
+        """Finish what has begun."""
+        self._server.stop(grace)
+        self._services.stop(grace)
+        self._spool.close()
+        self._memory.close()
+
+
+def module(config: Section, context: Context) -> NetworkGateway:
+    """Return the component."""
+    return NetworkGateway(config, context)
