@@ -94,7 +94,7 @@ class EdgeService:
 
 TABLE = Table(
     (
-        Module("database-server", "mesh_support:Quiet", takes_password=True),
+        Module("database-server", "mesh_support:Quiet", makes_administrator=True),
         Module("archive-server", "mesh_support:Quiet", needs=("database-server",), numbered=True),
         Module("edge", "mesh_support:EdgeService", "dicom", "mesh_support:Edge", needs=("archive-server",)),
     )

@@ -55,7 +55,7 @@ class Module:
     section_class: str = ""
     needs: tuple[str, ...] = ()
     numbered: bool = False
-    takes_password: bool = False
+    makes_administrator: bool = False
 
     def make(self, configuration: Configuration, context: "Context") -> "Service":
         """Wire an instance."""
@@ -122,6 +122,13 @@ class Table:
 
 TABLE = Table(
     (
+        Module(
+            "database-server",
+            "radmesh.database_server.module:module",
+            "database",
+            "radmesh.database_server.config:Section",
+            makes_administrator=True,
+        ),
         Module(
             "gateway-proxy",
             "radmesh_gateway_proxy.module:module",

@@ -56,6 +56,11 @@ class Mesh:
         doc="host:port where the instances of `radmesh serve` listen with mutual TLS; empty = as `transport` says.",
         env="RADMESH_LISTEN",
     )
+    health_listen: str = setting(
+        "",
+        doc="host:port of a plaintext health service for a kubelet, beside the instance's own; empty = none.",
+        env="RADMESH_HEALTH_LISTEN",
+    )
     addresses: dict[str, str] = setting(
         {},
         doc="gRPC target of components or instances elsewhere, such as "

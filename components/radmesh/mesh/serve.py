@@ -150,7 +150,9 @@ def run(
     try:
         return _run(table, configuration, targets(table, names, number), signals, notifier)
     except Exception as error:
-        notifier.tell("failed", reason=getattr(error, "reason", type(error).__name__), message=str(error))
+        reason = getattr(error, "reason", "INTERNAL")
+        message = getattr(error, "message", type(error).__name__)
+        notifier.tell("failed", reason=reason, message=message, transient=getattr(error, "transient", False))
         raise
 
 
@@ -239,6 +241,8 @@ def _contexts(
             listen=listen_at(configuration, known, instance, place),
             addresses=known,
             settings=settings,
+            # One port a process: what several instances share says how the first is.
+            health_listen=mesh.health_listen if instance == instances[0] else "",
         )
         for instance in instances
     }
@@ -260,11 +264,7 @@ def _report(notifier: Notifier, instance: str, service: "Service", context: "Con
     endpoints: Mapping[str, str] = getattr(service, "endpoints", dict)()
     pids = list(getattr(service, "pids", list)()) or [os.getpid()]
     notifier.tell("ready", instance=instance, endpoints=dict(endpoints), pids=pids)
-    try:
-        figures = context.status.figures()
-    except Exception as error:  # noqa: BLE001 - a figure that fails must not end what it is about
-        context.log.warning("figure failed", error=type(error).__name__)
-        return
+    figures = context.status.figures()
     alarms = sorted(reason for reason, _, _ in context.status.alarms())
     notifier.tell("figures", instance=instance, figures=figures, alarms=alarms)
 

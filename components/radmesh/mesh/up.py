@@ -9,7 +9,6 @@ there being one.
 import contextlib
 import json
 import os
-import secrets
 import selectors
 import signal
 import socket
@@ -34,8 +33,10 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "16777216",
 }
 _PAUSE_FIRST, _PAUSE_MOST, _HEALTHY_SECONDS = 0.2, 5.0, 30.0
-# Trying again can not help these; a port may still be held by a process that is just dying.
-_HOPELESS = {"CONFIG_INVALID": 1, "PORT_IN_USE": 4, "DATA_IN_USE": 10}
+# Starts that are tried before a child that never served is given up, unless what it says may pass by itself. A port or
+# a directory may still be held by a process that is just dying.
+_MOST_STARTS = {"CONFIG_INVALID": 1, "PASSWORD_WEAK": 1, "DATA_IN_USE": 10}
+_MOST_STARTS_ELSE = 4
 _KILL_AFTER = 5.0
 _LOGS_KEPT = 3
 _RENEW_SECONDS = 12 * 3600.0
@@ -60,6 +61,7 @@ class Child:
     due: float = 0.0
     failures: int = 0
     failure: tuple[str, str] | None = None
+    may_pass: bool = False
     pids: list[int] = field(default_factory=list)
     endpoints: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
@@ -119,7 +121,6 @@ class Supervisor:
         self._children = [child for level in self._levels for child in level]
         self._selector = selectors.DefaultSelector()
         self._signals = 0
-        self._password: str | None = None
         self._begin = time.monotonic()
         self._renew = self._begin + _RENEW_SECONDS
         self._announced = False
@@ -163,7 +164,6 @@ class Supervisor:
         else:
             # What is there lets the children start; what ends soon is renewed right after.
             self._renew = self._begin + 5.0
-        self._password = os.environ.get("RADMESH_ADMIN_PASSWORD") or self._own_password()
         if self._mesh.transport == "tls":
             for name in names:
                 if name not in self._mesh.addresses:
@@ -176,12 +176,6 @@ class Supervisor:
         Authority(self._place.credentials, SystemClock()).issue([child.instance for child in self._children])
         self._renew = time.monotonic() + _RENEW_SECONDS
 
-    def _own_password(self) -> str:
-        path = self._place.admin_password
-        if not path.exists():
-            write_atomic(path, (secrets.token_urlsafe(18) + "\n").encode())
-        return path.read_text().strip()
-
     # -- children -----------------------------------------------------------------------------------------------------
 
     def _start(self, child: Child) -> None:
@@ -192,9 +186,8 @@ class Supervisor:
         settings = {**self._flags, "RADMESH_DATA": str(self._place.data), **self._bound_ports()}
         command += [f"--set={name}={value}" for name, value in settings.items()]
         environment = {**os.environ, **MALLOC}
-        environment.pop("RADMESH_ADMIN_PASSWORD", None)
-        if child.module.takes_password and self._password:
-            environment["RADMESH_ADMIN_PASSWORD"] = self._password
+        if not child.module.makes_administrator:
+            environment.pop("RADMESH_ADMIN_PASSWORD", None)
         with _open_log(self._place.logs / f"{child.instance}.log", self._mesh.log_size) as log:
             # A group of its own: Ctrl-C is for this process, and what the child started can be ended with it.
             child.process = subprocess.Popen(  # noqa: S603 - the command line is made here
@@ -289,7 +282,8 @@ class Supervisor:
         elif kind == "figures":
             child.figures, child.alarms = dict(said["figures"]), list(said["alarms"])
         elif kind == "failed":
-            child.failure = (str(said["reason"]), str(said["message"]).removeprefix(f"{said['reason']}: "))
+            child.may_pass = bool(said["transient"])
+            child.failure = (str(said["reason"]), str(said["message"]))
         elif kind == "draining":
             child.state = "DRAINING"
 
@@ -328,10 +322,11 @@ class Supervisor:
             return
         reason, message = child.failure
         child.failures += 1
-        if child.failures >= _HOPELESS.get(reason, sys.maxsize):
+        if not child.may_pass and child.failures >= _MOST_STARTS.get(reason, _MOST_STARTS_ELSE):
             from radmesh.runtime.errors import RadmeshError  # noqa: PLC0415 - brings gRPC
 
-            raise RadmeshError(reason, f"{child.instance} cannot start: {message}")
+            log = self._place.logs / f"{child.instance}.log"
+            raise RadmeshError(reason, f"{child.instance} cannot start: {message}; its log is {log}")
 
     def _close_pipe(self, child: Child) -> None:
         if child.pipe >= 0:
@@ -395,10 +390,8 @@ class Supervisor:
             f"  process    {os.getpid()}",
             f"  data       {self._place.data}",
         ]
-        if not os.environ.get("RADMESH_ADMIN_PASSWORD"):
+        if self._place.admin_password.exists():
             lines.append(f"  sign in    user admin, password in {self._place.admin_password}")
-        else:
-            lines.append("  sign in    user admin, password as RADMESH_ADMIN_PASSWORD says")
         data = "" if self._mesh.data == "radmesh-data" else f" --data {self._mesh.data}"
         lines.append(f"  try        radmesh status{data}")
         for line in lines:
