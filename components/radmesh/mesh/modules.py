@@ -130,6 +130,13 @@ TABLE = Table(
             makes_administrator=True,
         ),
         Module(
+            "network-gateway",
+            "radmesh.network_gateway.module:module",
+            "gateway",
+            "radmesh.network_gateway.config:Section",
+            needs=("archive-server", "database-server"),
+        ),
+        Module(
             "gateway-proxy",
             "radmesh_gateway_proxy.module:module",
             "dicom",
