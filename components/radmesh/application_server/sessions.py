@@ -3,35 +3,27 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Final
 
 from radmesh.runtime.clock import Clock
+from radmesh.runtime.rpc import Person
 
 # A role change must be in force within 5 s (AS1); the cache holds half of that.
-_KEEP_SECONDS = 2.5
-_MOST = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A signed-in person, with the role as it was at most 2.5 s ago."""
-
-    session_id: str
-    user: str
-    role: str
+_KEEP_SECONDS: Final = 2.5
+_MOST: Final = 10_000
 
 
 class SessionCache:
     """Looks sessions up with `fetch`, and remembers each for 2.5 s. Refusals are not remembered."""
 
-    def __init__(self, fetch: Callable[[str], Session], clock: Clock) -> None:
+    def __init__(self, fetch: Callable[[str], Person], clock: Clock) -> None:
         self._fetch = fetch
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, tuple[float, Session]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, Person]] = OrderedDict()
 
-    def get(self, token: str) -> Session:
-        """Return the token's session.
+    def get(self, token: str) -> Person:
+        """Return the token's person.
 
         Raises:
             RadmeshError: SESSION_EXPIRED, and whatever the database's absence raises.
@@ -41,13 +33,13 @@ class SessionCache:
             known = self._known.get(token)
         if known and now - known[0] < _KEEP_SECONDS:
             return known[1]
-        session = self._fetch(token)
+        person = self._fetch(token)
         with self._lock:
-            self._known[token] = (now, session)
+            self._known[token] = (now, person)
             self._known.move_to_end(token)
             while len(self._known) > _MOST:
                 self._known.popitem(last=False)
-        return session
+        return person
 
     def forget(self, token: str) -> None:
         """Drop a token that signed out."""

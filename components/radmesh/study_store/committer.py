@@ -1,19 +1,19 @@
 """Group commit for one environment: whoever finds nobody committing commits for all that wait.
 
-A small object by a single sender costs no hand-over between threads; several senders of one study share a commit.
-Work nobody waits for (chunks of a large object) is committed by a small pool, while more is being received.
+A small object by a single sender costs no hand-over between threads; several senders of one study share a commit. Work nobody
+waits for (chunks of a large object) is committed by a small pool, while more is being received.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any
 
 from radmesh.runtime.errors import RadmeshError
 
-BATCH_BYTES: Final = 8 * 1024 * 1024
-BATCH_COUNT: Final = 64
+BATCH_BYTES = 8 * 1024 * 1024
+BATCH_COUNT = 64
 
 
 class Budget:
@@ -48,10 +48,7 @@ class Budget:
 
 
 class Operation:
-    """Something to do within a transaction: `apply(transaction)` gives its result.
-
-    `apply` raises RadmeshError before it has written anything: that fails this operation and no other.
-    """
+    """Something to do within a transaction: `apply(transaction)` gives its result."""
 
     __slots__ = ("apply", "done", "error", "finished", "result", "size")
 
@@ -66,15 +63,13 @@ class Operation:
         self.done.acquire()
 
     def wait(self, seconds: float) -> Any:
-        """Return the result; any number of threads may wait.
+        """Return the result.
 
         Raises:
             RadmeshError: why it failed, or STORE_BUSY after `seconds`.
         """
-        if not self.finished:
-            if not self.done.acquire(timeout=seconds):
-                raise RadmeshError("STORE_BUSY", "a commit takes too long: the disk does not keep up")
-            self.done.release()
+        if not self.finished and not self.done.acquire(timeout=seconds):
+            raise RadmeshError("STORE_BUSY", "a commit takes too long: the disk does not keep up")
         if self.error is not None:
             raise self.error
         return self.result
@@ -83,8 +78,8 @@ class Operation:
 class Committer:
     """Applies operations in order, each batch in one transaction.
 
-    `commit(operations)` runs a batch durably and fills in results, or raises for the whole batch. `after` is called with
-    what was committed or has failed, before anybody who waits is told; it must not raise.
+    `commit(operations)` runs a batch durably and fills in results, or raises RadmeshError for the whole batch; `after` is called
+    with a finished batch, outside every lock.
     """
 
     def __init__(
@@ -98,7 +93,6 @@ class Committer:
         self._pool = pool
         self._lock = threading.Lock()
         self._queue: deque[Operation] = deque()
-        # Exactly one thread commits, or is about to, while there is something to commit.
         self._leading = False
 
     def run(self, operation: Operation, seconds: float) -> Any:
@@ -120,7 +114,7 @@ class Committer:
             self._queue.append(operation)
             lead, self._leading = not self._leading, True
         if lead:
-            self._pool.submit(self._take_turn)
+            self._pool.submit(self._lead, None)
 
     @property
     def idle(self) -> bool:
@@ -128,49 +122,38 @@ class Committer:
         with self._lock:
             return not self._leading
 
-    def _lead(self, operation: Operation) -> None:
-        """Commit until `operation` is finished; what is queued behind it is left to the pool."""
-        try:
-            while not operation.finished:
-                self._commit_batch()
-        finally:
-            self._pass_on()
-
-    def _take_turn(self) -> None:
-        """Commit one batch, then queue up behind the other environments: a fast sender does not starve the rest."""
-        try:
-            self._commit_batch()
-        finally:
-            self._pass_on()
-
-    def _pass_on(self) -> None:
-        with self._lock:
-            self._leading = bool(self._queue)
-            if self._leading:
-                self._pool.submit(self._take_turn)
-
-    def _commit_batch(self) -> None:
-        batch: list[Operation] = []
-        size = 0
-        with self._lock:
-            while self._queue and len(batch) < BATCH_COUNT and (not batch or size + self._queue[0].size <= BATCH_BYTES):
-                operation = self._queue.popleft()
-                size += operation.size
-                batch.append(operation)
-        try:
-            self._commit(batch)
-        except BaseException as error:
-            failure = error if isinstance(error, RadmeshError) else _failure(error)
-            for operation in batch:
-                operation.error = failure
-            if not isinstance(error, Exception):
-                raise
-        finally:
+    def _lead(self, until: Operation | None) -> None:
+        """Commit batches until `until` is finished (others are then left to the pool), or nothing is queued."""
+        while True:
+            batch: list[Operation] = []
+            size = 0
+            with self._lock:
+                if not self._queue:
+                    self._leading = False
+                    return
+                if until is not None and until.finished:
+                    self._pool.submit(self._lead, None)
+                    return
+                while (
+                    self._queue
+                    and len(batch) < BATCH_COUNT
+                    and (not batch or size + self._queue[0].size <= BATCH_BYTES)
+                ):
+                    operation = self._queue.popleft()
+                    size += operation.size
+                    batch.append(operation)
+            try:
+                self._commit(batch)
+            except RadmeshError as error:
+                for operation in batch:
+                    operation.error = error
+            except BaseException as error:
+                for operation in batch:
+                    operation.error = RadmeshError("COMMIT_FAILED", f"the commit failed with {type(error).__name__}")
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                for operation in batch:
+                    operation.finished = True
+                    operation.done.release()
             self._after(batch)
-            for operation in batch:
-                operation.finished = True
-                operation.done.release()
-
-
-def _failure(error: BaseException) -> RadmeshError:
-    return RadmeshError("COMMIT_FAILED", f"the commit failed with {type(error).__name__}: send the object again")

@@ -1,0 +1,316 @@
+"""The clients' door: parse, ask the mesh with the caller's eyes, audit, answer."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from radmesh.api.application.v1 import application_pb2 as pb
+from radmesh.api.archive.v1 import archive_pb2
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.database.v1 import database_pb2
+from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.application_server.audit import Audit
+from radmesh.application_server.intake import Intake
+from radmesh.application_server.sessions import SessionCache
+from radmesh.runtime.context import Context
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.rpc import Call, Person
+from radmesh.transfer.codec import Bulk
+from radmesh.transfer.model import ObjectReference
+from radmesh.transfer.reader import Location, read_object
+from radmesh_native.crc32c import crc32c
+
+CHUNK_MAX: Final = 1_048_560
+_ARCHIVES: Final = archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"]
+_STATUS: Final = common_pb2.DESCRIPTOR.services_by_name["StatusService"]
+_STATUS_SECONDS: Final = 2.0
+# Best first: what is in a cache, then what is in a permanent tier, then a spool.
+_BEST: Final = (2, 1, 3, 4, 0)
+
+
+def _person(call: Call) -> Person:
+    assert call.person is not None
+    return call.person
+
+
+class SessionService:
+    """application.v1.SessionService."""
+
+    def __init__(self, accounts: Any, sessions: SessionCache, audit: Audit) -> None:
+        self._accounts = accounts
+        self._sessions = sessions
+        self._audit = audit
+
+    def SignIn(self, request: pb.SignInRequest, call: Call) -> database_pb2.Session:
+        """Check a password, audited either way."""
+        name = request.name.strip().lower()[:64]
+        try:
+            session: database_pb2.Session = self._accounts.SignIn(
+                database_pb2.SignInRequest(name=request.name, password=request.password, source_address=call.peer)
+            )
+        except RadmeshError as error:
+            self._audit.record("SIGN_IN", call, actor=name, outcome=error.reason)
+            raise
+        self._audit.record("SIGN_IN", call, actor=session.user.name)
+        return session
+
+    def GetSession(self, _request: pb.GetSessionRequest, call: Call) -> database_pb2.Session:
+        """Say who the caller is."""
+        session: database_pb2.Session = self._accounts.GetSession(
+            database_pb2.GetSessionRequest(token=_person(call).token)
+        )
+        return session
+
+    def SignOut(self, _request: pb.SignOutRequest, call: Call) -> pb.SignOutResponse:
+        """End the session."""
+        self._accounts.SignOut(database_pb2.SignOutRequest(token=_person(call).token))
+        self._sessions.forget(_person(call).token)
+        self._audit.record("SIGN_OUT", call)
+        return pb.SignOutResponse()
+
+
+class StudyService:
+    """application.v1.StudyService."""
+
+    def __init__(self, context: Context, queries: Any, studies: Any, registry: Any, audit: Audit, sender: Callable[[], Any]) -> None:
+        self._context = context
+        self._queries = queries
+        self._studies = studies
+        self._registry = registry
+        self._audit = audit
+        self._sender = sender
+
+    @staticmethod
+    def _eyes(request: Any) -> Any:
+        """A person is no station, and sees what is held only with the right `reconcile`, which no role has yet."""
+        request.viewer_station = ""
+        request.include_held = False
+        return request
+
+    def FindStudies(self, request: database_pb2.FindStudiesRequest, call: Call) -> database_pb2.FindStudiesResponse:
+        """Find studies."""
+        if not request.page_token:
+            self._audit.record("STUDY_QUERY", call)
+        answer: database_pb2.FindStudiesResponse = self._queries.FindStudies(self._eyes(request))
+        return answer
+
+    def GetStudy(self, request: database_pb2.GetStudyRequest, call: Call) -> database_pb2.StudyDetail:
+        """Return a study."""
+        self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
+        answer: database_pb2.StudyDetail = self._queries.GetStudy(self._eyes(request))
+        return answer
+
+    def FindInstances(
+        self, request: database_pb2.FindInstancesRequest, call: Call
+    ) -> database_pb2.FindInstancesResponse:
+        """List instances."""
+        self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
+        answer: database_pb2.FindInstancesResponse = self._queries.FindInstances(self._eyes(request))
+        return answer
+
+    def ListHistory(self, request: database_pb2.ListHistoryRequest, call: Call) -> database_pb2.ListHistoryResponse:
+        """List moves of a study's status."""
+        # Whoever may not see the study may not see its history.
+        self._queries.GetStudy(database_pb2.GetStudyRequest(study_instance_uid=request.study_instance_uid))
+        self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
+        answer: database_pb2.ListHistoryResponse = self._studies.ListHistory(request)
+        return answer
+
+    def ReadInstance(self, request: pb.ReadInstanceRequest, call: Call) -> Iterator[Bulk[pb.ReadInstanceResponse]]:
+        """Stream the data set of an instance."""
+        found = self._queries.FindInstances(
+            database_pb2.FindInstancesRequest(
+                study_instance_uid=request.study_instance_uid,
+                sop_instance_uid=request.sop_instance_uid,
+                include_variants=True,
+            )
+        ).instances
+        instance = next(
+            (i for i in found if (i.identity.sha256 == request.sha256 if request.sha256 else i.current)), None
+        )
+        if instance is None:
+            raise RadmeshError("INSTANCE_NOT_FOUND", "the study has no such instance")
+        self._audit.access("STUDY_READ", call, request.study_instance_uid)
+        copies = sorted(instance.locations, key=lambda place: _BEST.index(place.residence))
+        locations = [
+            Location(self._context.channels.get(place.target), ObjectReference.of(place.object))
+            for place in copies
+            if place.target
+        ]
+        if not locations:
+            raise RadmeshError("PEER_UNAVAILABLE", "no store that has the instance answers: try again")
+        offset = request.offset
+        if instance.length == offset:
+            yield Bulk(pb.ReadInstanceResponse(instance=instance, offset=offset))
+            return
+        fields = pb.ReadInstanceResponse(instance=instance, offset=offset)
+        with read_object(locations, offset, request.length) as reader:
+            fields.residence = reader.residence
+            for data in reader:
+                fields.crc32c = crc32c(data)
+                yield Bulk(fields, data)
+                offset += len(data)
+                fields = pb.ReadInstanceResponse(offset=offset)
+
+    def StoreInstances(
+        self, requests: Iterator[Bulk[pb.StoreInstancesRequest]], call: Call
+    ) -> Iterator[pb.StoreInstancesResponse]:
+        """Store objects, one after another."""
+        person = _person(call)
+        sender = self._sender()
+        intake = Intake(sender, f"user:{person.name}", call.peer, self._registry)
+        try:
+            for first in requests:
+                yield self._store(intake, first, requests, call)
+        finally:
+            sender.close()
+
+    def _store(
+        self, intake: Intake, first: Bulk[Any], requests: Iterator[Bulk[Any]], call: Call
+    ) -> pb.StoreInstancesResponse:
+        label, syntax = first.fields.label[:256], first.fields.transfer_syntax_uid
+        ended = False
+
+        def chunks() -> Iterator[bytes]:
+            nonlocal ended
+            message = first
+            while True:
+                if len(message.data) > CHUNK_MAX:
+                    raise RadmeshError("CHUNK_TOO_LARGE", f"a message has at most {CHUNK_MAX} bytes of data")
+                # Set before the data is handed out: whoever stops there must not wait for another message.
+                ended = message.fields.last
+                if message.data:
+                    yield bytes(message.data)
+                if ended:
+                    return
+                following = next(requests, None)
+                if following is None:
+                    raise RadmeshError("TRANSFER_INVALID", "the stream ended within an object")
+                message = following
+
+        source = chunks()
+        try:
+            stored = intake.store(syntax, source)
+        except RadmeshError as error:
+            while not ended:
+                # What is left of the object is passed over: the stream goes on with the next.
+                if next(source, None) is None:
+                    break
+            return pb.StoreInstancesResponse(label=label, outcome=error.reason, message=error.message)
+        self._audit.access("STUDY_STORE", call, stored.study_instance_uid)
+        return pb.StoreInstancesResponse(
+            label=label,
+            study_instance_uid=stored.study_instance_uid,
+            identity=common_pb2.ContentIdentity(
+                sop_instance_uid=stored.sop_instance_uid, transfer_syntax_uid=syntax, sha256=stored.sha256
+            ),
+            outcome=stored.outcome,
+            registered=intake.registered([stored.object]),
+        )
+
+    def EvictStudy(self, request: pb.EvictStudyRequest, call: Call) -> pb.EvictStudyResponse:
+        """Drop the cache copies of a study."""
+        uid = request.study_instance_uid
+        self._audit.record("STUDY_EVICT", call, object_id=uid)
+        self._queries.GetStudy(database_pb2.GetStudyRequest(study_instance_uid=uid, include_held=True))
+        freed = 0
+        for store in self._registry.ListStores(database_pb2.ListStoresRequest()).stores:
+            if store.kind != common_pb2.STORE_KIND_ARCHIVE or not store.alive:
+                continue
+            archive = self._context.client(_ARCHIVES, store.target)
+            try:
+                freed += archive.EvictStudy(archive_pb2.EvictStudyRequest(study_instance_uid=uid), timeout=60.0).bytes
+            except RadmeshError as error:
+                if error.reason != "STUDY_NOT_FOUND":
+                    raise
+        return pb.EvictStudyResponse(bytes=freed)
+
+
+class AdministrationService:
+    """application.v1.AdministrationService."""
+
+    def __init__(self, context: Context, accounts: Any, registry: Any, rejects: Any, audit: Audit, instances: Mapping[str, str]) -> None:
+        self._context = context
+        self._accounts = accounts
+        self._registry = registry
+        self._rejects = rejects
+        self._audit = audit
+        self._instances = instances
+
+    def _change(self, action: str, name: str, call: Call, change: Callable[[], Any], detail: dict[str, object]) -> Any:
+        try:
+            answer = change()
+        except RadmeshError as error:
+            self._audit.record(action, call, outcome=error.reason, object_id=name, detail=detail)
+            raise
+        self._audit.record(action, call, object_id=name, detail=detail)
+        return answer
+
+    def CreateUser(self, request: database_pb2.CreateUserRequest, call: Call) -> database_pb2.User:
+        """Add a user."""
+        request.actor = _person(call).name
+        user: database_pb2.User = self._change(
+            "USER_CREATE", request.name, call, lambda: self._accounts.CreateUser(request), {"role": request.role}
+        )
+        return user
+
+    def UpdateUser(self, request: database_pb2.UpdateUserRequest, call: Call) -> database_pb2.User:
+        """Change a user."""
+        request.actor = _person(call).name
+        detail: dict[str, object] = {"role": request.role, "password": bool(request.password)}
+        user: database_pb2.User = self._change(
+            "USER_UPDATE", request.name, call, lambda: self._accounts.UpdateUser(request), detail
+        )
+        return user
+
+    def DeleteUser(self, request: database_pb2.DeleteUserRequest, call: Call) -> database_pb2.DeleteUserResponse:
+        """Remove a user."""
+        request.actor = _person(call).name
+        answer: database_pb2.DeleteUserResponse = self._change(
+            "USER_DELETE", request.name, call, lambda: self._accounts.DeleteUser(request), {}
+        )
+        return answer
+
+    def ListUsers(self, request: database_pb2.ListUsersRequest, _call: Call) -> database_pb2.ListUsersResponse:
+        """List users."""
+        answer: database_pb2.ListUsersResponse = self._accounts.ListUsers(request)
+        return answer
+
+    def ListAudit(self, request: database_pb2.ListAuditRequest, call: Call) -> database_pb2.ListAuditResponse:
+        """List audit events; that is audited too."""
+        if not request.page_token:
+            self._audit.record("AUDIT_READ", call)
+        answer: database_pb2.ListAuditResponse = self._accounts.ListAudit(request)
+        return answer
+
+    def ListRejects(self, request: gateway_pb2.ListRejectsRequest, _call: Call) -> gateway_pb2.ListRejectsResponse:
+        """List rejects."""
+        answer: gateway_pb2.ListRejectsResponse = self._rejects.ListRejects(request)
+        return answer
+
+    def ReadReject(self, request: gateway_pb2.ReadRejectRequest, call: Call) -> Iterator[Any]:
+        """Return the bytes of a reject: they may be a patient's."""
+        self._audit.record("REJECT_READ", call, object_id=request.id)
+        yield from self._rejects.ReadReject(request)
+
+    def DeleteReject(self, request: gateway_pb2.DeleteRejectRequest, call: Call) -> gateway_pb2.DeleteRejectResponse:
+        """Remove a reject."""
+        answer: gateway_pb2.DeleteRejectResponse = self._change(
+            "REJECT_DELETE", request.id, call, lambda: self._rejects.DeleteReject(request), {}
+        )
+        return answer
+
+    def GetClusterStatus(self, _request: pb.GetClusterStatusRequest, _call: Call) -> pb.ClusterStatus:
+        """Ask every component."""
+        answer = pb.ClusterStatus()
+        answer.time.FromDatetime(self._context.clock.now())
+        for instance, target in self._instances.items():
+            try:
+                client = self._context.client(_STATUS, target)
+                answer.components.append(client.GetStatus(common_pb2.GetStatusRequest(), timeout=_STATUS_SECONDS))
+            except RadmeshError as error:
+                answer.unreachable[instance] = error.reason
+        try:
+            answer.stores.extend(self._registry.ListStores(database_pb2.ListStoresRequest(), timeout=_STATUS_SECONDS).stores)
+        except RadmeshError as error:
+            answer.unreachable.setdefault("database-server", error.reason)
+        return answer
