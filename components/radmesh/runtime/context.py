@@ -24,7 +24,7 @@ class Channels:
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self._lock = threading.Lock()
-        self._open: dict[tuple[str, str], tuple[float, grpc.Channel]] = {}
+        self._open: dict[tuple[str, str], tuple[tuple[int, int], grpc.Channel]] = {}
         self._retired: list[grpc.Channel] = []
 
     def get(self, target: str, service: ServiceDescriptor | None = None) -> grpc.Channel:
@@ -33,7 +33,7 @@ class Channels:
         gRPC reads a client's certificate once, so a channel whose certificate was renewed is put aside for a new one;
         what runs on it finishes.
         """
-        version = 0.0 if target.startswith("unix:") else self._credentials.certificate_version()
+        version = (0, 0) if target.startswith("unix:") else self._credentials.certificate_version()
         key = (target, service.full_name if service else "")
         with self._lock:
             known = self._open.get(key)

@@ -2,7 +2,9 @@
 
 import enum
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
@@ -52,9 +54,16 @@ class Group:
             raise
 
     def stop(self, grace: float) -> None:
-        """Stop all, the last started first."""
+        """Stop all, the last started first, in `grace` seconds together; one that fails does not keep the others up."""
+        until = time.monotonic() + grace
+        failures = []
         while self._running:
-            self._running.pop().stop(grace)
+            try:
+                self._running.pop().stop(max(0.0, until - time.monotonic()))
+            except Exception as error:  # noqa: BLE001 - raised when the others have stopped
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
 
 class Status:
@@ -85,10 +94,14 @@ class Status:
             self._alarms.pop(reason, None)
 
     def figures(self) -> dict[str, float]:
-        """Return the figures as they are now."""
+        """Return the figures as they are now; one that fails is left out: it must not hide the others."""
         with self._lock:
             sources = dict(self._figures)
-        return {name: float(source()) for name, source in sources.items()}
+        found = {}
+        for name, source in sources.items():
+            with suppress(Exception):
+                found[name] = float(source())
+        return found
 
     def alarms(self) -> list[tuple[str, str, datetime]]:
         """Return (reason, message, since) of every alarm."""

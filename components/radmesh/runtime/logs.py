@@ -54,7 +54,8 @@ class Logger:
             **self._base,
             **{name: value if name not in FORBIDDEN_FIELDS else "(cut)" for name, value in fields.items()},
         }
-        text = json.dumps(line, ensure_ascii=False, default=str)
+        # ASCII alone: what a peer sent may hold what UTF-8 cannot, or what a terminal obeys.
+        text = json.dumps(line, default=str, skipkeys=True)
         with self._lock:
             try:
                 self._stream.write(text + "\n")

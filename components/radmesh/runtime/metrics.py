@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from radmesh.runtime.errors import RadmeshError
+
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
@@ -72,8 +74,16 @@ class Metrics:
         return made
 
     def serve(self, port: int, address: str = "127.0.0.1") -> int:
-        """Serve /metrics on `address`; return the port (0 = any free one was taken)."""
-        server, _ = start_http_server(port, address, registry=self.registry)
+        """Serve /metrics on `address`; return the port (0 = any free one was taken).
+
+        Raises:
+            RadmeshError: PORT_IN_USE.
+        """
+        try:
+            server, _ = start_http_server(port, address, registry=self.registry)
+        except OSError as error:
+            text = f"cannot serve /metrics on {address}:{port} ({error.strerror}): choose another [mesh] metrics_port"
+            raise RadmeshError("PORT_IN_USE", text) from error
         return int(server.server_port)
 
 

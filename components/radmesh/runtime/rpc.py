@@ -163,7 +163,8 @@ class Server:
     """A gRPC server of one component.
 
     `listen` is "unix:/path" (callers show a token), or "host:port". On TCP callers show a certificate of the cluster,
-    unless `person_authenticator` makes this the clients' door: then a bearer token is looked up, and TLS is `door_tls`.
+    unless `person_authenticator` makes this the clients' door: then a bearer token is looked up, and TLS is what
+    `door_tls` gives as (key, certificate chain), asked again at every handshake; without it there is none.
     Of `max_workers` calls at once each has a thread; more are refused. `health_listen` is a second, plaintext
     "host:port" that tells health and nothing else, for who has no certificate, such as a kubelet.
     """
@@ -181,7 +182,7 @@ class Server:
         max_workers: int = 64,
         max_connection_age: float | None = 300.0,
         person_authenticator: PersonAuthenticator | None = None,
-        door_tls: tuple[bytes, bytes] | None = None,
+        door_tls: Callable[[], tuple[bytes, bytes]] | None = None,
         health_listen: str = "",
     ) -> None:
         self._listen = listen
@@ -256,8 +257,9 @@ class Server:
             if self._listen.startswith("unix:") or (self._person is not None and self._door_tls is None):
                 self.port = self._server.add_insecure_port(self._listen)
             elif self._door_tls is not None:
-                self.port = self._server.add_secure_port(self._listen, grpc.ssl_server_credentials([self._door_tls]))
+                self.port = self._server.add_secure_port(self._listen, _door_credentials(self._door_tls))
             else:
+                self._credentials.check_certificate(self._clock.now())
                 self.port = self._server.add_secure_port(self._listen, self._mutual_tls())
         except RuntimeError as error:
             raise RadmeshError(
@@ -435,6 +437,20 @@ class Server:
         if method.containing_service is _STATUS:
             behaviour.experimental_thread_pool = self._health.pool
         return make(behaviour)
+
+
+def _door_credentials(source: Callable[[], tuple[bytes, bytes]]) -> grpc.ServerCredentials:
+    last = source()
+
+    def renewed() -> Any:
+        nonlocal last
+        if (pair := source()) == last:
+            return None
+        last = pair
+        return grpc.ssl_server_certificate_configuration([pair])
+
+    first = grpc.ssl_server_certificate_configuration([last])
+    return grpc.dynamic_ssl_server_credentials(first, renewed, require_client_authentication=False)
 
 
 def _argument(method: MethodDescriptor, codec: MethodCodec) -> Callable[[Any], Any]:

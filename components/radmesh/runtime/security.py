@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from radmesh.runtime.clock import Clock
+from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.files import write_atomic
 
 TICKET_ISSUERS = ("database-server", "network-gateway")
@@ -100,8 +101,10 @@ class Authority:
         if not path.exists() or not (self._folder / f"{instance}.key").exists():
             return False
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        now = self._clock.now()
         return (
-            certificate.not_valid_after_utc - self._clock.now() > timedelta(days=_RENEW_DAYS)
+            certificate.not_valid_after_utc - now > timedelta(days=_RENEW_DAYS)
+            and certificate.not_valid_before_utc <= now
             and certificate.issuer == self._certificate.subject
         )
 
@@ -159,38 +162,72 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-class Credentials:
-    """What one instance has of the folder. Files are read when they are needed: a renewed certificate is seen."""
+def _version(path: Path) -> tuple[int, int]:
+    # Files are replaced, not written over: the inode tells two apart that are as old as the clock can tell.
+    status = os.stat(path)  # noqa: PTH116 - called for every rpc
+    return status.st_mtime_ns, status.st_ino
 
-    def __init__(self, folder: Path, instance: str) -> None:
+
+class Credentials:
+    """What one instance has of the folder. Files are read when they are needed: a renewed certificate is seen.
+
+    `authority`, `certificate` and `key` are PEM files that are elsewhere, as where Kubernetes mounts a Secret.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        instance: str,
+        *,
+        authority: Path | None = None,
+        certificate: Path | None = None,
+        key: Path | None = None,
+    ) -> None:
         self._folder = folder
         self.instance = instance
         self.component = component_of(instance)
-        self._digests: dict[str, str] = {}
-        self._digests_time = -1.0
+        self.ca_path = authority or folder / "ca.pem"
+        self._certificate = certificate or folder / f"{instance}.pem"
+        self._key = key or folder / f"{instance}.key"
+        self._digests: tuple[tuple[int, int], dict[str, str]] = ((0, 0), {})
+        self._private: Ed25519PrivateKey | None = None
         self._public: dict[str, Ed25519PublicKey] = {}
 
-    @property
-    def ca_path(self) -> Path:
-        """Path of the authority's certificate, PEM."""
-        return self._folder / "ca.pem"
-
     def certificate(self) -> tuple[bytes, bytes, bytes]:
-        """Return (key, certificate chain, authority's certificate), PEM."""
-        return (
-            (self._folder / f"{self.instance}.key").read_bytes(),
-            (self._folder / f"{self.instance}.pem").read_bytes(),
-            self.ca_path.read_bytes(),
-        )
+        """Return (key, certificate chain, authority's certificate), PEM.
 
-    def certificate_version(self) -> float:
-        """Return the certificate file's time of change."""
-        return (self._folder / f"{self.instance}.pem").stat().st_mtime
+        Raises:
+            RadmeshError: FILE_UNREADABLE.
+        """
+        try:
+            return self._key.read_bytes(), self._certificate.read_bytes(), self.ca_path.read_bytes()
+        except OSError as error:
+            text = f"cannot read {error.filename} ({error.strerror}): mount it, or make it with 'radmesh up'"
+            raise RadmeshError("FILE_UNREADABLE", text) from error
 
-    def not_yet_valid_until(self, now: datetime) -> datetime | None:
-        """Return when this instance's certificate becomes valid, if this machine's clock has not reached that yet."""
-        begin = x509.load_pem_x509_certificate(self.certificate()[1]).not_valid_before_utc
-        return begin if begin > now else None
+    def certificate_version(self) -> tuple[int, int]:
+        """Return what changes when the certificate file is replaced."""
+        return _version(self._certificate)
+
+    def check_certificate(self, now: datetime) -> None:
+        """Look whether certificate and authority are valid at `now`.
+
+        Raises:
+            RadmeshError: CERTIFICATE_INVALID, FILE_UNREADABLE.
+        """
+        _, chain, authority = self.certificate()
+        for path, pem in ((self._certificate, chain), (self.ca_path, authority)):
+            try:
+                found = x509.load_pem_x509_certificate(pem)
+            except ValueError as error:
+                raise RadmeshError("CERTIFICATE_INVALID", f"{path} holds no certificate in PEM") from error
+            begin, end = found.not_valid_before_utc, found.not_valid_after_utc
+            if not begin <= now <= end:
+                what = "is not valid before" if now < begin else "ended at"
+                when = (begin if now < begin else end).isoformat(timespec="seconds")
+                clock = now.isoformat(timespec="seconds")
+                text = f"{path} {what} {when}, and this machine's clock says {clock}: set the clock, or renew it"
+                raise RadmeshError("CERTIFICATE_INVALID", text)
 
     def token(self) -> str:
         """Return this instance's secret."""
@@ -199,10 +236,11 @@ class Credentials:
     def check_token(self, instance: str, token: str) -> bool:
         """Return whether `token` is the secret of `instance`."""
         path = self._folder / "tokens.json"
-        changed = os.stat(path).st_mtime  # noqa: PTH116 - called for every rpc
-        if changed != self._digests_time:
-            self._digests, self._digests_time = json.loads(path.read_bytes()), changed
-        expected = self._digests.get(instance, "")
+        version, digests = self._digests
+        if (changed := _version(path)) != version:
+            digests = json.loads(path.read_bytes())
+            self._digests = (changed, digests)
+        expected = digests.get(instance, "")
         return hmac.compare_digest(hashlib.sha256(token.encode()).hexdigest(), expected)
 
     def ticket_sign(self, payload: bytes) -> bytes:
@@ -211,8 +249,10 @@ class Credentials:
         Raises:
             FileNotFoundError: this component issues no tickets.
         """
-        key = Ed25519PrivateKey.from_private_bytes((self._folder / f"ticket.{self.component}.key").read_bytes())
-        return key.sign(payload)
+        if self._private is None:
+            raw = (self._folder / f"ticket.{self.component}.key").read_bytes()
+            self._private = Ed25519PrivateKey.from_private_bytes(raw)
+        return self._private.sign(payload)
 
     def ticket_verify(self, issuer: str, payload: bytes, signature: bytes) -> bool:
         """Return whether `signature` is the issuer's, of this payload."""

@@ -1,0 +1,302 @@
+"""Authority, certificates, tokens, ticket keys."""
+
+import json
+import stat
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+from runtime_support import INSTANCES, PROBE, Probe, World, text, wait_for
+
+from radmesh.runtime.clock import ManualClock, SystemClock
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.security import TICKET_ISSUERS, Authority, Credentials, component_of
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cluster") / "credentials"
+    Authority(path, SystemClock()).issue(list(INSTANCES))
+    return path
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def names(folder: Path, instance: str) -> x509.SubjectAlternativeName:
+    certificate = x509.load_pem_x509_certificate((folder / f"{instance}.pem").read_bytes())
+    return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+
+
+def test_secrets_are_for_the_owner_alone(folder: Path) -> None:
+    assert mode(folder) == 0o700
+    secret = [path for path in folder.iterdir() if path.suffix == ".key" or path.name.startswith("token.")]
+    assert len(secret) == 1 + 2 * len(INSTANCES) + len(TICKET_ISSUERS)
+    assert {mode(path) for path in secret} == {0o600}
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_what_servers_read_holds_no_token(folder: Path) -> None:
+    shared = (folder / "tokens.json").read_text()
+    tokens = [Credentials(folder, instance).token() for instance in INSTANCES]
+    assert len(set(tokens)) == len(INSTANCES)
+    assert all(len(bytes.fromhex(token)) == 32 for token in tokens)
+    assert not any(token in shared for token in tokens)
+    assert set(json.loads(shared)) == set(INSTANCES)
+
+
+def test_a_certificate_names_component_instance_and_loopback(folder: Path) -> None:
+    found = names(folder, "archive-server-0")
+    assert set(found.get_values_for_type(x509.DNSName)) == {"archive-server", "archive-server-0", "localhost"}
+    assert {str(address) for address in found.get_values_for_type(x509.IPAddress)} == {"127.0.0.1", "::1"}
+    assert found.get_values_for_type(x509.UniformResourceIdentifier) == [
+        "spiffe://radmesh/archive-server/archive-server-0"
+    ]
+
+
+def test_certificates_are_of_p256_and_of_the_authority(folder: Path) -> None:
+    authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    for instance in INSTANCES:
+        certificate = x509.load_pem_x509_certificate((folder / f"{instance}.pem").read_bytes())
+        certificate.verify_directly_issued_by(authority)
+        key = certificate.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        assert key.curve.name == "secp256r1"
+
+
+def test_a_second_start_changes_nothing(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    Authority(folder, SystemClock()).issue(list(INSTANCES))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_new_instance_gets_its_own(tmp_path: Path) -> None:
+    clock = SystemClock()
+    Authority(tmp_path, clock).issue(["archive-server-0"])
+    old = Credentials(tmp_path, "archive-server-0")
+    assert old.check_token("archive-server-0", old.token())
+    Authority(tmp_path, clock).issue(["archive-server-0", "archive-server-1"])
+    # The running server sees the new instance's token without a restart.
+    assert old.check_token("archive-server-1", Credentials(tmp_path, "archive-server-1").token())
+
+
+@pytest.mark.parametrize("missing", ["ca.pem", "archive-server-0.pem", "archive-server-0.key", "tokens.json"])
+def test_what_a_crash_left_unfinished_is_made_again(tmp_path: Path, missing: str) -> None:
+    clock = SystemClock()
+    Authority(tmp_path, clock).issue(["archive-server-0"])
+    (tmp_path / missing).unlink()
+    Authority(tmp_path, clock).issue(["archive-server-0"])
+    credentials = Credentials(tmp_path, "archive-server-0")
+    credentials.check_certificate(clock.now())
+    assert credentials.check_token("archive-server-0", credentials.token())
+    authority = x509.load_pem_x509_certificate((tmp_path / "ca.pem").read_bytes())
+    pem = (tmp_path / "archive-server-0.pem").read_bytes()
+    certificate = x509.load_pem_x509_certificate(pem)
+    certificate.verify_directly_issued_by(authority)
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    key = load_pem_private_key((tmp_path / "archive-server-0.key").read_bytes(), None)
+    assert key.public_key() == certificate.public_key()
+
+
+def test_a_certificate_is_renewed_before_it_ends(tmp_path: Path) -> None:
+    clock = ManualClock()
+    Authority(tmp_path, clock).issue(["archive-server-0"])
+    first = (tmp_path / "archive-server-0.pem").read_bytes()
+    clock.advance(300 * 86400)
+    Authority(tmp_path, clock).issue(["archive-server-0"])
+    assert (tmp_path / "archive-server-0.pem").read_bytes() == first
+    clock.advance(10 * 86400)
+    Authority(tmp_path, clock).issue(["archive-server-0"])
+    assert (tmp_path / "archive-server-0.pem").read_bytes() != first
+
+
+def test_a_clock_that_is_wrong_is_named(tmp_path: Path) -> None:
+    clock = ManualClock()
+    Authority(tmp_path, clock).issue(["archive-server-0"])
+    credentials = Credentials(tmp_path, "archive-server-0")
+    credentials.check_certificate(clock.now())
+    for shift, words in (
+        (timedelta(hours=-2), "is not valid before 2025-12-31T23:55:00"),
+        (timedelta(days=400), "ended at"),
+    ):
+        with pytest.raises(RadmeshError) as caught:
+            credentials.check_certificate(clock.now() + shift)
+        assert caught.value.reason == "CERTIFICATE_INVALID"
+        assert words in caught.value.message
+        assert "clock" in caught.value.message
+
+
+def test_a_server_does_not_start_with_a_certificate_of_the_future(tmp_path: Path) -> None:
+    clock = ManualClock()
+    clock.advance(3600)
+    world = World(tmp_path, "tls", clock)
+    context = world.context("archive-server-0")
+    clock.advance(-7200)
+    with pytest.raises(RadmeshError) as caught:
+        world.serve(context)
+    assert caught.value.reason == "CERTIFICATE_INVALID"
+    world.close()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"\xff\x00"]
+)
+def test_a_file_that_is_no_certificate_is_named(folder: Path, tmp_path: Path, content: bytes) -> None:
+    broken = tmp_path / "tls.crt"
+    broken.write_bytes(content)
+    with pytest.raises(RadmeshError) as caught:
+        Credentials(folder, "archive-server-0", certificate=broken).check_certificate(SystemClock().now())
+    assert caught.value.reason == "CERTIFICATE_INVALID"
+    assert str(broken) in caught.value.message
+
+
+def test_a_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RadmeshError) as caught:
+        Credentials(folder, "archive-server-0", authority=tmp_path / "ca.crt").certificate()
+    assert caught.value.reason == "FILE_UNREADABLE"
+    assert str(tmp_path / "ca.crt") in caught.value.message
+
+
+def test_files_may_be_mounted_elsewhere(folder: Path, tmp_path: Path) -> None:
+    for source, name in (
+        ("ca.pem", "ca.crt"),
+        ("archive-server-0.pem", "tls.crt"),
+        ("archive-server-0.key", "tls.key"),
+    ):
+        (tmp_path / name).write_bytes((folder / source).read_bytes())
+    mounted = Credentials(
+        tmp_path / "nothing",
+        "archive-server-0",
+        authority=tmp_path / "ca.crt",
+        certificate=tmp_path / "tls.crt",
+        key=tmp_path / "tls.key",
+    )
+    assert mounted.certificate() == Credentials(folder, "archive-server-0").certificate()
+
+
+def test_a_renewed_certificate_is_used_without_a_restart(tmp_path: Path) -> None:
+    """Server and client both."""
+    world = World(tmp_path, "tls")
+    server = world.context("archive-server-0")
+    world.serve(server, (PROBE, Probe()))
+    caller = world.context("gateway-proxy")
+    client = caller.client(PROBE, "archive-server-0")
+    assert client.Read(text("a")).value == "read a"
+    served_before = serial(world)
+    for instance in ("archive-server-0", "gateway-proxy"):
+        (tmp_path / "credentials" / f"{instance}.pem").unlink()
+    world.authority.issue(list(INSTANCES))
+    assert serial(world) != served_before
+    assert client.Read(text("b")).value == "read b"
+    assert len(caller.channels._retired) == 1
+    world.close()
+
+
+def serial(world: World) -> bytes:
+    """The certificate that the server shows to a new connection."""
+    import ssl
+
+    key, chain = (world.folder / "credentials" / f"network-gateway.{end}" for end in ("key", "pem"))
+    context = ssl.create_default_context(cafile=str(world.folder / "credentials" / "ca.pem"))
+    context.load_cert_chain(chain, key)
+    import socket
+
+    host, _, port = world.addresses["archive-server-0"].rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), 5) as plain,
+        context.wrap_socket(plain, server_hostname=host) as tls,
+    ):
+        return tls.getpeercert(binary_form=True) or b""
+
+
+def test_only_tls_1_2_and_later_is_spoken(tmp_path: Path) -> None:
+    import socket
+    import ssl
+    import warnings
+
+    world = World(tmp_path, "tls")
+    world.serve(world.context("archive-server-0"))
+    host, _, port = world.addresses["archive-server-0"].rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with socket.create_connection((host, int(port)), 5) as plain, pytest.raises((ssl.SSLError, ConnectionError)):
+        context.wrap_socket(plain)
+    world.close()
+
+
+# -- tokens and tickets ----------------------------------------------------------------------------------------------
+
+
+@given(instance=st.text(max_size=20), token=st.text(max_size=80))
+def test_no_other_token_passes(folder: Path, instance: str, token: str) -> None:
+    assert not Credentials(folder, "database-server").check_token(instance, token)
+
+
+def test_every_instance_verifies_tickets_of_both_issuers(folder: Path) -> None:
+    for issuer in TICKET_ISSUERS:
+        signature = Credentials(folder, issuer).ticket_sign(b"payload")
+        assert len(signature) == 64
+        for instance in INSTANCES:
+            credentials = Credentials(folder, instance)
+            assert credentials.ticket_verify(issuer, b"payload", signature)
+            assert not credentials.ticket_verify(issuer, b"payloae", signature)
+            assert not credentials.ticket_verify(issuer, b"payload", signature[:-1])
+            assert not credentials.ticket_verify(issuer, b"payload", b"")
+            other = next(name for name in TICKET_ISSUERS if name != issuer)
+            assert not credentials.ticket_verify(other, b"payload", signature)
+
+
+@pytest.mark.parametrize("issuer", ["", "archive-server", "../ca", "database-server-0"])
+def test_nobody_else_issues_tickets(folder: Path, issuer: str) -> None:
+    signature = Credentials(folder, "database-server").ticket_sign(b"x")
+    assert not Credentials(folder, "archive-server-0").ticket_verify(issuer, b"x", signature)
+
+
+def test_a_component_without_a_ticket_key_cannot_sign(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Credentials(folder, "archive-server-0").ticket_sign(b"x")
+
+
+@pytest.mark.parametrize(
+    ("instance", "component"),
+    [("archive-server-0", "archive-server"), ("archive-server-12", "archive-server"), ("curator", "curator"), ("", "")],
+)
+def test_the_component_of_an_instance(instance: str, component: str) -> None:
+    assert component_of(instance) == component
+
+
+def test_tokens_are_checked_by_many_threads_while_the_file_changes(tmp_path: Path) -> None:
+    Authority(tmp_path, SystemClock()).issue(["archive-server-0"])
+    credentials = Credentials(tmp_path, "archive-server-0")
+    token = credentials.token()
+    failures: list[int] = []
+    done = threading.Event()
+
+    def check() -> None:
+        while not done.is_set():
+            if not credentials.check_token("archive-server-0", token):
+                failures.append(1)
+
+    threads = [threading.Thread(target=check) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(3):
+        Authority(tmp_path, SystemClock()).issue([f"archive-server-{number + 1}"])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert wait_for(
+        lambda: credentials.check_token("archive-server-3", Credentials(tmp_path, "archive-server-3").token())
+    )
