@@ -108,10 +108,9 @@ def test_a_cluster_starts_says_so_and_drains(cluster, tmp_path):
     assert set(ready) == {"version", "pid", "ae_title", "ports", "urls", "pids", "ca_certificate"}
     assert ready["ae_title"] == "RADMESH"
     assert set(ready["ports"]) == {"dicom", "dicom_tls", "hl7", "http", "grpc"}
-    assert {name: port for name, port in ready["ports"].items() if name != "dicom"} == dict.fromkeys(
-        ("dicom_tls", "hl7", "http", "grpc")
-    )
-    assert ready["urls"] == {"http": None, "grpc": None}
+    port = ready["ports"]["dicom"]
+    assert ready["ports"] == {"dicom": port, "dicom_tls": None, "hl7": None, "http": port, "grpc": None}
+    assert ready["urls"] == {"http": f"http://127.0.0.1:{port}/", "grpc": None}
     assert {name: len(pids) for name, pids in ready["pids"].items()} == {
         "database-server": 1,
         "archive-server": 1,
@@ -272,6 +271,11 @@ def test_a_second_signal_ends_it_at_once(cluster):
     code, _ = cluster.stop(signal.SIGINT)
     assert code == 1
     assert time.monotonic() - begin < 5
+
+
+def test_all_addresses_are_told_as_one_that_can_be_used(cluster):
+    ready = cluster.up("--bind", "0.0.0.0")
+    assert ready["urls"]["http"] == f"http://127.0.0.1:{ready['ports']['http']}/"
 
 
 def test_settings_reach_the_children(cluster, tmp_path):

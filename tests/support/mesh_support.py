@@ -85,7 +85,8 @@ class EdgeService:
         self._socket.close()
 
     def endpoints(self) -> dict[str, str]:
-        return {"dicom": f"dicom://{self._config.bind}:{self._socket.getsockname()[1]}"}
+        port = self._socket.getsockname()[1]
+        return {"dicom": f"dicom://{self._config.bind}:{port}", "http": f"http://{self._config.bind}:{port}/"}
 
     def pids(self) -> list[int]:
         assert self._helper is not None

@@ -143,6 +143,13 @@ TABLE = Table(
             "radmesh_gateway_proxy.config:Section",
             needs=("network-gateway", "archive-server", "database-server"),
         ),
+        Module(
+            "application-server",
+            "radmesh.application_server.module:module",
+            "grpc",
+            "radmesh.application_server.config:Section",
+            needs=("network-gateway", "archive-server", "database-server"),
+        ),
     )
 )
 

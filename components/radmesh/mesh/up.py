@@ -107,7 +107,7 @@ class Supervisor:
             flags: what the command line set, by the names of `radmesh.runtime.config.load`.
             view: where to show what happens.
         """
-        self._table = table
+        self._schema = table.schema()
         self._configuration = configuration
         self._mesh = configuration["mesh"]
         self._arguments = list(arguments)
@@ -209,7 +209,11 @@ class Supervisor:
     def _bound_ports(self) -> dict[str, str]:
         """Return the ports that were bound once: a child that comes back binds them again."""
         endpoints = {name: url for child in self._children for name, url in child.endpoints.items()}
-        return {PORTS[name]: str(_port(url)) for name, url in endpoints.items() if name in PORTS}
+        return {
+            PORTS[name]: str(_port(url))
+            for name, url in endpoints.items()
+            if name in PORTS and self._schema.by_variable(PORTS[name])
+        }
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -403,11 +407,11 @@ class Supervisor:
         for child in self._children:
             for name, url in child.endpoints.items():
                 if name != "dicom":
-                    yield f"  {name:<10} {url}"
+                    yield f"  {name:<10} {_from_here(url)}"
 
     def ready(self) -> dict[str, Any]:
         """Return what ready.json says."""
-        endpoints = {name: url for child in self._children for name, url in child.endpoints.items()}
+        endpoints = {name: _from_here(url) for child in self._children for name, url in child.endpoints.items()}
         pids: dict[str, list[int]] = {}
         for child in self._children:
             pids.setdefault(child.module.component, []).extend(child.pids if child.state == "SERVING" else [])
@@ -486,6 +490,11 @@ def _has_ended(pid: int, *, seconds: float = 0.0) -> bool:
 
 def _port(url: str) -> int:
     return int(url.rpartition(":")[2].rstrip("/"))
+
+
+def _from_here(url: str) -> str:
+    """Return a URL for clients on this machine: "all addresses" is none to connect to, and is in no certificate."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _free_port() -> int:
