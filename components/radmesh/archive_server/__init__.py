@@ -1,0 +1,1 @@
+"""The Archive Server: objects in the LMDB cache and in the permanent tier."""

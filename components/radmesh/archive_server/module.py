@@ -1,0 +1,104 @@
+"""Wires the Archive Server."""
+
+from pathlib import Path
+
+from radmesh.api.archive.v1 import archive_pb2
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.database.v1 import database_pb2
+from radmesh.api.transfer.v1 import transfer_pb2
+from radmesh.archive_server.config import Section
+from radmesh.archive_server.reading import Reading
+from radmesh.archive_server.reports import Reporter, Reports
+from radmesh.archive_server.service import ArchiveService
+from radmesh.archive_server.tier import Tier
+from radmesh.archive_server.tiering import Tiering
+from radmesh.runtime.context import Context
+from radmesh.runtime.lifecycle import Group
+from radmesh.runtime.rpc import Server
+from radmesh.study_store import LmdbStudyStore, Ref
+from radmesh.transfer.model import ObjectReference
+from radmesh.transfer.pump import Heartbeat, RegistrationPump
+from radmesh.transfer.receiver import TransferReceiver
+
+
+class ArchiveServer:
+    """The component: cache, permanent tier, registration."""
+
+    def __init__(self, config: Section, context: Context) -> None:
+        number = context.instance.rpartition("-")[2]
+        self._store = LmdbStudyStore(
+            context.data / "cache",
+            f"archive-{number if number.isdecimal() else '0'}",
+            context.clock,
+            reserve=config.reserve,
+            alarm=context.status.raise_alarm,
+        )
+        root = Path(config.tier) if config.tier else context.data / "permanent"
+        if not config.tier:
+            root.mkdir(exist_ok=True, mode=0o700)
+        tier = Tier(root, context.log)
+        self._reports = Reports(context.data / "reports")
+        reporter = Reporter(self._reports, self._describe, context)
+        # No max_connection_age here: a connection that carries an object is not cut (CORRECTNESS rule 6).
+        self._server: Server = context.server(max_workers=config.max_streams, max_connection_age=None)
+        receiver = TransferReceiver(
+            self._store,
+            context.credentials,
+            context.clock,
+            read=Reading(self._store, tier, context.status.raise_alarm),
+        )
+        heartbeat = Heartbeat(self._store, context, common_pb2.STORE_KIND_ARCHIVE, lambda: self._server.target)
+        pump = RegistrationPump(self._store, context, heartbeat=heartbeat)
+        tiering = Tiering(
+            context, self._store, tier, self._reports, reporter, config.quiet, receiver.idle_seconds
+        )
+
+        def evicted(study_hash: str, generation: int) -> None:
+            after = 0
+            while rows := self._store.rows(study_hash, generation, after=after):
+                self._reports.add(row.ref for row in rows)
+                after = rows[-1].ref.sequence
+            reporter.wake()
+
+        self._server.add(
+            transfer_pb2.DESCRIPTOR.services_by_name["TransferService"], receiver, codecs=TransferReceiver.codecs
+        )
+        self._server.add(
+            archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"], ArchiveService(self._store, evicted)
+        )
+        self._services = Group([heartbeat, pump, reporter, tiering])
+        figure = context.status.figure
+        figure("objects", lambda: self._store.objects_committed)
+        figure("megabytes", lambda: self._store.bytes_committed / 1e6)
+        figure("permanent", lambda: tiering.copied)
+        figure("unregistered", lambda: sum(max(0, last - done) for _, _, done, last in self._store.unregistered()))
+        commit_seconds = context.metrics.histogram("radmesh_commit_seconds")
+        self._store.on_commit_seconds = commit_seconds.observe
+
+    def _describe(self, ref: Ref) -> database_pb2.InstanceUpdate | None:
+        """Return an object's state for the database; None while it is not registered."""
+        for study_hash, generation, registered, _ in self._store.unregistered():
+            if (study_hash, generation) == (ref.study_hash, ref.generation) and ref.sequence > registered:
+                return None
+        return database_pb2.InstanceUpdate(
+            object=ObjectReference(self._store.store_id, ref.study_hash, ref.generation, ref.sequence).message(),
+            residence=int(self._store.residence(ref)),  # type: ignore[arg-type]
+            defect=self._store.defect(ref),
+        )
+
+    def start(self) -> None:
+        """Serve."""
+        self._server.start()
+        self._services.start()
+
+    def stop(self, grace: float) -> None:
+        """Finish what has begun."""
+        self._server.stop(grace)
+        self._services.stop(grace)
+        self._store.close()
+        self._reports.close()
+
+
+def module(config: Section, context: Context) -> ArchiveServer:
+    """Return the component."""
+    return ArchiveServer(config, context)
