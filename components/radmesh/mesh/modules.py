@@ -130,6 +130,14 @@ TABLE = Table(
             makes_administrator=True,
         ),
         Module(
+            "archive-server",
+            "radmesh.archive_server.module:module",
+            "archive",
+            "radmesh.archive_server.config:Section",
+            needs=("database-server",),
+            numbered=True,
+        ),
+        Module(
             "network-gateway",
             "radmesh.network_gateway.module:module",
             "gateway",
