@@ -54,7 +54,7 @@ class ApplicationServer:
         sessions = SessionCache(fetch, context.clock)
         audit = Audit(accounts, context.clock)
         tickets = TicketCache(context.clock)
-        admit = admit_by(lambda: context.channels.get(context.target("network-gateway")))
+        admit = admit_by(context)
         # Components have the address of one of their instances; each instance is listed once.
         by_target = {target: name for name, target in context.addresses.items()}
         instances: Mapping[str, str] = {name: target for target, name in sorted(by_target.items(), key=lambda p: p[1])}
