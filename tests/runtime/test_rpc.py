@@ -522,6 +522,17 @@ def test_a_peer_that_comes_back_at_its_address_is_found_again(pair: Pair) -> Non
     wait_for(lambda: succeeds(lambda: pair.client.Read(text("b"))), 5)
 
 
+def test_connections_that_grow_old_are_changed_without_a_failed_call(world: World) -> None:
+    pair = Pair(world, max_connection_age=0.4)
+    talk = pair.client.Talk(hold_then_end(pair))
+    assert next(talk).value == "heard a"
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        assert pair.client.Write(text("a")).value == "wrote a"
+    pair.probe.hold.set()
+    assert [answer.value for answer in talk] == ["heard hold", "heard b"]
+
+
 def test_status_tells_figures_and_alarms(pair: Pair) -> None:
     pair.at.status.figure("objects", lambda: 12)
     pair.at.status.raise_alarm("STORAGE_FULL", "4 % left")

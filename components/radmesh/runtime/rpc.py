@@ -43,7 +43,13 @@ MAX_MESSAGE = 4 * 1024 * 1024
 _MAX_TEXT, _MAX_VALUE, _MAX_VALUES = 1000, 200, 10
 _RETRY_AFTER_MS = 200
 _CALLER, _TOKEN = "radmesh-caller", "radmesh-token"
-_KEEPALIVE_SECONDS, _KEEPALIVE_TIMEOUT = 5, 5
+# A peer that stands still is given up after 5 to 10 s. Without the ping timeout, gRPC waits for it for a minute.
+_KEEPALIVE: tuple[tuple[str, Any], ...] = (
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 _FOR_EVER = 10 * 365 * 86400
 # MethodOptions.IdempotencyLevel
 _NO_SIDE_EFFECTS, _IDEMPOTENT = 1, 2
@@ -200,9 +206,7 @@ class Server:
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             ("grpc.max_send_message_length", MAX_MESSAGE),
-            ("grpc.keepalive_time_ms", _KEEPALIVE_SECONDS * 1000),
-            ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT * 1000),
-            ("grpc.keepalive_permit_without_calls", 1),
+            *_KEEPALIVE,
             ("grpc.http2.min_ping_interval_without_data_ms", 1000),
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.http2.max_pings_without_data", 0),
@@ -560,9 +564,7 @@ def open_channel(
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", MAX_MESSAGE),
         ("grpc.max_send_message_length", MAX_MESSAGE),
-        ("grpc.keepalive_time_ms", _KEEPALIVE_SECONDS * 1000),
-        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT * 1000),
-        ("grpc.keepalive_permit_without_calls", 1),
+        *_KEEPALIVE,
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.dns_min_time_between_resolutions_ms", 1000),
         ("grpc.initial_reconnect_backoff_ms", 50),
