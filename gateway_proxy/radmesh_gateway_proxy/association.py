@@ -152,6 +152,7 @@ class Association:
         self._counted = False
         self._outcome = "lost"
         self._objects = 0
+        self._data_bytes = 0
         self._started = time.monotonic()
 
     @property
@@ -373,7 +374,7 @@ class Association:
             self._abort("aborted")
             return
         chunks = self._chunks() if has_data_set else iter(())
-        started, before = time.monotonic(), self._wire.bytes_received
+        started, before = time.monotonic(), self._data_bytes
         self._in_message = True
         try:
             outcome = self._answer(request, context, chunks)
@@ -385,8 +386,7 @@ class Association:
             return
         self._in_message = False
         if request.command_field == Command.C_STORE:
-            size = self._wire.bytes_received - before
-            self._edge.tally.stored(outcome.status, size, time.monotonic() - started)
+            self._edge.tally.stored(outcome.status, self._data_bytes - before, time.monotonic() - started)
         elif outcome is not None:
             self._edge.tally.responded(request.name, outcome.status)
         if outcome is not None:
@@ -426,6 +426,7 @@ class Association:
             if event[0] != dul.DATA:
                 raise _Interrupted(event)
             if event[2]:
+                self._data_bytes += len(event[2])
                 yield event[2]
             if event[3]:
                 return

@@ -42,6 +42,9 @@ _NAMES: Final = {
 }
 # Nearly every head ends within it, and what is not fed need not be copied.
 _FIRST_LOOK: Final = 16 << 10
+# Of inflated data: at a time, and of one object.
+_PIECE: Final = 256 << 10
+_MOST_INFLATED: Final = 4 << 30
 # Study marks that one association remembers; the oldest has long been registered when it falls out.
 _MOST_MARKS: Final = 1024
 
@@ -114,6 +117,58 @@ class Senders:
             sender.close()
 
 
+class Inflater:
+    """Inflates a deflated data set (PS3.5 section A.5: RFC 1951 without a zlib header), a bounded piece at a time."""
+
+    def __init__(self) -> None:
+        self._inflater = zlib.decompressobj(-15)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end of the deflated data was seen; what follows is padding."""
+        return self._inflater.eof
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield what a chunk becomes.
+
+        Raises:
+            RefusedError: DATA_SET_UNREADABLE.
+        """
+        try:
+            while chunk and not self._inflater.eof:
+                piece = self._inflater.decompress(chunk, _PIECE)
+                chunk = self._inflater.unconsumed_tail
+                if piece:
+                    yield piece
+        except zlib.error:
+            raise RefusedError("DATA_SET_UNREADABLE", "the data set cannot be inflated") from None
+
+
+class DeflatedTail(Tail):
+    """A walk over the elements of a deflated data set; one that inflates beyond all measure is not followed."""
+
+    def __init__(self, *, position: int) -> None:
+        super().__init__(implicit=False, big_endian=False, position=position)
+        self._inflater = Inflater()
+        self._left = _MOST_INFLATED
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next deflated bytes."""
+        if self.remark:
+            return
+        for piece in self._inflater.pieces(chunk):
+            super().feed(piece)
+            self._left -= len(piece)
+            if self._left < 0:
+                self.remark = self.remark or "DEFLATED_TOO_MUCH"
+            if self.remark:
+                return
+
+    def ends_inside(self) -> int | None:
+        """Return the tag of the element that the end of the data set cuts, or None if it cuts none."""
+        return self.last_tag if not self.remark and not self._inflater.ended else super().ends_inside()
+
+
 class Head:
     """The beginning of a data set, as far as it is needed to admit the object.
 
@@ -155,20 +210,8 @@ class Head:
         return self._scanner.feed(chunk[:_FIRST_LOOK]) or self._scanner.feed(chunk[_FIRST_LOOK:])
 
     def _inflating(self) -> Callable[[bytes], bool]:
-        inflater = zlib.decompressobj(-15)  # PS3.5 section A.5: RFC 1951, without a zlib header
-        inflated = 0
-
-        def feed(chunk: bytes) -> bool:
-            nonlocal inflated
-            try:
-                plain = inflater.decompress(chunk, SCAN_LIMIT + 1 - inflated)
-            except zlib.error:
-                raise RefusedError("DATA_SET_UNREADABLE", "the data set cannot be inflated") from None
-            inflated += len(plain)
-            # Once the limit is reached the scanner is complete, and nothing more is inflated.
-            return self._scanner.feed(plain)
-
-        return feed
+        inflater = Inflater()
+        return lambda chunk: any(self._scanner.feed(piece) for piece in inflater.pieces(chunk))
 
     def _check_beginning(self, chunk: bytes) -> None:
         if len(chunk) < 4 or self._syntax.deflated:
@@ -211,9 +254,11 @@ class Head:
         return self._scanner.header()
 
     def tail(self) -> Tail | None:
-        """Return what follows the rest of the data set, or None where that cannot be done."""
-        if self._syntax.deflated or self._scanner.error is not None:
+        """Return what follows the rest of the data set, or None where it was lost already."""
+        if self._scanner.error is not None:
             return None
+        if self._syntax.deflated:
+            return DeflatedTail(position=self._scanner.position)
         implicit = self._syntax.implicit != ("VR_DECLARED_OTHER" in self._scanner.remarks)
         return Tail(implicit=implicit, big_endian=self._syntax.big_endian, position=self._scanner.position)
 

@@ -25,6 +25,7 @@ class Tail:
 
     Attributes:
         remark: what made it lose its way, such as "BAD_VR 7FE0,0010"; empty if nothing did.
+        last_tag: of the last element of the data set itself that was seen.
     """
 
     def __init__(self, *, implicit: bool, big_endian: bool, position: int) -> None:
@@ -33,7 +34,7 @@ class Tail:
         self._at = 0  # end of what was fed
         self._next = position  # where the next header begins
         self._held = b""  # bytes from there on, if its header is cut
-        self._tag = 0
+        self.last_tag = 0
         self._open = [implicit]  # whether each open level has implicit VR; the first is the data set itself
 
     def feed(self, chunk: bytes) -> None:
@@ -56,7 +57,7 @@ class Tail:
             return None
         if self._held and not any(self._held) and len(self._held) % 2 == 0 and len(self._open) == 1:
             return None  # a few zeros of padding: no group begins with so many
-        return self._tag
+        return self.last_tag
 
     def _element(self, head: bytes) -> int:
         """Return the bytes to the next header; 0 if this one is cut."""
@@ -66,7 +67,7 @@ class Tail:
         vr, item = head[4:6], group == 0xFFFE
         size, length = self._length(head, vr, without_vr=item or self._open[-1])
         if len(self._open) == 1:
-            self._tag = group << 16 | element
+            self.last_tag = group << 16 | element
         if item and element in _DELIMITERS:
             if len(self._open) > 1:
                 self._open.pop()
@@ -74,7 +75,7 @@ class Tail:
         if length != _UNDEFINED:
             return size + length
         if len(self._open) > _DEEPEST:
-            self.remark = f"DATA_SET_UNREADABLE {self._tag >> 16:04X},{self._tag & 0xFFFF:04X}"
+            self.remark = f"DATA_SET_UNREADABLE {self.last_tag >> 16:04X},{self.last_tag & 0xFFFF:04X}"
         # UN of undefined length holds Implicit VR (PS3.5 section 6.2.2 note 2).
         self._open.append(self._open[-1] or (vr == b"UN" and not item))
         return size

@@ -7,14 +7,14 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from radmesh.dicom.stations import GRANTS, Station, match
 from radmesh.runtime.logs import Logger
 from radmesh_gateway_proxy.acceptor import Draining
-from radmesh_gateway_proxy.association import Association, Peer
+from radmesh_gateway_proxy.association import Association, Peer, Store
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.dimse import SUCCESS, Outcome, Request
 from radmesh_gateway_proxy.negotiation import AcceptedContext, Negotiator, Policy
@@ -67,6 +67,7 @@ class LocalEdge:
     kept: list[Kept] = field(default_factory=list)
     audited: list[tuple[Peer, str]] = field(default_factory=list)
     stores: list[KeepingStore] = field(default_factory=list)
+    make_store: Callable[[Peer], Store] | None = None
 
     def __post_init__(self) -> None:
         self.output = io.StringIO()
@@ -110,7 +111,9 @@ class LocalEdge:
     def refused(self, peer: Peer, reason: str) -> None:
         self.audited.append((peer, reason))
 
-    def store(self, _peer: Peer) -> KeepingStore:
+    def store(self, peer: Peer) -> Store:
+        if self.make_store is not None:
+            return self.make_store(peer)
         self.stores.append(KeepingStore(self))
         return self.stores[-1]
 
