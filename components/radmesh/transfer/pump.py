@@ -24,7 +24,9 @@ BATCH_BYTES: Final = 2 << 20
 POLL_SECONDS: Final = 2.0
 """Commits wake the pump; this finds what a lost signal missed."""
 LINGER_SECONDS: Final = 0.005
-"""Rows that come this close together travel together."""
+"""Rows that come this close together travel together …"""
+LINGER_MOST_SECONDS: Final = 0.05
+"""… for so long at most: a batch costs the database about as much as ten of its rows."""
 CALL_SECONDS: Final = 10.0
 LATE_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 1.0
@@ -43,6 +45,7 @@ class RegistrationPump:
         self._registered = context.metrics.counter("radmesh_objects_registered")
         self._late_since: float | None = None
         self._blocked: set[tuple[str, int]] = set()
+        self._commits = 0
         self._never = threading.Event()
         self._empty = threading.Event()
         self._worker: Worker = context.worker("registration-pump", self._step, most_pause=1.0)
@@ -73,10 +76,11 @@ class RegistrationPump:
         return True
 
     def _committed(self, _ref: Ref) -> None:
+        self._commits += 1
         self._worker.wake()
 
     def _step(self) -> float:
-        self._clock.wait(self._never, LINGER_SECONDS)
+        self._linger()
         self._blocked.clear()
         try:
             self._register()
@@ -92,6 +96,14 @@ class RegistrationPump:
         self._context.status.clear_alarm("REGISTRATION_LATE")
         self._empty.set()
         return POLL_SECONDS
+
+    def _linger(self) -> None:
+        """Wait until no more rows come, for a moment at most."""
+        until = self._clock.monotonic() + LINGER_MOST_SECONDS
+        seen = -1
+        while seen != self._commits and self._clock.monotonic() < until:
+            seen = self._commits
+            self._clock.wait(self._never, LINGER_SECONDS)
 
     def _late(self) -> None:
         now = self._clock.monotonic()
