@@ -223,7 +223,7 @@ cdef class Connection:
         message.msg_iov = parts
         message.msg_iovlen = count + 1
         while True:
-            # Half of the world's senders write a PDU in two pieces with Nagle on: a delayed acknowledgement stalls them.
+            # Half of the world's senders write a PDU in two pieces with Nagle on: a late acknowledgement stalls them.
             if self.tcp:
                 setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one))
             got = recvmsg(self.fd, &message, MSG_DONTWAIT)

@@ -2,19 +2,18 @@
 """Scans the head of a data set (PS3.5 7) for wanted top-level elements, up to group 0028, as it comes in."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 cdef enum:
     IMPLICIT = 0
     EXPLICIT = 1
     BIG_ENDIAN = 2
     MAX_DEPTH = 64
-    MAX_FOUND = 512
     MAX_REMARKS = 32
     MAX_VALUE = 16384
-    MAX_BLOB = 262144
+    MAX_HEADER = 262144
     # What is read of one element
     OK = 0
     MORE = 1
@@ -27,7 +26,13 @@ cdef enum:
     ITEM_END = 0xFFFEE00D
     SEQUENCE_END = 0xFFFEE0DD
     LAST_WANTED = 0x0028FFFF
+    # Remarks
+    NO_VR = 0
+    OUT_OF_ORDER = 1
+    OTHER_ENCODING = 2
+    TOO_LONG = 3
 
+_REMARKS = {NO_VR: "BAD_VR", OUT_OF_ORDER: "ORDER", OTHER_ENCODING: "VR_DECLARED_OTHER", TOO_LONG: "VALUE_TOO_LONG"}
 _KINDS = {
     TRUNCATED: "DATA_SET_TRUNCATED",
     BAD_VR: "BAD_VR",
@@ -42,6 +47,13 @@ cdef struct Element:
     size_t value
     size_t end
     bint guessed
+    # Of a found one: the VR it has in the header, and whether it is in it
+    uint16_t header_vr
+    bint left_out
+
+cdef struct Remark:
+    int kind
+    uint32_t tag
 
 
 cdef inline uint16_t vr_code(uint8_t a, uint8_t b) noexcept nogil:
@@ -81,47 +93,70 @@ cdef int vr_form(uint16_t vr) noexcept nogil:
     return 0
 
 
+cdef int number_size(uint16_t vr) noexcept nogil:
+    """Bytes of the numbers that a value is made of; 1 where it is made of bytes."""
+    cdef uint8_t a = vr >> 8
+    cdef uint8_t b = vr & 0xFF
+    if b == b"S" and (a == b"U" or a == b"S"):
+        return 2
+    if vr == vr_code(b"A", b"T") or vr == vr_code(b"O", b"W"):
+        return 2
+    if (a == b"O" or a == b"F" or a == b"S" or a == b"U") and b == b"L" or b == b"F" and a == b"O":
+        return 4
+    if b == b"D" and (a == b"F" or a == b"O") or b == b"V" and (a == b"O" or a == b"S" or a == b"U"):
+        return 8
+    return 1
+
+
 cdef class Scanner:
     cdef int encoding
     cdef uint8_t *data
     cdef size_t length, capacity, limit, retry_at
     cdef readonly size_t position
+    # In order of tags, each once: the first of several counts.
     cdef Element *found
     cdef int found_count
+    cdef size_t header_size
     cdef uint32_t *wanted
+    cdef uint16_t *wanted_vr
     cdef int wanted_count
     cdef uint32_t last_tag
     cdef int failed
     cdef uint32_t failed_tag
     cdef size_t failed_offset
+    cdef Remark marks[MAX_REMARKS]
+    cdef int mark_count
     cdef bint started
     cdef readonly bint complete
-    cdef dict vrs
-    cdef readonly list remarks
 
     def __cinit__(self, int encoding, dict wanted not None, *, size_t limit=4194304):
         cdef int k = 0
+        cdef bytes vr
         if encoding not in (IMPLICIT, EXPLICIT, BIG_ENDIAN):
             raise ValueError("encoding")
         self.encoding = encoding
         self.limit = limit
-        self.vrs = wanted
-        self.remarks = []
         self.wanted_count = len(wanted)
         self.wanted = <uint32_t *> malloc(sizeof(uint32_t) * (self.wanted_count + 1))
-        self.found = <Element *> malloc(sizeof(Element) * MAX_FOUND)
-        if self.wanted == NULL or self.found == NULL:
+        self.wanted_vr = <uint16_t *> malloc(sizeof(uint16_t) * (self.wanted_count + 1))
+        self.found = <Element *> malloc(sizeof(Element) * (self.wanted_count + 1))
+        if self.wanted == NULL or self.wanted_vr == NULL or self.found == NULL:
             raise MemoryError
         for tag in sorted(wanted):
+            vr = wanted[tag]
+            if len(vr) != 2 or not vr_form(vr_code(vr[0], vr[1])):
+                raise ValueError("wanted: a VR of the standard for each tag")
             self.wanted[k] = tag
+            self.wanted_vr[k] = vr_code(vr[0], vr[1])
             k += 1
 
     def __dealloc__(self):
         free(self.data)
         free(self.found)
         free(self.wanted)
+        free(self.wanted_vr)
 
-    # -- bytes ------------------------------------------------------------------------------------------------------------
+    # Bytes
 
     cdef inline uint16_t u16(self, size_t i) noexcept nogil:
         cdef const uint8_t *p = self.data + i
@@ -137,24 +172,66 @@ cdef class Scanner:
     cdef inline uint32_t tag_at(self, size_t i) noexcept nogil:
         return (<uint32_t> self.u16(i) << 16) | self.u16(i + 2)
 
-    cdef int plausible(self, size_t end, uint32_t tag, bint final) noexcept nogil:
-        """Whether an element that ends at `end` leads to another: 1 yes, 0 no, -1 cannot be seen yet."""
+    cdef int begins_sequence(self, size_t i, bint final) noexcept nogil:
+        """Whether what a sequence begins with is at i, an item or its end: 1 yes, 0 no, -1 cannot be seen yet."""
+        if i + 4 > self.length:
+            return 0 if final else -1
+        return self.tag_at(i) == ITEM or self.tag_at(i) == SEQUENCE_END
+
+    cdef int plausible(self, size_t end, uint32_t tag, bint with_vr, bint nested, bint final) noexcept nogil:
+        """Whether an element that ends at `end` leads to another (`with_vr`: with a VR): 1 yes, 0 no, -1 unseen yet."""
         cdef uint32_t following
         if end > self.length:
             return 0 if final or end > self.limit else -1
         if end == self.length and final:
             return 1
-        if end + 4 > self.length:
+        if end + 6 > self.length:
             return 0 if final else -1
         following = self.tag_at(end)
+        if nested and (following == ITEM or following == ITEM_END or following == SEQUENCE_END):
+            return 1
+        if with_vr and vr_form(vr_code(self.data[end + 4], self.data[end + 5])) == 0:
+            return 0
         return following > tag and (following >> 16) - (tag >> 16) < 0x7FE0
 
-    # -- elements ---------------------------------------------------------------------------------------------------------
+    cdef int looks_explicit(self, size_t i, bint nested, bint final) noexcept nogil:
+        """Whether what is at i, where Implicit VR is due, is Explicit VR: 1 yes, 0 no, -1 cannot be seen yet."""
+        cdef int form
+        if i + 8 > self.length:
+            return 0 if final else -1
+        form = vr_form(vr_code(self.data[i + 4], self.data[i + 5]))
+        if form == 0:
+            return 0
+        if form == 2:
+            return self.plausible(i + 8 + self.u16(i + 6), self.tag_at(i), True, nested, final)
+        if i + 12 > self.length:
+            return 0 if final else -1
+        if self.u32(i + 8) == UNDEFINED:
+            return self.begins_sequence(i + 12, final)
+        return self.plausible(i + 12 + self.u32(i + 8), self.tag_at(i), True, nested, final)
 
-    cdef int read(self, size_t i, bint implicit, bint final, Element *e) noexcept nogil:
+    cdef int looks_implicit(self, bint final) noexcept nogil:
+        """Whether a data set that is due to have Explicit VR begins with two elements without; as looks_explicit."""
+        cdef size_t end
+        cdef int seen
+        if vr_form(vr_code(self.data[4], self.data[5])):
+            return 0
+        if self.u32(4) == UNDEFINED:
+            return self.begins_sequence(8, final)
+        end = 8 + <size_t> self.u32(4)
+        seen = self.plausible(end, self.tag_at(0), False, False, final)
+        if seen != 1:
+            return seen
+        if end + 6 > self.length:
+            return 0 if final else -1
+        # One element without a VR is one of those; two are another encoding.
+        return vr_form(vr_code(self.data[end + 4], self.data[end + 5])) == 0
+
+    # Elements
+
+    cdef int read(self, size_t i, bint implicit, bint nested, bint final, Element *e) noexcept nogil:
         """Read the element at i (its header; a value of undefined length is left to the caller)."""
         cdef int form, seen
-        cdef size_t short_end, long_end
         e.guessed = False
         if i + 8 > self.length:
             return TRUNCATED if final else MORE
@@ -176,26 +253,40 @@ cdef class Scanner:
                 e.value = i + 12
             else:
                 # No VR of the standard. Writers that forget it write the implicit form; others a code of their own.
-                e.guessed = True
-                e.vr = 0
-                e.length = self.u32(i + 4)
-                e.value = i + 8
-                seen = self.plausible(e.value + e.length, e.tag, final) if e.length != UNDEFINED else 0
+                seen = self.guess(i, True, nested, final, e)
                 if seen == 0:
-                    e.length = self.u16(i + 6)
-                    seen = self.plausible(e.value + e.length, e.tag, final)
-                if seen == 0:
-                    if i + 12 > self.length:
-                        return BAD_VR if final else MORE
-                    e.length = self.u32(i + 8)
-                    e.value = i + 12
-                    seen = self.plausible(e.value + e.length, e.tag, final)
-                if seen < 0:
-                    return MORE
-                if seen == 0:
-                    return BAD_VR
+                    seen = self.guess(i, False, nested, final, e)
+                if seen <= 0:
+                    return MORE if seen else BAD_VR
         e.end = e.value + e.length
         return OK
+
+    cdef int guess(self, size_t i, bint with_vr, bint nested, bint final, Element *e) noexcept nogil:
+        """Read the header of an element whose VR is none, by what it leads to; as plausible.
+
+        Writers that forget it write the implicit form; others a code of their own, with a length of 16 or 32 bits.
+        """
+        cdef int seen, form
+        e.guessed = True
+        e.vr = 0
+        for form in range(3):
+            e.value = i + 8
+            if form == 0:
+                e.length = self.u32(i + 4)
+            elif form == 1:
+                e.length = self.u16(i + 6)
+            elif i + 12 > self.length:
+                return 0 if final else -1
+            else:
+                e.length = self.u32(i + 8)
+                e.value = i + 12
+            if e.length == UNDEFINED:
+                seen = self.begins_sequence(e.value, final)
+            else:
+                seen = self.plausible(e.value + e.length, e.tag, with_vr, nested, final)
+            if seen:
+                return seen
+        return 0
 
     cdef int skip_sequence(self, size_t i, bint implicit, bint final, size_t *end) noexcept nogil:
         """Walk a sequence of undefined length whose first item is at i; without recursion, MAX_DEPTH deep at most."""
@@ -210,7 +301,7 @@ cdef class Scanner:
         open_implicit[0] = implicit
         while depth:
             inner = open_implicit[depth - 1]
-            state = self.read(i, inner, final, &e)
+            state = self.read(i, inner, True, final, &e)
             if state != OK:
                 return state
             if not open_item[depth - 1]:
@@ -225,6 +316,12 @@ cdef class Scanner:
                     else:
                         if depth == MAX_DEPTH:
                             return TOO_DEEP
+                        if inner:
+                            # Some writers leave out VRs of sequences only where their own dictionary ends.
+                            state = self.looks_explicit(e.value, True, final)
+                            if state < 0:
+                                return MORE
+                            inner = state == 0
                         open_item[depth] = 1
                         open_implicit[depth] = inner
                         depth += 1
@@ -239,7 +336,7 @@ cdef class Scanner:
                     return TOO_DEEP
                 open_item[depth] = 0
                 # UN of undefined length holds Implicit VR Little Endian (PS3.5 6.2.2 note 2).
-                open_implicit[depth] = inner or e.vr == vr_code(b"U", b"N")
+                open_implicit[depth] = inner or e.guessed or e.vr == vr_code(b"U", b"N")
                 depth += 1
                 i = e.value
             else:
@@ -249,7 +346,8 @@ cdef class Scanner:
         end[0] = i
         return OK
 
-    cdef bint is_wanted(self, uint32_t tag) noexcept nogil:
+    cdef int index_of(self, uint32_t tag) noexcept nogil:
+        """Index of a wanted tag, or -1."""
         cdef int low = 0
         cdef int high = self.wanted_count
         cdef int middle
@@ -259,43 +357,79 @@ cdef class Scanner:
                 low = middle + 1
             else:
                 high = middle
-        return low < self.wanted_count and self.wanted[low] == tag
+        return low if low < self.wanted_count and self.wanted[low] == tag else -1
 
-    cdef int guess_encoding(self) noexcept nogil:
-        """Compare the first element with the declared encoding; return 1 if it was changed."""
-        cdef uint16_t vr = vr_code(self.data[4], self.data[5])
-        cdef bint explicit = vr_form(vr) != 0
-        if self.encoding == EXPLICIT and not explicit and self.u32(4) < 65536:
-            self.encoding = IMPLICIT
-            return 1
-        # As a length in Implicit VR these two letters would mean half a megabyte and more for a first element.
-        if self.encoding == IMPLICIT and explicit and self.u32(4) > 65536:
-            self.encoding = EXPLICIT
-            return 1
-        return 0
+    cdef int place_of(self, uint32_t tag) noexcept nogil:
+        """Index of the first found element whose tag is not below this one."""
+        cdef int k = self.found_count
+        while k and self.found[k - 1].tag >= tag:
+            k -= 1
+        return k
 
-    cdef int scan(self, bint final, uint32_t *remark_tag) noexcept nogil:
-        """Go on; 0 more is needed, 1 complete, 2 failed, 3 a remark on remark_tag: an element without a VR, 4: out of order,
-        5: declared with another encoding."""
+    cdef void remark(self, int kind, uint32_t tag) noexcept nogil:
+        if self.mark_count < MAX_REMARKS:
+            self.marks[self.mark_count].kind = kind
+            self.marks[self.mark_count].tag = tag
+            self.mark_count += 1
+
+    cdef void keep(self, Element *e) noexcept nogil:
+        """Keep an element if it is wanted."""
+        cdef int wanted = self.index_of(e.tag)
+        cdef int place
+        if wanted < 0:
+            return
+        place = self.place_of(e.tag)
+        if place < self.found_count and self.found[place].tag == e.tag:
+            return
+        e.header_vr = e.vr if e.vr and e.vr != vr_code(b"U", b"N") else self.wanted_vr[wanted]
+        # What is not wanted as a sequence is none, whatever it says.
+        e.left_out = e.header_vr == vr_code(b"S", b"Q")
+        if e.length > MAX_VALUE or self.header_size + e.length + 12 > MAX_HEADER:
+            e.left_out = True
+            self.remark(TOO_LONG, e.tag)
+        if not e.left_out:
+            self.header_size += e.length + (8 if vr_form(e.header_vr) == 2 else 12)
+        memmove(self.found + place + 1, self.found + place, sizeof(Element) * (self.found_count - place))
+        self.found[place] = e[0]
+        self.found_count += 1
+
+    cdef int guess_encoding(self, bint final) noexcept nogil:
+        """Compare the first element with the declared encoding; -1 if it cannot be seen yet."""
+        cdef int seen = 0
+        if self.encoding == IMPLICIT:
+            seen = self.looks_explicit(0, False, final)
+        elif self.encoding == EXPLICIT:
+            seen = self.looks_implicit(final)
+        if seen == 1:
+            self.encoding = EXPLICIT if self.encoding == IMPLICIT else IMPLICIT
+            self.remark(OTHER_ENCODING, 0)
+        return seen
+
+    cdef int scan(self, bint final) noexcept nogil:
+        """Go on; 0 more is needed, 1 complete, 2 failed."""
         cdef Element e
+        cdef uint32_t tag
         cdef int state
         if not self.started:
-            if self.length < 8:
-                if not final:
-                    return 0
-            elif self.guess_encoding():
-                self.started = True
-                return 5
+            if self.length < 8 and not final:
+                return 0
+            if self.length >= 8 and self.guess_encoding(final) < 0:
+                return 0
             self.started = True
         while True:
             if self.position == self.length and final:
                 return 1
-            if self.length - self.position >= 4 and self.tag_at(self.position) > LAST_WANTED:
+            if self.length - self.position >= 8:
+                tag = self.tag_at(self.position)
+                if tag > LAST_WANTED and tag != ITEM_END and tag != SEQUENCE_END:
+                    if tag != ITEM or self.u32(self.position + 4) == UNDEFINED:
+                        return 1
+            elif self.length - self.position >= 4 and LAST_WANTED < self.tag_at(self.position) < ITEM:
                 return 1
-            state = self.read(self.position, self.encoding == IMPLICIT, final, &e)
+            state = self.read(self.position, self.encoding == IMPLICIT, False, final, &e)
             if state == OK and e.length == UNDEFINED:
                 state = self.skip_sequence(
-                    e.value, self.encoding == IMPLICIT or e.vr == vr_code(b"U", b"N"), final, &e.end
+                    e.value, self.encoding == IMPLICIT or e.guessed or e.vr == vr_code(b"U", b"N"), final, &e.end
                 )
             elif state == OK and e.end > self.length:
                 state = TRUNCATED if final else MORE
@@ -306,35 +440,27 @@ cdef class Scanner:
                 self.failed_tag = self.tag_at(self.position) if self.length - self.position >= 4 else self.last_tag
                 self.failed_offset = self.position
                 return 2
-            if e.length != UNDEFINED and self.found_count < MAX_FOUND and self.is_wanted(e.tag):
-                self.found[self.found_count] = e
-                self.found_count += 1
-            self.position = e.end
-            remark_tag[0] = e.tag
             if e.guessed:
-                self.last_tag = e.tag
-                return 3
+                self.remark(NO_VR, e.tag)
+            self.position = e.end
+            if e.tag > LAST_WANTED:
+                # The rest of a sequence whose own header was lost (fo-dicom issue 364).
+                self.remark(OUT_OF_ORDER, e.tag)
+                continue
             if e.tag <= self.last_tag and self.last_tag:
-                self.last_tag = e.tag
-                return 4
+                self.remark(OUT_OF_ORDER, e.tag)
+            if e.length != UNDEFINED:
+                self.keep(&e)
             self.last_tag = e.tag
 
     cdef int run(self, bint final):
         cdef int outcome
-        cdef uint32_t tag = 0
-        while True:
-            with nogil:
-                outcome = self.scan(final, &tag)
-            if outcome >= 3:
-                name = {3: "BAD_VR", 4: "ORDER", 5: "VR_DECLARED_OTHER"}[outcome]
-                if len(self.remarks) < MAX_REMARKS:
-                    self.remarks.append(name if outcome == 5 else f"{name} {tag >> 16:04X},{tag & 0xFFFF:04X}")
-                continue
-            if outcome:
-                self.complete = True
-            return outcome
+        with nogil:
+            outcome = self.scan(final)
+        self.complete = outcome != 0
+        return outcome
 
-    # -- for Python -------------------------------------------------------------------------------------------------------
+    # For Python
 
     def feed(self, bytes chunk not None):
         cdef size_t n = PyBytes_GET_SIZE(chunk)
@@ -376,55 +502,63 @@ cdef class Scanner:
         tag = self.failed_tag
         return _KINDS[self.failed], f"{tag >> 16:04X},{tag & 0xFFFF:04X}", self.failed_offset
 
-    def value(self, uint32_t tag):
+    @property
+    def remarks(self):
+        cdef list out = []
         cdef int k
-        for k in range(self.found_count):
-            if self.found[k].tag == tag:
-                return PyBytes_FromStringAndSize(<char *> self.data + self.found[k].value, self.found[k].length)
-        return None
+        for k in range(self.mark_count):
+            name = _REMARKS[self.marks[k].kind]
+            tag = self.marks[k].tag
+            out.append(name if self.marks[k].kind == OTHER_ENCODING else f"{name} {tag >> 16:04X},{tag & 0xFFFF:04X}")
+        return out
+
+    def value(self, uint32_t tag):
+        cdef int k = self.place_of(tag)
+        if k == self.found_count or self.found[k].tag != tag:
+            return None
+        return PyBytes_FromStringAndSize(<char *> self.data + self.found[k].value, self.found[k].length)
 
     def header(self):
-        cdef list order = sorted(range(self.found_count), key=self._tag_of)
-        cdef list parts = []
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, self.header_size)
+        cdef uint8_t *p = <uint8_t *> PyBytes_AS_STRING(out)
         cdef Element *e
-        cdef uint32_t last = 0
-        cdef size_t total = 0
-        cdef bytes vr
-        cdef bytes value
-        cdef uint16_t code
-        for k in order:
-            e = &self.found[<int> k]
-            if e.tag == last:
-                continue
-            last = e.tag
-            code = e.vr
-            vr = self.vrs[e.tag]
-            if code and code != vr_code(b"U", b"N"):
-                vr = bytes((code >> 8, code & 0xFF))
-            if e.length > MAX_VALUE or total + e.length + 12 > MAX_BLOB:
-                self.remarks.append(f"VALUE_TOO_LONG {e.tag >> 16:04X},{e.tag & 0xFFFF:04X}")
-                continue
-            value = PyBytes_FromStringAndSize(<char *> self.data + e.value, e.length)
-            if self.encoding == BIG_ENDIAN:
-                value = _swap(value, vr)
-            parts.append((e.tag >> 16).to_bytes(2, "little") + (e.tag & 0xFFFF).to_bytes(2, "little") + vr)
-            if vr_form(vr_code(vr[0], vr[1])) == 2:
-                parts.append(len(value).to_bytes(2, "little"))
-            else:
-                parts.append(b"\0\0" + len(value).to_bytes(4, "little"))
-            parts.append(value)
-            total += 12 + len(value)
-        return b"".join(parts)
-
-    def _tag_of(self, int k):
-        return self.found[k].tag
+        cdef int k, swap
+        for k in range(self.found_count):
+            e = &self.found[k]
+            if not e.left_out:
+                swap = number_size(e.header_vr) if self.encoding == BIG_ENDIAN else 1
+                p = put_element(p, e, self.data + e.value, swap)
+        return out
 
 
-cdef bytes _swap(bytes value, bytes vr):
-    cdef int size = {b"US": 2, b"SS": 2, b"AT": 2, b"OW": 2, b"UL": 4, b"SL": 4, b"FL": 4, b"FD": 8}.get(vr, 1)
-    if size == 1 or len(value) % size:
-        return value
-    return b"".join([value[i:i + size][::-1] for i in range(0, len(value), size)])
+cdef uint8_t *put_element(uint8_t *p, const Element *e, const uint8_t *value, int swap) noexcept nogil:
+    """Write an element in Explicit VR Little Endian; return what follows it."""
+    cdef uint32_t i
+    p[0] = (e.tag >> 16) & 0xFF
+    p[1] = e.tag >> 24
+    p[2] = e.tag & 0xFF
+    p[3] = (e.tag >> 8) & 0xFF
+    p[4] = e.header_vr >> 8
+    p[5] = e.header_vr & 0xFF
+    if vr_form(e.header_vr) == 2:
+        p[6] = e.length & 0xFF
+        p[7] = e.length >> 8
+        p += 8
+    else:
+        p[6] = 0
+        p[7] = 0
+        p[8] = e.length & 0xFF
+        p[9] = (e.length >> 8) & 0xFF
+        p[10] = 0
+        p[11] = 0
+        p += 12
+    if swap == 1 or e.length % swap:
+        memcpy(p, value, e.length)
+    else:
+        # The sizes are powers of two.
+        for i in range(e.length):
+            p[i] = value[i ^ <uint32_t> (swap - 1)]
+    return p + e.length
 
 
 def split_header(bytes header not None):

@@ -15,8 +15,8 @@ command sets against `max_command`. Memory is one chunk. TCP_QUICKACK is armed b
 a message is sent by one sendmsg. The time of a PDU stands still between two calls of `receive`. After INVALID nothing
 else comes.
 
-`send_message(context, command, data, peer_max_pdu, timeout_ms, last=True)` frames a command set and its data set. A long
-one goes out piece by piece: the command with the first piece and last=False, then the other pieces with command None.
+`send_message(context, command, data, peer_max_pdu, timeout_ms, last=True)` frames a command set and its data set. A
+long one goes out piece by piece: the command with the first piece and last=False, then the others with command None.
 `timeout_ms` is for one call, so pieces of 1 MiB demand a pace of the peer that a whole object would not.
 
 `send` and `send_message` raise TimeoutError when the peer does not read, ConnectionError when it is gone: part of the

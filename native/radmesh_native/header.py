@@ -9,9 +9,13 @@
     scanner.remarks                        # what was odd and did not matter
     scanner.position                       # offset of the first element that was not read
 
-Top-level elements only; sequences are walked over, 64 deep at most and without recursion. At most `limit` bytes are kept. The
-oddities of real files are borne: elements without a VR, a VR of nobody, Implicit VR where Explicit was declared and the
-reverse, tags out of order. `split_header(header)` takes a header apart again; it raises ValueError.
+Top-level elements only; sequences are walked over, 64 deep at most and without recursion. At most `limit` bytes are
+kept. The oddities of real files are borne: elements without a VR, a VR of nobody, Implicit VR where Explicit was
+declared and the reverse, within items too, tags out of order or twice (the first counts). The header leaves out values
+of more than 16,384 bytes, and what would make it longer than 262,144. `split_header(header)` takes a header apart; it
+raises ValueError.
+
+Remarks: BAD_VR tag, ORDER tag, VALUE_TOO_LONG tag, VR_DECLARED_OTHER; 32 at most.
 """
 
 from typing import Final
