@@ -47,7 +47,7 @@ class Accounts:
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
     def ensure_administrator(self, folder: Path) -> None:
-        """At the first start make the user admin: password from RADMESH_ADMIN_PASSWORD, else random, in folder/admin-password.
+        """At the first start make the user admin, with RADMESH_ADMIN_PASSWORD or a random one in folder/admin-password.
 
         Raises:
             RadmeshError: PASSWORD_WEAK.
@@ -195,7 +195,9 @@ class Accounts:
             if failures and len(failures) >= _ATTEMPTS and now - failures[-1] < _PAUSE_SECONDS:
                 left = int((_PAUSE_SECONDS - (now - failures[-1])) * 1000)
                 raise RadmeshError(
-                    "TOO_MANY_ATTEMPTS", "too many wrong passwords: wait a minute", metadata={"retry_after_ms": str(left)}
+                    "TOO_MANY_ATTEMPTS",
+                    "too many wrong passwords: wait a minute",
+                    metadata={"retry_after_ms": str(left)},
                 )
 
     def _failed(self, name: str) -> None:

@@ -11,7 +11,7 @@ class Section:
 
     url: str = setting(
         "",
-        doc="SQLAlchemy URL, such as postgresql+psycopg://user:password@host/radmesh. Empty: SQLite in the data directory.",
+        doc="SQLAlchemy URL, such as postgresql+psycopg://user:password@host/radmesh; empty = SQLite.",
         env="RADMESH_DATABASE_URL",
         secret=True,
     )
@@ -19,7 +19,9 @@ class Section:
         3.0, doc="A store that is silent for longer is given no new studies.", minimum=0.5, maximum=60
     )
     history: int = setting(
-        100_000, doc="Changes that the change feed keeps; a watcher that is further behind has to read the tables.", minimum=1000
+        100_000,
+        doc="Changes that the change feed keeps; a watcher that is further behind has to read the tables.",
+        minimum=1000,
     )
     session: Duration = setting(
         12 * 3600.0, doc="A session that was not used for so long has ended.", minimum=60, maximum=30 * 86400

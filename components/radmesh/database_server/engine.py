@@ -126,6 +126,9 @@ class Database:
         """
         try:
             with self.engine.connect() as connection:
+                if not self.sqlite:
+                    # READ COMMITTED would give each statement a state of its own.
+                    connection.execution_options(isolation_level="REPEATABLE READ")
                 yield connection
         except DBAPIError as error:
             raise unavailable(error) from error

@@ -61,7 +61,7 @@ class Feed:
         return last
 
     def write(self, work: Callable[[sa.Connection], tuple[object, Sequence[tuple[str, str]]]]) -> tuple[object, int]:
-        """Run `work`, which gives (result, events), in a transaction; publish, and wake watchers. Return (result, revision)."""
+        """Run `work`, which gives (result, events), in a transaction, and publish; return (result, revision)."""
 
         def run(connection: sa.Connection) -> tuple[object, int]:
             result, events = work(connection)
@@ -104,7 +104,7 @@ class Feed:
                 if after < state.oldest or after > state.revision:
                     raise RadmeshError(
                         "RESYNC",
-                        "the change feed does not reach back so far: read the tables, then watch from the present revision",
+                        "the change feed does not reach back so far: read the tables, then watch from now",
                         metadata={"revision": str(state.revision)},
                     )
                 query = sa.select(changes).where(changes.c.revision > after).order_by(changes.c.revision).limit(_PAGE)

@@ -112,7 +112,9 @@ class Jobs:
             row = self._mine(connection, job_id, fence)
             # The fence is in the condition too: between two transactions of PostgreSQL the row may change.
             changed = connection.execute(
-                sa.update(jobs).where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.state == LEASED).values(values(row))
+                sa.update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.state == LEASED)
+                .values(values(row))
             )
             if not changed.rowcount:
                 raise RadmeshError("JOB_LOST", "the lease ran out and another has the job: drop it")

@@ -71,15 +71,14 @@ class Placement:
 
     def _choose(self, connection: sa.Connection, usable: dict[str, dict[str, Any]], avoid: str) -> str:
         since = micros(self._clock.now() - _RECENT)
-        recent = dict(
-            connection.execute(
-                sa.select(placements.c.store_id, sa.func.count())
+        recent: dict[str, int] = {
+            row.store_id: row.placed
+            for row in connection.execute(
+                sa.select(placements.c.store_id, sa.func.count().label("placed"))
                 .where(placements.c.store_id.in_(usable), placements.c.time >= since)
                 .group_by(placements.c.store_id)
             )
-            .tuples()
-            .all()
-        )
+        }
         return max(
             usable,
             key=lambda s: (s != avoid, usable[s]["free_bytes"] / (1 + recent.get(s, 0)), s),

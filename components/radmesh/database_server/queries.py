@@ -13,7 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from radmesh.database_server.engine import Database
-from radmesh.database_server.registry import HELD
+from radmesh.database_server.registry import HELD, sort_number
 from radmesh.database_server.schema import (
     admissions,
     corrections,
@@ -187,7 +187,8 @@ class Queries:
                 conditions.append(column == number)
         if position:
             conditions.append(
-                sa.tuple_(studies.c.study_date, studies.c.id) < sa.tuple_(sa.literal(position[0]), sa.literal(position[1]))
+                sa.tuple_(studies.c.study_date, studies.c.id)
+                < sa.tuple_(sa.literal(position[0]), sa.literal(position[1]))
             )
         query = (
             sa.select(studies, *_PATIENT)
@@ -209,7 +210,9 @@ class Queries:
         if not ids:
             return
         stations: dict[int, set[str]] = {}
-        for row in connection.execute(sa.select(admissions.c.study, admissions.c.station).where(admissions.c.study.in_(ids))):
+        for row in connection.execute(
+            sa.select(admissions.c.study, admissions.c.station).where(admissions.c.study.in_(ids))
+        ):
             stations.setdefault(row.study, set()).add(row.station)
         corrected = [row["id"] for row in rows if row["corrected"]]
         overlay: dict[int, dict[str, str]] = {}
@@ -229,7 +232,9 @@ class Queries:
     def _without_held(self, connection: sa.Connection, study: dict[str, Any], viewer: Viewer) -> None:
         counted = connection.execute(
             sa.select(
-                sa.func.count(), sa.func.count(sa.distinct(instances.c.series)), sa.func.coalesce(sa.func.sum(instances.c.length), 0)
+                sa.func.count(),
+                sa.func.count(sa.distinct(instances.c.series)),
+                sa.func.coalesce(sa.func.sum(instances.c.length), 0),
             )
             .join(admissions, admissions.c.id == instances.c.admission)
             .where(instances.c.study == study["id"], instances.c.current, _not_held(viewer))
@@ -268,19 +273,16 @@ class Queries:
             query = sa.select(series).where(series.c.study == study["id"])
             rows = [dict(row) for row in connection.execute(query).mappings()]
             if study["held_count"] and not viewer.include_held:
-                counts = dict(
-                    connection.execute(
-                        sa.select(instances.c.series, sa.func.count())
+                counts: dict[int, int] = {
+                    row.series: row.counted
+                    for row in connection.execute(
+                        sa.select(instances.c.series, sa.func.count().label("counted"))
                         .join(admissions, admissions.c.id == instances.c.admission)
                         .where(instances.c.study == study["id"], instances.c.current, _not_held(viewer))
                         .group_by(instances.c.series)
                     )
-                    .tuples()
-                    .all()
-                )
+                }
                 rows = [{**row, "instance_count": counts[row["id"]]} for row in rows if row["id"] in counts]
-        from radmesh.database_server.registry import sort_number  # noqa: PLC0415
-
         return sorted(rows, key=lambda row: (sort_number(row["series_number"]), row["series_instance_uid"]))
 
     # -- instances

@@ -77,15 +77,31 @@ def _study_part(header: bytes) -> dict[str, str]:
     return {keyword: clean(parsed.text(keyword)) for keyword in _SHARED}
 
 
-_SHARED: Final = (
-    "PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex AccessionNumber StudyDate StudyTime StudyID "
-    "StudyDescription ReferringPhysicianName Modality SeriesNumber SeriesDescription BodyPartExamined SeriesDate SeriesTime "
-    "StationName Manufacturer"
-).split()
+_SHARED: Final = [
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "StudyDescription",
+    "ReferringPhysicianName",
+    "Modality",
+    "SeriesNumber",
+    "SeriesDescription",
+    "BodyPartExamined",
+    "SeriesDate",
+    "SeriesTime",
+    "StationName",
+    "Manufacturer",
+]
 
 
 class _Parsed:
-    """A record with its header taken apart; a header that is none gives empty values, and never stops a registration."""
+    """A record with its header taken apart; a header that is none gives empty values: it stops nothing."""
 
     __slots__ = ("columns", "frames", "number", "record", "rows", "text")
 
@@ -140,7 +156,9 @@ class Registry:
         """
         store_ids = {record.store_id for record in records}
         if len(store_ids) != 1:
-            raise RadmeshError("FIELD_INVALID", "the records of a request are of one store", metadata={"field": "records"})
+            raise RadmeshError(
+                "FIELD_INVALID", "the records of a request are of one store", metadata={"field": "records"}
+            )
         parsed = [_Parsed(record) for record in records]
 
         def work(connection: sa.Connection) -> tuple[list[tuple[int, int]], list[tuple[str, str]]]:
@@ -171,8 +189,14 @@ class Registry:
                     locations.c.sequence == update["sequence"],
                 )
                 row = connection.execute(
-                    sa.select(locations.c.id, locations.c.instance, instances.c.study, instances.c.defect, instances.c.current,
-                              studies.c.study_instance_uid)
+                    sa.select(
+                        locations.c.id,
+                        locations.c.instance,
+                        instances.c.study,
+                        instances.c.defect,
+                        instances.c.current,
+                        studies.c.study_instance_uid,
+                    )
                     .join(instances, instances.c.id == locations.c.instance)
                     .join(studies, studies.c.id == instances.c.study)
                     .where(place)
@@ -194,7 +218,9 @@ class Registry:
                     )
                 if update["defect"] and update["defect"] != row.defect:
                     connection.execute(
-                        sa.update(instances).where(instances.c.id == row.instance).values(defect=clean(update["defect"], 64))
+                        sa.update(instances)
+                        .where(instances.c.id == row.instance)
+                        .values(defect=clean(update["defect"], 64))
                     )
                     if not row.defect and row.current:
                         connection.execute(
@@ -243,9 +269,7 @@ class Registry:
         def work(connection: sa.Connection) -> bool:
             before = connection.execute(sa.select(stores).where(stores.c.store_id == values["store_id"])).first()
             connection.execute(
-                self._database.upsert(
-                    stores, ["store_id"], {**values, "heartbeat_time": micros(self._clock.now())}
-                )
+                self._database.upsert(stores, ["store_id"], {**values, "heartbeat_time": micros(self._clock.now())})
             )
             changed = before is None or before.epoch != values["epoch"] or before.accepting != values["accepting"]
             if changed:
@@ -333,16 +357,16 @@ class _Registration:
                 ).scalars()
             )
         self._places(places, ids)
-        self._count(batch, outcomes, fresh, fresh_at, study_ids, admission_rows)
+        self._count(fresh, fresh_at, admission_rows)
         self._marks(batch)
         return outcomes
 
     def _studies(self, batch: Sequence[_Parsed]) -> dict[str, int]:
-        first = {}
+        first: dict[str, _Parsed] = {}
         for item in batch:
             first.setdefault(item.record.study_instance_uid, item)
         query = sa.select(studies.c.study_instance_uid, studies.c.id).where(studies.c.study_instance_uid.in_(first))
-        found = dict(self._c.execute(query).tuples().all())
+        found: dict[str, int] = {row.study_instance_uid: row.id for row in self._c.execute(query)}
         for uid, item in first.items():
             if uid in found:
                 continue
@@ -391,7 +415,7 @@ class _Registration:
         return int(self._c.execute(sa.select(patients.c.id).where(patients.c.identity == identity)).scalar_one())
 
     def _admissions(self, batch: Sequence[_Parsed], study_ids: dict[str, int]) -> dict[tuple[int, bytes], Any]:
-        first = {}
+        first: dict[tuple[int, bytes], _Parsed] = {}
         for item in batch:
             first.setdefault((study_ids[item.record.study_instance_uid], item.record.admission_key), item)
 
@@ -428,7 +452,7 @@ class _Registration:
         return found
 
     def _series(self, batch: Sequence[_Parsed], study_ids: dict[str, int]) -> dict[tuple[int, str], int]:
-        first = {}
+        first: dict[tuple[int, str], _Parsed] = {}
         for item in batch:
             first.setdefault((study_ids[item.record.study_instance_uid], item.record.series_instance_uid), item)
 
@@ -471,7 +495,9 @@ class _Registration:
         if modality and f"\\{modality}\\" not in present:
             present = f"{present or chr(92)}{modality}\\"
         self._c.execute(
-            sa.update(studies).where(studies.c.id == study).values(modalities=present, series_count=studies.c.series_count + 1)
+            sa.update(studies)
+            .where(studies.c.id == study)
+            .values(modalities=present, series_count=studies.c.series_count + 1)
         )
 
     def _known(self, batch: Sequence[_Parsed]) -> dict[str, list[dict[str, Any]]]:
@@ -507,11 +533,8 @@ class _Registration:
 
     def _count(
         self,
-        batch: Sequence[_Parsed],
-        outcomes: Sequence[tuple[int, int]],
         fresh: Sequence[dict[str, Any]],
         fresh_at: Sequence[_Parsed],
-        study_ids: dict[str, int],
         admission_rows: dict[tuple[int, bytes], Any],
     ) -> None:
         by_study: dict[int, dict[str, int]] = {}
@@ -537,7 +560,8 @@ class _Registration:
                     held_count=studies.c.held_count + counts["held"],
                     variant_count=studies.c.variant_count + counts["variants"],
                     last_receive_time=sa.case(
-                        (studies.c.last_receive_time < counts["last"], counts["last"]), else_=studies.c.last_receive_time
+                        (studies.c.last_receive_time < counts["last"], counts["last"]),
+                        else_=studies.c.last_receive_time,
                     ),
                     version=studies.c.version + 1,
                 )
@@ -585,9 +609,7 @@ def derive_verification(connection: sa.Connection, study: int, *, actor: str, no
     connection.execute(
         sa.update(studies)
         .where(studies.c.id == study)
-        .values(
-            verification=worst.verification, verification_reason=worst.reason, version=studies.c.version + 1
-        )
+        .values(verification=worst.verification, verification_reason=worst.reason, version=studies.c.version + 1)
     )
     connection.execute(
         sa.insert(history).values(

@@ -162,9 +162,7 @@ class RegistryService:
         wanted = [(m.store_id, m.study_hash, m.generation, m.sequence) for m in request.marks]
         late = self._registry.wait_registered(wanted, _WAIT_SECONDS)
         return pb.WaitRegisteredResponse(
-            missing=[
-                common_pb2.CommitMark(store_id=a, study_hash=b, generation=c, sequence=d) for a, b, c, d in late
-            ]
+            missing=[common_pb2.CommitMark(store_id=a, study_hash=b, generation=c, sequence=d) for a, b, c, d in late]
         )
 
 
@@ -626,9 +624,7 @@ class AccountService:
         """Change a user."""
         display_name = request.display_name if request.HasField("display_name") else None
         return _user(
-            self._accounts.update(
-                request.name, display_name=display_name, role=request.role, password=request.password
-            )
+            self._accounts.update(request.name, display_name=display_name, role=request.role, password=request.password)
         )
 
     def DeleteUser(self, request: pb.DeleteUserRequest, _call: Call) -> pb.DeleteUserResponse:

@@ -259,9 +259,7 @@ class Statuses:
 
     # -- corrections
 
-    def correct(
-        self, uid: str, values: Mapping[str, str], *, source: str, expected_version: int, actor: str
-    ) -> None:
+    def correct(self, uid: str, values: Mapping[str, str], *, source: str, expected_version: int, actor: str) -> None:
         """Lay corrected values over a study's demographics; an empty value takes the correction away.
 
         Raises:
@@ -275,11 +273,15 @@ class Statuses:
 
         def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
             row = self._study(connection, uid, expected_version)
-            original = connection.execute(
-                sa.select(studies, *(c for c in patients.c if c.name != "id"))
-                .join(patients, patients.c.id == studies.c.patient)
-                .where(studies.c.id == row.id)
-            ).mappings().one()
+            original = (
+                connection.execute(
+                    sa.select(studies, *(c for c in patients.c if c.name != "id"))
+                    .join(patients, patients.c.id == studies.c.patient)
+                    .where(studies.c.id == row.id)
+                )
+                .mappings()
+                .one()
+            )
             now = micros(self._clock.now())
             changed = []
             for keyword, value in sorted(values.items()):

@@ -1,7 +1,7 @@
 """The first schema.
 
-Written by the tables themselves, as they were when this revision was made: later revisions change them by statements of their own,
-and a test compares the result with the tables.
+Written by the tables themselves, as they were when this revision was made: later revisions change them by statements
+of their own, and a test compares the result with the tables.
 """
 
 import sqlalchemy as sa
@@ -28,7 +28,8 @@ def upgrade() -> None:
 
 def _sqlite(connection: sa.Connection) -> None:
     for statement in (
-        "CREATE VIRTUAL TABLE patient_names USING fts5(name_key, tokenize='trigram', content='patients', content_rowid='id')",
+        """CREATE VIRTUAL TABLE patient_names
+             USING fts5(name_key, tokenize='trigram', content='patients', content_rowid='id')""",
         """CREATE TRIGGER patient_names_insert AFTER INSERT ON patients BEGIN
              INSERT INTO patient_names(rowid, name_key) VALUES (new.id, new.name_key); END""",
         """CREATE TRIGGER patient_names_update AFTER UPDATE OF name_key ON patients BEGIN
