@@ -45,7 +45,7 @@ lint: $(VENV)/.dev native ## ruff, mypy --strict, cython-lint, import-linter, bu
 	@$(BIN)/ruff check $(PYPATHS)
 	@$(BIN)/ruff format --check $(PYPATHS)
 	@$(BIN)/mypy
-	@$(BIN)/cython-lint native/radmesh_native
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint native/radmesh_native
 	@$(BIN)/lint-imports
 	@$(BIN)/buf lint
 	@$(BIN)/buf format --diff --exit-code

@@ -1,8 +1,11 @@
 """`make bench`: DICOM intake of radmesh and of its peers, in one run, as ratios.
 
-Every load runs against every server, one after another, in rounds, so that a noisy neighbour meets all of them; the table
-shows the median of the rounds. radmesh runs as `make up` ships it: digest, registration and durable answer on. After each
-load the SHA-256 that radmesh reports for an object is compared with that of the bytes that were sent, and the counts with what
+Every load runs against every server, one after another, in rounds, so that a noisy neighbour meets all of them; the
+table
+shows the median of the rounds. radmesh runs as `make up` ships it: digest, registration and durable answer on. After
+each
+load the SHA-256 that radmesh reports for an object is compared with that of the bytes that were sent, and the counts
+with what
 was sent. Peers listen on all addresses: as root, everything runs in a network namespace that has nothing but loopback.
 """
 
@@ -55,7 +58,8 @@ def load_raw(server: servers.Running, files: list[Path], associations: int) -> d
     ready, go, results = context.Semaphore(0), context.Event(), context.Queue()
     parts = [files[i::associations] for i in range(associations)]
     senders = [
-        context.Process(target=raw_sender, args=(part, server.port, server.ae_title, ready, go, results)) for part in parts
+        context.Process(target=raw_sender, args=(part, server.port, server.ae_title, ready, go, results))
+        for part in parts
     ]
     for sender in senders:
         sender.start()
@@ -118,7 +122,9 @@ def check_radmesh(server: servers.Running, files: list[Path]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--where", choices=("tmpfs", "disk", "both"), default="both", help="where servers keep their data")
+    parser.add_argument(
+        "--where", choices=("tmpfs", "disk", "both"), default="both", help="where servers keep their data"
+    )
     parser.add_argument("--only", default="", help="loads whose name contains this, such as 'ct'")
     parser.add_argument("--transport", choices=("unix", "tls"), default="unix", help="between radmesh's components")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
@@ -129,7 +135,7 @@ def main() -> None:
     if os.geteuid() == 0 and os.environ.get("RADMESH_BENCH_NETNS") != "1":
         inner = 'ip link set lo up; exec "$@"'
         os.environ["RADMESH_BENCH_NETNS"] = "1"
-        os.execvp("unshare", ["unshare", "-n", "sh", "-c", inner, "sh", sys.executable, *sys.argv])  # noqa: S606
+        os.execvp("unshare", ["unshare", "-n", "sh", "-c", inner, "sh", sys.executable, *sys.argv])
 
     shm = Path("/dev/shm")
     scratch = {"tmpfs": Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else None, prefix="radmesh-bench-"))}

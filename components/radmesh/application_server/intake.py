@@ -53,7 +53,8 @@ class Intake:
         """Store one object; returns when it is durable.
 
         Raises:
-            RadmeshError: DATA_SET_MISSING, DATA_SET_UNREADABLE, DATA_SET_TRUNCATED, BAD_VR, UID_MISSING, UID_INVALID, and
+            RadmeshError: DATA_SET_MISSING, DATA_SET_UNREADABLE, DATA_SET_TRUNCATED, BAD_VR, UID_MISSING, UID_INVALID,
+            and
                 what the stores answer.
         """
         syntax = transfer_syntax(transfer_syntax_uid)

@@ -71,7 +71,9 @@ class SessionService:
 class StudyService:
     """application.v1.StudyService."""
 
-    def __init__(self, context: Context, queries: Any, studies: Any, registry: Any, audit: Audit, sender: Callable[[], Any]) -> None:
+    def __init__(
+        self, context: Context, queries: Any, studies: Any, registry: Any, audit: Audit, sender: Callable[[], Any]
+    ) -> None:
         self._context = context
         self._queries = queries
         self._studies = studies
@@ -144,7 +146,7 @@ class StudyService:
             return
         fields = pb.ReadInstanceResponse(instance=instance, offset=offset)
         with read_object(locations, offset, request.length) as reader:
-            fields.residence = reader.residence
+            fields.residence = reader.residence  # type: ignore[assignment]
             for data in reader:
                 fields.crc32c = crc32c(data)
                 yield Bulk(fields, data)
@@ -228,7 +230,9 @@ class StudyService:
 class AdministrationService:
     """application.v1.AdministrationService."""
 
-    def __init__(self, context: Context, accounts: Any, registry: Any, rejects: Any, audit: Audit, instances: Mapping[str, str]) -> None:
+    def __init__(
+        self, context: Context, accounts: Any, registry: Any, rejects: Any, audit: Audit, instances: Mapping[str, str]
+    ) -> None:
         self._context = context
         self._accounts = accounts
         self._registry = registry
@@ -310,7 +314,9 @@ class AdministrationService:
             except RadmeshError as error:
                 answer.unreachable[instance] = error.reason
         try:
-            answer.stores.extend(self._registry.ListStores(database_pb2.ListStoresRequest(), timeout=_STATUS_SECONDS).stores)
+            answer.stores.extend(
+                self._registry.ListStores(database_pb2.ListStoresRequest(), timeout=_STATUS_SECONDS).stores
+            )
         except RadmeshError as error:
             answer.unreachable.setdefault("database-server", error.reason)
         return answer

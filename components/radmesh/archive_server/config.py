@@ -17,7 +17,7 @@ class Section:
 
     tier: str = setting(
         "",
-        doc="Directory of the permanent tier, which must exist; empty = `permanent` in the archive's own data directory.",
+        doc="Directory of the permanent tier, which must exist; empty = `permanent` in its own data directory.",
         env="RADMESH_ARCHIVE_TIER",
         rule=_directory,
     )

@@ -49,9 +49,7 @@ class ArchiveServer:
         )
         heartbeat = Heartbeat(self._store, context, common_pb2.STORE_KIND_ARCHIVE, lambda: self._server.target)
         pump = RegistrationPump(self._store, context, heartbeat=heartbeat)
-        tiering = Tiering(
-            context, self._store, tier, self._reports, reporter, config.quiet, receiver.idle_seconds
-        )
+        tiering = Tiering(context, self._store, tier, self._reports, reporter, config.quiet, receiver.idle_seconds)
 
         def evicted(study_hash: str, generation: int) -> None:
             after = 0

@@ -40,9 +40,7 @@ class Reading:
 class EitherReader:
     """Iterates bytes from one copy, and goes on in the other where the first fails."""
 
-    def __init__(
-        self, reader: Any, instead: Callable[[int, int], Any] | None, offset: int, length: int
-    ) -> None:
+    def __init__(self, reader: Any, instead: Callable[[int, int], Any] | None, offset: int, length: int) -> None:
         self.size: int = reader.size
         self.sha256: bytes = reader.sha256
         self.residence: int = reader.residence

@@ -1,7 +1,7 @@
 """Copies quiet studies to the permanent tier, while nothing else is to be done.
 
-For each object: written, synced, read back from the disk, hashed; then its name and its line in the manifest are made durable, and
-only then does the store say that a permanent copy exists. Each step may be repeated after a crash.
+For each object: written, synced, read back from the disk, hashed; then its name and its line in the manifest are made
+durable, and only then does the store say that a permanent copy exists. Each step may be repeated after a crash.
 """
 
 import threading

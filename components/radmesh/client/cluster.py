@@ -38,8 +38,8 @@ _OPTIONS = (
 class Cluster:
     """A signed-in connection to a cluster's door.
 
-    Every method raises `RadmeshError`: `reason` says what went wrong (docs/errors.md lists all), the message what to do.
-    Methods may be called from several threads.
+    Every method raises `RadmeshError`: `reason` says what went wrong (docs/errors.md lists all), the message what to
+    do. Methods may be called from several threads.
     """
 
     def __init__(self, channel: grpc.Channel, *, user: str, password: str) -> None:
@@ -91,7 +91,7 @@ class Cluster:
         except (OSError, ValueError) as error:
             raise RadmeshError(
                 "CLUSTER_NOT_RUNNING",
-                f"no cluster is ready in {folder}: start one with 'radmesh up --data {folder}', or name one with --cluster",
+                f"no cluster is ready in {folder}: 'radmesh up --data {folder}' starts one, --cluster names another",
             ) from error
         if password is None:
             password = os.environ.get("RADMESH_PASSWORD") or os.environ.get("RADMESH_ADMIN_PASSWORD")
@@ -137,8 +137,8 @@ class Cluster:
     ) -> Iterator[model.Study]:
         """Yield studies, newest first, page by page.
 
-        `*` and `?` are wildcards; names match without regard to case. `study_date` is a DICOM date or range: "20240101",
-        "20240101-20240131", "-20240131", "20240101-". `limit` 0 = all.
+        `*` and `?` are wildcards; names match without regard to case. `study_date` is a DICOM date or range:
+        "20240101", "20240101-20240131", "-20240131", "20240101-". `limit` 0 = all.
 
         Raises:
             RadmeshError: FIELD_INVALID, SESSION_EXPIRED, ROLE_REFUSED, PEER_UNAVAILABLE.
@@ -180,7 +180,12 @@ class Cluster:
         return convert.study_detail(self._unary(self._studies.GetStudy, request))
 
     def instances(
-        self, study_instance_uid: str, *, series_instance_uid: str = "", sop_instance_uid: str = "", variants: bool = False
+        self,
+        study_instance_uid: str,
+        *,
+        series_instance_uid: str = "",
+        sop_instance_uid: str = "",
+        variants: bool = False,
     ) -> Iterator[model.Instance]:
         """Yield instances of a study, ordered by series, number and UID; `variants`: also those kept beside them.
 
@@ -266,7 +271,8 @@ class Cluster:
     def store(self, paths: Iterable[Path]) -> Iterator[model.StoreResult]:
         """Store DICOM files; yield a result for each, in order.
 
-        An object is answered after it is durable. A file that cannot be read, and an object that is refused, give a result
+        An object is answered after it is durable. A file that cannot be read, and an object that is refused, give a
+        result
         with the reason; the rest goes on. A cut connection is taken up again for 10 s: sending twice stores once.
 
         Raises:
@@ -321,7 +327,9 @@ class Cluster:
             )
         while following < len(paths):
             if following not in failed:
-                raise RadmeshError("PEER_UNAVAILABLE", "the cluster closed the stream before it had answered: try again")
+                raise RadmeshError(
+                    "PEER_UNAVAILABLE", "the cluster closed the stream before it had answered: try again"
+                )
             yield failed[following]
             following += 1
 
@@ -361,7 +369,10 @@ class Cluster:
             RadmeshError: USER_EXISTS, PASSWORD_WEAK, FIELD_INVALID.
         """
         request = database_pb2.CreateUserRequest(
-            name=name, display_name=display_name, role=_enum(database_pb2.Role, "ROLE_", role, "role"), password=password
+            name=name,
+            display_name=display_name,
+            role=_enum(database_pb2.Role, "ROLE_", role, "role"),
+            password=password,
         )
         return convert.user(self._unary(self._administration.CreateUser, request))
 
@@ -374,7 +385,10 @@ class Cluster:
             RadmeshError: USER_NOT_FOUND, PASSWORD_WEAK, LAST_ADMINISTRATOR, FIELD_INVALID.
         """
         request = database_pb2.UpdateUserRequest(
-            name=name, display_name=display_name, role=_enum(database_pb2.Role, "ROLE_", role, "role"), password=password
+            name=name,
+            display_name=display_name,
+            role=_enum(database_pb2.Role, "ROLE_", role, "role"),
+            password=password,
         )
         return convert.user(self._unary(self._administration.UpdateUser, request))
 
@@ -386,7 +400,14 @@ class Cluster:
         """
         self._unary(self._administration.DeleteUser, database_pb2.DeleteUserRequest(name=name))
 
-    def audit(self, *, action: str = "", actor: str = "", object: str = "", limit: int = 0) -> Iterator[model.AuditEvent]:  # noqa: A002 - the field's name
+    def audit(
+        self,
+        *,
+        action: str = "",
+        actor: str = "",
+        object: str = "",  # noqa: A002 - the name of the field
+        limit: int = 0,
+    ) -> Iterator[model.AuditEvent]:
         """Yield audit events, newest first."""
         request = database_pb2.ListAuditRequest(
             action=action, actor=actor, object=object, page_size=min(limit, 1000) if limit else 500
@@ -451,7 +472,10 @@ def _file_requests(label: str, file: BinaryIO) -> Iterator[application_pb2.Store
     while True:
         following = file.read(_CHUNK)
         yield application_pb2.StoreInstancesRequest(
-            transfer_syntax_uid=transfer_syntax_uid if first else "", label=label if first else "", last=not following, data=data
+            transfer_syntax_uid=transfer_syntax_uid if first else "",
+            label=label if first else "",
+            last=not following,
+            data=data,
         )
         if not following:
             return
@@ -465,5 +489,5 @@ def _enum(enum: Any, prefix: str, name: str, field: str) -> Any:
     try:
         return enum.Value(prefix + name.upper().replace("-", "_"))
     except ValueError:
-        choices = ", ".join(key.removeprefix(prefix).lower() for key in enum.keys() if not key.endswith("_UNSPECIFIED"))
+        choices = ", ".join(key.removeprefix(prefix).lower() for key in enum if not key.endswith("_UNSPECIFIED"))
         raise RadmeshError("FIELD_INVALID", f"{field} is one of: {choices}", metadata={"field": field}) from None

@@ -29,7 +29,9 @@ def register(subparsers: Any) -> None:
     common.add_argument("--json", action="store_true", help="print JSON, for programs")
 
     def command(name: str, summary: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = subparsers.add_parser(name, help=summary, description=summary, parents=[common])
+        parser: argparse.ArgumentParser = subparsers.add_parser(
+            name, help=summary, description=summary, parents=[common]
+        )
         parser.set_defaults(run=run)
         return parser
 
@@ -41,7 +43,9 @@ def register(subparsers: Any) -> None:
     find.add_argument("--issuer", default="", help="Issuer of Patient ID")
     find.add_argument("--patient-name", default="", help="name, such as 'doe^j*', in any case and script")
     find.add_argument("--accession", default="", help="Accession Number")
-    find.add_argument("--date", default="", help="Study Date or range: 20240131, 20240101-20240131, -20240131, 20240101-")
+    find.add_argument(
+        "--date", default="", help="Study Date or range: 20240131, 20240101-20240131, -20240131, 20240101-"
+    )
     find.add_argument("--modality", action="append", default=[], help="modality; may be repeated: any of them")
     find.add_argument("--description", default="", help="Study Description")
     find.add_argument("--verification", default="", help="not_required, pending, verified, unverified, held")
@@ -54,7 +58,9 @@ def register(subparsers: Any) -> None:
 
     get = command("get", "fetch a study as DICOM files", run_get)
     get.add_argument("study", metavar="STUDY_UID")
-    get.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (here); made if missing")
+    get.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (here); made if missing"
+    )
     get.add_argument("--series", default="", metavar="UID", help="only this series")
     get.add_argument("--instance", default="", metavar="UID", help="only this instance")
     get.add_argument("--variants", action="store_true", help="variants kept beside the current instances, too")
@@ -87,7 +93,9 @@ def _register_users(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", default="")
     parser.add_argument("--role", default="", choices=("", *ROLES), metavar="ROLE", help=", ".join(ROLES))
     parser.add_argument("--display-name", help="name for people")
-    parser.add_argument("--new-password-file", metavar="FILE", help="file with the user's password; else it is asked for")
+    parser.add_argument(
+        "--new-password-file", metavar="FILE", help="file with the user's password; else it is asked for"
+    )
 
 
 def _positive(text: str) -> int:
@@ -184,7 +192,7 @@ def size_text(size: float) -> str:
 
 
 def _files(paths: list[str]) -> Iterator[Path]:
-    """Yield the files named, and all below the folders named, in order; hidden ones and DICOMDIR are left out of folders."""
+    """Yield the files named, and all below the folders named but for hidden ones and DICOMDIR, in order."""
     from radmesh.runtime.errors import RadmeshError  # noqa: PLC0415
 
     for name in paths:
@@ -212,7 +220,9 @@ def run_store(arguments: argparse.Namespace) -> int:
             results.append(result)
             progress.advance(task, sizes[result.path])
             if not result.stored and not arguments.json:
-                progress.console.print(f"{result.path}: {result.outcome}: {result.message}", markup=False, soft_wrap=True)
+                progress.console.print(
+                    f"{result.path}: {result.outcome}: {result.message}", markup=False, soft_wrap=True
+                )
     failed = [result for result in results if not result.stored]
     if arguments.json:
         _print_json({"results": results, "stored": len(results) - len(failed), "failed": len(failed)})
@@ -303,7 +313,14 @@ def run_show(arguments: argparse.Namespace) -> int:
         "\nseries",
         ["no", "mod", "description", "body part", "inst", "series"],
         [
-            [r.series_number, r.modality, r.series_description, r.body_part_examined, str(r.instance_count), r.series_instance_uid]
+            [
+                r.series_number,
+                r.modality,
+                r.series_description,
+                r.body_part_examined,
+                str(r.instance_count),
+                r.series_instance_uid,
+            ]
             for r in detail.series
         ],
         right=(4,),
@@ -342,7 +359,7 @@ def run_get(arguments: argparse.Namespace) -> int:
         if study.corrected and not arguments.as_stored:
             raise RadmeshError(
                 "CORRECTION_NOT_APPLIED",
-                "the study's demographics were corrected, and a file with the corrections cannot be made here: use --as-stored",
+                "the study's demographics were corrected, which no file made here would show: use --as-stored",
             )
         instances = list(
             cluster.instances(
@@ -495,7 +512,12 @@ def run_users(arguments: argparse.Namespace) -> int:
             "",
             ["user", "role", "name", "last sign-in"],
             [
-                [u.name, u.role, u.display_name, u.last_sign_in_time.isoformat(" ", "seconds") if u.last_sign_in_time else ""]
+                [
+                    u.name,
+                    u.role,
+                    u.display_name,
+                    u.last_sign_in_time.isoformat(" ", "seconds") if u.last_sign_in_time else "",
+                ]
                 for u in users
             ],
         )

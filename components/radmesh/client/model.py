@@ -9,8 +9,8 @@ from typing import Any
 class Study:
     """A study as the caller may see it.
 
-    Dates are DICOM DA (YYYYMMDD) and times DICOM TM, as received; empty if absent. `patient_name` is Unicode, its component
-    groups joined by "=" (PS3.5 6.2.1.1). `bytes` counts the data sets of the current instances.
+    Dates are DICOM DA (YYYYMMDD) and times DICOM TM, as received; empty if absent. `patient_name` is Unicode, its
+    component groups joined by "=" (PS3.5 6.2.1.1). `bytes` counts the data sets of the current instances.
     """
 
     study_instance_uid: str
@@ -77,8 +77,8 @@ class Location:
 class Instance:
     """An instance: the current one, or a variant kept beside it.
 
-    `sha256` is the hexadecimal SHA-256 of the data set bytes as received (without preamble and group 0002), `length` their
-    number.
+    `sha256` is the hexadecimal SHA-256 of the data set bytes as received (without preamble and group 0002), `length`
+    their number.
     """
 
     sop_instance_uid: str

@@ -100,7 +100,7 @@ class Cursor:
 
 
 def _pattern(value: str) -> str:
-    """Return a LIKE pattern (escape \\) of DICOM wildcards (PS3.4 C.2.2.2.4)."""
+    """Return a LIKE pattern (escaped by a backslash) of DICOM wildcards (PS3.4 C.2.2.2.4)."""
     escaped = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return escaped.replace("*", "%").replace("?", "_")
 

@@ -1,7 +1,7 @@
 """The queryable header: which elements the database gets, and what they say in Unicode.
 
-The gateway proxy scans them out of the data set as it streams by; they travel in Explicit VR Little Endian, values untouched,
-so that nothing is decoded where it would cost, or be guessed twice.
+The gateway proxy scans them out of the data set as it streams by; they travel in Explicit VR Little Endian, values
+untouched, so that nothing is decoded where it would cost, or be guessed twice.
 """
 
 from dataclasses import dataclass, field
@@ -105,7 +105,7 @@ def new_scanner(syntax: TransferSyntax) -> native.Scanner:
 
 @lru_cache(256)
 def _encodings(character_set: bytes) -> tuple[str, ...]:
-    """Return Python's names of a Specific Character Set (0008,0005); what is wrong with it is borne (PS3.3 C.12.1.1.2)."""
+    """Return Python's names of a Specific Character Set (PS3.3 C.12.1.1.2); what is wrong with it is borne."""
     import warnings  # noqa: PLC0415 - pydicom's tables are needed for text beyond ASCII only
 
     from pydicom.charset import convert_encodings  # noqa: PLC0415
@@ -134,7 +134,7 @@ def decode_text(raw: bytes, character_set: bytes, *, vr: bytes = b"LO") -> str:
         # pydicom warns and replaces where the set does not fit: that is what must be seen here.
         warnings.simplefilter("error")
         try:
-            text = decode_bytes(raw, encodings, PN_DELIMS if vr == b"PN" else TEXT_VR_DELIMS)
+            text: str = decode_bytes(raw, encodings, PN_DELIMS if vr == b"PN" else TEXT_VR_DELIMS)
             if "\ufffd" not in text and "\x1b" not in text:
                 return text.strip("\0 ")
         except (LookupError, UnicodeError, UserWarning, ValueError):
@@ -193,8 +193,8 @@ def document() -> str:
     lines = [
         "# The queryable header",
         "",
-        "Made by `make docs` from `radmesh.dicom.header`. These elements travel with each object's commit, in Explicit VR Little",
-        "Endian, values as received (those longer than 16,384 bytes are left out, with a remark).",
+        "Made by `make docs` from `radmesh.dicom.header`. These elements travel with each object's commit, in Explicit",
+        "VR Little Endian, values as received (those longer than 16,384 bytes are left out, with a remark).",
     ]
     for level, rows in LEVELS.items():
         lines += ["", f"## {level.capitalize()}", "", "| tag | VR | keyword |", "| --- | --- | --- |"]

@@ -1,4 +1,4 @@
-"""DICOM files (PS3.10 7): the preamble and meta information that a stored data set gets, and finding the data set in a file."""
+"""DICOM files (PS3.10 7): what stands before a data set in a file, and finding the data set in one."""
 
 import struct
 from typing import BinaryIO
@@ -40,8 +40,8 @@ def preamble_and_meta(
 def seek_data_set(file: BinaryIO) -> str:
     """Set `file` to the first byte of its data set; return the data set's transfer syntax.
 
-    Bears what real files have: no preamble, no or a wrong group length, no meta information at all (the transfer syntax is
-    then seen from the first element).
+    Bears what real files have: no preamble, no or a wrong group length, no meta information at all (the transfer
+    syntax is then seen from the first element).
 
     Raises:
         RadmeshError: FILE_NOT_DICOM.

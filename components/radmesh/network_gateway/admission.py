@@ -25,7 +25,7 @@ _MOST: Final = 4096
 _SERVICES = database_pb2.DESCRIPTOR.services_by_name
 
 
-def verification_of(_key: AdmissionKey) -> int:
+def verification_of(_key: AdmissionKey) -> common_pb2.VerificationState:
     """Return the verification that an object begins with: nobody is asked until a HIS/RIS is connected."""
     return common_pb2.VERIFICATION_STATE_NOT_REQUIRED
 
@@ -117,7 +117,9 @@ class Admission:
     def forget(self, study_instance_uid: str = "") -> None:
         """Revoke the tickets of a study, or all."""
         with self._lock:
-            gone = [d for d, (_, _, study) in self._tickets.items() if not study_instance_uid or study == study_instance_uid]
+            gone = [
+                d for d, (_, _, study) in self._tickets.items() if not study_instance_uid or study == study_instance_uid
+            ]
             for digest in gone:
                 del self._tickets[digest]
 
@@ -206,9 +208,7 @@ class Revocation:
         try:
             # A revision that cannot be asks where the feed is.
             asked = self._revision if self._revision >= 0 else (1 << 62)
-            self._call = self._feed.Watch(
-                database_pb2.WatchRequest(from_revision=asked, kinds=("hold", "store"))
-            )
+            self._call = self._feed.Watch(database_pb2.WatchRequest(from_revision=asked, kinds=("hold", "store")))
             for change in self._call:
                 self._admission.forget(change.key if change.kind == "hold" else "")
                 self._revision = change.revision

@@ -13,12 +13,17 @@ class Section:
         1 << 30, doc="Room kept free in the spool's file system: below it the spool takes nothing more.", minimum=0
     )
     place_timeout: Duration = setting(
-        0.2, doc="How long the Database Server has to place a study before the last known placement is used.", minimum=0.05, maximum=5
+        0.2,
+        doc="How long the Database Server has to place a study before the last known placement is used.",
+        minimum=0.05,
+        maximum=5,
     )
     rejects_size: Size = setting(
         1 << 30, doc="Bytes that the rejects store keeps; the oldest rejects give way.", minimum=1 << 20
     )
-    rejects_count: int = setting(10_000, doc="Rejects that are kept; the oldest give way.", minimum=1, maximum=1_000_000)
+    rejects_count: int = setting(
+        10_000, doc="Rejects that are kept; the oldest give way.", minimum=1, maximum=1_000_000
+    )
     reject_size: Size = setting(
         64 << 20, doc="Bytes kept of one reject; what is longer is cut, and marked so.", minimum=1 << 16
     )

@@ -1,4 +1,4 @@
-"""Empties the spool into archives, by itself: each object is transferred, read back, registered, and only then leaves the spool.
+"""Empties the spool into archives: an object is transferred, read back, registered, and only then leaves the spool.
 
 Every step may be repeated: an archive that has the object already says so, a registration is idempotent, and what was
 removed stays removed. Objects of a study go in the order in which they came.
@@ -108,7 +108,9 @@ class Drain:
 
     def _check(self, row: IndexRow, where: ObjectReference) -> None:
         """Read the archive's copy back and compare its digest with what was received."""
-        ticket = self._tickets.get(AdmissionKey.of(row.header.calling_ae_title, QueryableHeader.parse(row.queryable)).digest())
+        ticket = self._tickets.get(
+            AdmissionKey.of(row.header.calling_ae_title, QueryableHeader.parse(row.queryable)).digest()
+        )
         target = ticket.target if ticket is not None else ""
         archive = next((a for a in self._memory.archives if a.store_id == where.store_id), None)
         channel = self._context.channels.get(target or (archive.target if archive else ""))
@@ -122,7 +124,7 @@ class Drain:
         """Only into an archive: the spool must not drain into itself."""
         request = database_pb2.PlaceStudyRequest(
             admission_key=key_message(admission.key),
-            verification=admission.header.verification,
+            verification=admission.header.verification,  # type: ignore[arg-type]
             avoid_store_id=admission.avoid_store_id,
         )
         answer: Any = self._placement.PlaceStudy(request, timeout=2.0)

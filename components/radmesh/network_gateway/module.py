@@ -44,9 +44,7 @@ class NetworkGateway:
         )
         self._server: Server = context.server(max_workers=config.max_streams, max_connection_age=None)
         admission = Admission(context, self._memory, config.place_timeout, self._spool_place)
-        heartbeat = Heartbeat(
-            self._spool, context, common_pb2.STORE_KIND_SPOOL, lambda: self._server.target
-        )
+        heartbeat = Heartbeat(self._spool, context, common_pb2.STORE_KIND_SPOOL, lambda: self._server.target)
         pump = RegistrationPump(self._spool, context, heartbeat=heartbeat)
         drain = Drain(context, self._spool, self._memory)
         receiver = TransferReceiver(self._spool, context.credentials, context.clock, rejects=self._rejects.open)

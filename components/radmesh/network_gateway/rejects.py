@@ -1,7 +1,7 @@
 """The rejects store: bytes that could not be stored as DICOM objects, kept for people to look at; bounded.
 
-    <folder>/<id>.json   what it was and why it was rejected; written last, so that it vouches for the bytes
-    <folder>/<id>.bin    the bytes
+<folder>/<id>.json   what it was and why it was rejected; written last, so that it vouches for the bytes
+<folder>/<id>.bin    the bytes
 """
 
 import json

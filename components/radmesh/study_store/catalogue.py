@@ -9,7 +9,8 @@ from typing import Final
 
 import lmdb
 
-# OPEN: the environment takes objects. SEALED: it is read only, after a failed commit. EVICTING: on its way to the trash.
+# OPEN: the environment takes objects. SEALED: it is read only, after a failed commit. EVICTING: on its way to the
+# trash.
 # PERMANENT_ONLY: the environment is gone, its rows are kept. LOST: its file is gone, and nobody here removed it.
 # REMOVED: its objects are elsewhere; the row stays, so that its number and its sequences are never used again.
 OPEN: Final = "OPEN"
@@ -26,7 +27,7 @@ _KEY: Final = struct.Struct(">c16sI")
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A row of the catalogue. `last` and `bytes` are exact once the environment is gone, else as of the last registration."""
+    """A row of the catalogue; `last`, `bytes`: exact once the environment is gone, else as last registered."""
 
     study_hash: str
     number: int

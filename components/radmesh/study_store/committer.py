@@ -1,7 +1,7 @@
 """Group commit for one environment: whoever finds nobody committing commits for all that wait.
 
-A small object by a single sender costs no hand-over between threads; several senders of one study share a commit. Work nobody
-waits for (chunks of a large object) is committed by a small pool, while more is being received.
+A small object by a single sender costs no hand-over between threads; several senders of one study share a commit.
+Work nobody waits for (chunks of a large object) is committed by a small pool, while more is being received.
 """
 
 import threading
@@ -78,8 +78,8 @@ class Operation:
 class Committer:
     """Applies operations in order, each batch in one transaction.
 
-    `commit(operations)` runs a batch durably and fills in results, or raises RadmeshError for the whole batch; `after` is called
-    with a finished batch, outside every lock.
+    `commit(operations)` runs a batch durably and fills in results, or raises RadmeshError for the whole batch;
+    `after` is called with a finished batch, outside every lock.
     """
 
     def __init__(

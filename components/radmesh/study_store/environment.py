@@ -74,7 +74,8 @@ class Environment:
             map_size=MAP_SIZE,
             max_dbs=0,
             max_readers=512,
-            # Never anything else: an unsynced environment that is torn kills its reader by SIGBUS. Tests turn it off to see
+            # Never anything else: an unsynced environment that is torn kills its reader by SIGBUS. Tests turn it off
+            # to see
             # that they would notice.
             sync=sync,
             metasync=sync,

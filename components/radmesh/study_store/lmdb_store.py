@@ -6,8 +6,8 @@
     root/rows/<2 hex>/<hash>.<gen>     rows of an evicted generation
     root/trash/                        evicted environments on their way out
 
-Order of writes for the first object of a generation: the catalogue's row, the environment's file, its directory entry; only then
-may an object be acknowledged. Recovery adopts a file without a row and never unlinks one.
+Order of writes for the first object of a generation: the catalogue's row, the environment's file, its directory
+entry; only then may an object be acknowledged. Recovery adopts a file without a row and never unlinks one.
 """
 
 import contextlib
@@ -65,8 +65,8 @@ class LmdbStudyStore:
         root: made if missing; must be a local file system (LMDB).
         store_id: such as "archive-0".
         clock: for receive times.
-        reserve: bytes of the file system that are left free; below, nothing new is taken. None: 2 %, and 1 GiB at least.
-        spool: objects here are on their way to an archive.
+        reserve: bytes of the file system that are left free; below, nothing new is taken. None: 2 %, and 1 GiB at
+        least. spool: objects here are on their way to an archive.
         alarm: told (reason, message) of what somebody should look at.
 
     Raises:
@@ -110,7 +110,8 @@ class LmdbStudyStore:
         self._catalogue = Catalogue(root / "catalogue")
         self._recover()
 
-    # -- start ----------------------------------------------------------------------------------------------------------
+    # -- start
+    # ----------------------------------------------------------------------------------------------------------
 
     def _take_folder(self) -> int:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -134,41 +135,45 @@ class LmdbStudyStore:
         """Make files and catalogue agree; nothing that was acknowledged is touched."""
         for left in (self.root / "trash").iterdir():
             left.unlink()
-        found = {}
+        found = set()
         for folder in (self.root / "studies").iterdir():
             for path in folder.iterdir():
-                name, _, number = path.name.partition(".")
-                if len(name) == 32 and number.isdigit():
-                    found[name, int(number)] = path
-        known = set()
+                name, _, digits = path.name.partition(".")
+                if len(name) == 32 and digits.isdigit():
+                    found.add((name, int(digits)))
         for g in self._catalogue.all():
-            known.add((g.study_hash, g.number))
             present = (g.study_hash, g.number) in found
-            if g.state == states.EVICTING:
-                # The rows were saved before the state was; the rest can be done again.
-                self._finish_eviction(g.study_hash, g.number)
-            elif g.state == states.REMOVED and present:
-                self._finish_removal(g.study_hash, g.number)
-            elif g.state in (states.OPEN, states.SEALED) and not present:
-                if g.registered == 0:
-                    # The row was written and the file was not: nothing can have been acknowledged.
-                    self._catalogue.drop(g.study_hash, g.number)
-                else:
-                    self._catalogue.update(g.study_hash, g.number, state=states.LOST)
-                    self._alarm("CACHE_COPY_LOST", "a study's cache file is gone: the permanent tier serves it")
-        for name, number in found.keys() - known:
+            found.discard((g.study_hash, g.number))
+            self._recover_generation(g, present=present)
+        for name, number in found:
             self._adopt(name, number)
         for name, number in self._catalogue.marked():
-            g = self._catalogue.get(name, number)
-            if g is None or g.state not in (states.OPEN, states.SEALED):
-                continue
-            with self._environment(Ref(name, number, 0)) as environment:
-                last = environment.last_sequence
-                environment.drop_stale_transfers(time.time(), WAIT_SECONDS)
-            if last > g.registered:
-                self._progress[name, number] = [g.registered, last]
+            known = self._catalogue.get(name, number)
+            if known is not None and known.state in (states.OPEN, states.SEALED):
+                self._recover_mark(known)
+
+    def _recover_generation(self, g: Generation, *, present: bool) -> None:
+        if g.state == states.EVICTING:
+            # The rows were saved before the state was; the rest can be done again.
+            self._finish_eviction(g.study_hash, g.number)
+        elif g.state == states.REMOVED and present:
+            self._finish_removal(g.study_hash, g.number)
+        elif g.state in (states.OPEN, states.SEALED) and not present:
+            if g.registered == 0:
+                # The row was written and the file was not: nothing can have been acknowledged.
+                self._catalogue.drop(g.study_hash, g.number)
             else:
-                self._catalogue.put(g, mark=False)
+                self._catalogue.update(g.study_hash, g.number, state=states.LOST)
+                self._alarm("CACHE_COPY_LOST", "a study's cache file is gone: the permanent tier serves it")
+
+    def _recover_mark(self, g: Generation) -> None:
+        with self._environment(Ref(g.study_hash, g.number, 0)) as environment:
+            last = environment.last_sequence
+            environment.drop_stale_transfers(time.time(), WAIT_SECONDS)
+        if last > g.registered:
+            self._progress[g.study_hash, g.number] = [g.registered, last]
+        else:
+            self._catalogue.put(g, mark=False)
 
     def _adopt(self, name: str, number: int) -> None:
         """Take a file that the catalogue does not know: everything in it is registered again."""
@@ -176,7 +181,8 @@ class LmdbStudyStore:
             uid = environment.study_instance_uid()
         self._catalogue.put(Generation(name, number, uid), mark=True)
 
-    # -- environments ---------------------------------------------------------------------------------------------------
+    # -- environments
+    # ---------------------------------------------------------------------------------------------------
 
     def _path(self, study_hash: str, number: int) -> Path:
         return self.root / "studies" / study_hash[:2] / f"{study_hash}.{number}"
@@ -293,7 +299,8 @@ class LmdbStudyStore:
             self._close_idle()
         return environment
 
-    # -- committing -----------------------------------------------------------------------------------------------------
+    # -- committing
+    # -----------------------------------------------------------------------------------------------------
 
     def _failure(self, error: BaseException) -> RadmeshError:
         self._free_at = -1.0
@@ -362,7 +369,8 @@ class LmdbStudyStore:
             for callback in self._callbacks:
                 callback(result.ref)
 
-    # -- storing --------------------------------------------------------------------------------------------------------
+    # -- storing
+    # --------------------------------------------------------------------------------------------------------
 
     def _measure_free(self) -> int:
         now = self._clock.monotonic()
@@ -469,7 +477,8 @@ class LmdbStudyStore:
                 del self._live[transfer_id]
                 transfer.let_go()
 
-    # -- reading --------------------------------------------------------------------------------------------------------
+    # -- reading
+    # --------------------------------------------------------------------------------------------------------
 
     def _decode(self, ref: Ref, environment: Environment) -> tuple[IndexRow, int]:
         raw = environment.raw_row(ref.sequence)
@@ -552,7 +561,8 @@ class LmdbStudyStore:
                     size = self._path(g.study_hash, g.number).stat().st_blocks * 512
             yield StudyState(g.study_hash, g.number, g.study_instance_uid, g.state, registered, last, size)
 
-    # -- what became of objects -----------------------------------------------------------------------------------------
+    # -- what became of objects
+    # -----------------------------------------------------------------------------------------
 
     def unregistered(self) -> list[tuple[str, int, int, int]]:
         """Return what the registration pump has to look at."""
@@ -625,11 +635,10 @@ class LmdbStudyStore:
     def _unmarked(self, kind: bytes, study_hash: str, generation: int) -> list[Ref]:
         with self._environment(Ref(study_hash, generation, 0)) as environment:
             marked = environment.marks(kind)
-            return [
-                Ref(study_hash, generation, s) for s in range(1, environment.last_sequence + 1) if s not in marked
-            ]
+            return [Ref(study_hash, generation, s) for s in range(1, environment.last_sequence + 1) if s not in marked]
 
-    # -- leaving --------------------------------------------------------------------------------------------------------
+    # -- leaving
+    # --------------------------------------------------------------------------------------------------------
 
     def _hold_alone(self, study_hash: str, generation: int) -> Environment:
         """Return an environment that nobody else uses, marked as evicting.
@@ -670,7 +679,11 @@ class LmdbStudyStore:
             for sequence, raw in environment.raw_rows(0, 1 << 40):
                 defect = defects.get(sequence, b"")
                 kept.append(
-                    sequence.to_bytes(8, "big") + len(raw).to_bytes(4, "big") + len(defect).to_bytes(4, "big") + raw + defect
+                    sequence.to_bytes(8, "big")
+                    + len(raw).to_bytes(4, "big")
+                    + len(defect).to_bytes(4, "big")
+                    + raw
+                    + defect
                 )
                 missing += sequence not in permanent
             if missing or registered is None or registered.registered < environment.last_sequence:

@@ -67,7 +67,9 @@ def decode(ref: Ref, data: bytes) -> tuple[IndexRow, int]:
             raise ValueError("an index row is cut")
         texts.append(data[at - size : at])
     header = ObjectHeader(
-        **dict(zip(_TEXTS, (text.decode() for text in texts), strict=False)), admission_key=key, verification=verification
+        **dict(zip(_TEXTS, (text.decode() for text in texts), strict=False)),
+        admission_key=key,
+        verification=verification,
     )
     remarks = tuple(remark.decode() for remark in texts[-2].split(b"\0") if remark)
     row = IndexRow(ref, header, length, sha256, texts[-1], _EPOCH + timedelta(microseconds=time), remarks, transfer_id)

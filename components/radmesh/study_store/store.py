@@ -145,7 +145,7 @@ class Transfer(Protocol):
 
 
 class StudyStore(Protocol):
-    """Stores immutable objects, by study. Thread-safe. Acknowledged is durable (CORRECTNESS.md 1–5)."""
+    """Stores immutable objects, by study. Thread-safe. Acknowledged is durable (CORRECTNESS.md 1 to 5)."""
 
     store_id: str
     epoch: bytes
