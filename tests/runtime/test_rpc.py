@@ -571,13 +571,19 @@ def test_a_plaintext_port_tells_health_and_nothing_else(world: World) -> None:
 # -- addresses ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_address_in_use_is_named(pair: Pair) -> None:
-    if pair.world.transport == "unix":
-        pytest.skip("a socket file that is left behind is replaced: the lock of the data directory guards it")
+@pytest.mark.parametrize("world", ["tls"], indirect=True)
+def test_a_port_in_use_is_named(world: World) -> None:
+    pair = Pair(world)
     context = pair.world.context("archive-server-0")
     object.__setattr__(context, "listen", pair.server.target)
     error = refused("PORT_IN_USE", lambda: pair.world.serve(context))
     assert pair.server.target in error.message
+
+
+@pytest.mark.parametrize("world", ["unix"], indirect=True)
+def test_a_socket_that_a_killed_process_left_is_replaced(world: World) -> None:
+    (world.folder / "archive-server-0.sock").touch()
+    assert Pair(world).client.Read(text("a")).value == "read a"
 
 
 def test_an_address_that_nobody_knows_is_named(pair: Pair) -> None:
