@@ -252,7 +252,7 @@ def record(store_id: str, row: IndexRow) -> database_pb2.InstanceRecord:
         called_ae_title=header.called_ae_title,
         source_address=header.source_address,
         admission_key=header.admission_key,
-        verification=header.verification,
+        verification=header.verification,  # type: ignore[arg-type]
         remarks=row.remarks,
     )
     message.receive_time.FromDatetime(row.receive_time)

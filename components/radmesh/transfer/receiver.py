@@ -133,7 +133,10 @@ class TransferReceiver:
         with self._read(where.ref, request.offset, request.length) as reader:
             offset = request.offset
             fields = transfer_pb2.ReadRangeResponse(
-                offset=offset, size=reader.size, sha256=reader.sha256, residence=reader.residence
+                offset=offset,
+                size=reader.size,
+                sha256=reader.sha256,
+                residence=reader.residence,  # type: ignore[arg-type]
             )
             for data in reader:
                 fields.crc32c = crc32c(data)
