@@ -25,6 +25,12 @@ _NEWER: Final = (
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
     "1.2.840.10008.5.1.4.1.1.66.8",  # Height Map Segmentation
 )
+_NEWER_SYNTAXES: Final = (
+    "1.2.840.10008.1.2.4.110",  # JPEG XL Lossless
+    "1.2.840.10008.1.2.4.111",  # JPEG XL JPEG Recompression
+    "1.2.840.10008.1.2.4.112",  # JPEG XL
+    "1.2.840.10008.1.2.8.1",  # Deflated Image Frame Compression: frames are deflated, the data set is not
+)
 # Encodings of something else than a stored data set: MIME, XML, Papyrus, real-time video (PS3.22).
 _NO_DATA_SET: Final = ("1.2.840.10008.1.2.6.", "1.2.840.10008.1.20", "1.2.840.10008.1.2.7.")
 
@@ -50,4 +56,4 @@ def transfer_syntaxes() -> frozenset[str]:
         uid
         for uid, (_, kind, *_) in UID_dictionary.items()
         if kind == "Transfer Syntax" and not uid.startswith(_NO_DATA_SET)
-    )
+    ).union(_NEWER_SYNTAXES)
