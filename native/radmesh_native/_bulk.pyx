@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Protobuf wire form of a message whose last field is `bytes data = 15`, without protobuf's copies."""
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint8_t, uint64_t
@@ -12,36 +13,34 @@ cdef enum:
 
 
 def join(bytes prefix not None, data):
-    cdef const uint8_t[::1] view
+    cdef Py_buffer view
     cdef Py_ssize_t head = PyBytes_GET_SIZE(prefix)
-    cdef Py_ssize_t n = len(data)
+    cdef uint64_t rest
     cdef uint8_t length[10]
     cdef int k = 0
-    cdef uint64_t rest = n
     cdef bytes out
     cdef char *p
-    if n == 0:
-        return prefix
-    view = data
-    n = view.shape[0]
-    rest = n
-    while True:
-        length[k] = rest & 0x7F
-        rest >>= 7
-        if rest:
-            length[k] |= 0x80
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        if view.len == 0:
+            return prefix
+        rest = view.len
+        while rest > 0x7F:
+            length[k] = 0x80 | (rest & 0x7F)
+            rest >>= 7
             k += 1
-        else:
-            k += 1
-            break
-    out = PyBytes_FromStringAndSize(NULL, head + 1 + k + n)
-    p = PyBytes_AS_STRING(out)
-    memcpy(p, PyBytes_AS_STRING(prefix), head)
-    p[head] = TAG
-    memcpy(p + head + 1, length, k)
-    with nogil:
-        memcpy(p + head + 1 + k, &view[0], n)
-    return out
+        length[k] = <uint8_t> rest
+        k += 1
+        out = PyBytes_FromStringAndSize(NULL, head + 1 + k + view.len)
+        p = PyBytes_AS_STRING(out)
+        memcpy(p, PyBytes_AS_STRING(prefix), head)
+        p[head] = TAG
+        memcpy(p + head + 1, length, k)
+        with nogil:
+            memcpy(p + head + 1 + k, view.buf, view.len)
+        return out
+    finally:
+        PyBuffer_Release(&view)
 
 
 cdef Py_ssize_t varint(const uint8_t *p, Py_ssize_t i, Py_ssize_t n, uint64_t *value) noexcept nogil:

@@ -3,6 +3,7 @@
 
 import os
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t
 
 
@@ -21,17 +22,17 @@ def path():
 
 
 def crc32c(data, uint32_t value=0):
-    cdef const uint8_t[::1] view
+    cdef Py_buffer view
     cdef const uint8_t *p
     cdef size_t n
-    if len(data) == 0:
-        return value
-    view = data
-    n = view.shape[0]
-    p = &view[0]
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    p = <const uint8_t *> view.buf
+    n = view.len
     # Short data is done before another thread could take the GIL.
     if n < 4096:
-        return crc32c_sse42(value, p, n) if _fast else crc32c_portable(value, p, n)
-    with nogil:
         value = crc32c_sse42(value, p, n) if _fast else crc32c_portable(value, p, n)
+    else:
+        with nogil:
+            value = crc32c_sse42(value, p, n) if _fast else crc32c_portable(value, p, n)
+    PyBuffer_Release(&view)
     return value

@@ -466,8 +466,8 @@ cdef class Scanner:
         cdef size_t n = PyBytes_GET_SIZE(chunk)
         cdef size_t size
         cdef uint8_t *bigger
-        if self.complete:
-            return True
+        if self.complete or n == 0:
+            return self.complete
         if n > self.limit - self.length:
             n = self.limit - self.length
         if self.length + n > self.capacity:
