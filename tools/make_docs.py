@@ -1,0 +1,86 @@
+"""`make docs`: writes the pages of docs/ that are made from the code's own tables. `--check` says which are out of date."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from google.protobuf.descriptor import FileDescriptor
+
+from radmesh.api.application.v1 import application_pb2
+from radmesh.api.archive.v1 import archive_pb2
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.database.v1 import database_pb2
+from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.api.transfer.v1 import transfer_pb2
+from radmesh.database_server.queries import OVERLAID
+from radmesh.dicom import header
+from radmesh.mesh import reference
+from radmesh.runtime import metrics, reasons
+from radmesh.runtime.rpc import callers_of, roles_of
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PROTOS: tuple[FileDescriptor, ...] = tuple(
+    module.DESCRIPTOR
+    for module in (application_pb2, archive_pb2, common_pb2, database_pb2, gateway_pb2, transfer_pb2)
+)
+
+
+def rpc_document() -> str:
+    """Return docs/reference/rpc.md."""
+    lines = [
+        "# Who may call what",
+        "",
+        "Made by `make docs` from the options `callers` and `roles` in protos/, which servers enforce.",
+        "`*` = any component, or any signed-in person whose role is not none.",
+    ]
+    for proto in PROTOS:
+        for service in proto.services_by_name.values():
+            lines += ["", f"## {service.full_name}", "", "| rpc | components | persons |", "| --- | --- | --- |"]
+            lines += [
+                f"| {method.name} | {', '.join(callers_of(method))} | {', '.join(roles_of(method))} |"
+                for method in service.methods
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def overlay_document() -> str:
+    """Return docs/reference/overlay.md."""
+    lines = [
+        "# The corrections overlay",
+        "",
+        "Made by `make docs` from `radmesh.database_server.queries`. These values can be corrected; what the modality sent is",
+        "kept beside them, and the stored object is never rewritten.",
+        "",
+        "| keyword | shown as |",
+        "| --- | --- |",
+        *(f"| {keyword} | {field} |" for keyword, field in OVERLAID.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "errors.md": reasons.document,
+    "metrics.md": metrics.document,
+    "reference/config.md": reference.document,
+    "reference/header.md": header.document,
+    "reference/overlay.md": overlay_document,
+    "reference/rpc.md": rpc_document,
+}
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
+    check = parser.parse_args().check
+    stale = [name for name, make in PAGES.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != make()]
+    for name in stale:
+        print(f"docs/{name} {'is out of date: run make docs' if check else 'written'}")
+        if not check:
+            (DOCS / name).write_text(PAGES[name]())
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
