@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -50,7 +50,7 @@ def element(tag: int, vr: bytes, value: bytes) -> bytes:
     return head + struct.pack("<H", len(value)) + value
 
 
-def header(vrs: dict[str, bytes] | None = None, **values: str | int | bytes) -> bytes:
+def header(vrs: Mapping[str, bytes] | None = None, **values: Any) -> bytes:
     """A queryable header by keyword; text is UTF-8 and says so."""
     values = {"SpecificCharacterSet": "ISO_IR 192", **values}
     parts = []
@@ -75,8 +75,8 @@ def record(
     content: object = 0,
     station: str = "CT1",
     generation: int = 1,
-    changes: dict[str, Any] | None = None,
-    **attributes: str | int | bytes,
+    changes: Mapping[str, Any] | None = None,
+    **attributes: Any,
 ) -> Record:
     """The record of instance `sop` of study `study`, with attributes of its header; `sequence` 0: that of `sop`."""
     study_uid, series_uid = uid("study", study), uid("series", study, series)
@@ -222,7 +222,9 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 
 
 @contextmanager
-def meeting(database: Database, beginning: str, parties: int = 2, seconds: float = 1.0) -> Iterator[None]:
+def meeting(
+    database: Database, beginning: str | tuple[str, ...], parties: int = 2, seconds: float = 1.0
+) -> Iterator[None]:
     """Make the first `parties` transactions that come to a statement meet there, if they can.
 
     They cannot where a lock keeps the second from coming so far before the first has committed; then the first goes on

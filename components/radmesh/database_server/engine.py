@@ -117,6 +117,14 @@ class Database:
                 raise unavailable(error) from error
         raise AssertionError
 
+    def serialise(self, connection: sa.Connection) -> None:
+        """Let one transaction at a time, from here to its end, decide what is current, held, counted, or the last copy.
+
+        SQLite has one writer anyway. Under READ COMMITTED two writers would each decide without the other's rows.
+        """
+        if not self.sqlite:
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7233452)")
+
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A connection that sees one state of the database.

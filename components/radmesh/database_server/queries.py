@@ -146,7 +146,13 @@ class Queries:
     def _visible(self, viewer: Viewer) -> Any:
         if viewer.include_held:
             return sa.true()
-        seen = studies.c.instance_count > studies.c.held_count
+        # A study may have nothing but variants: images whose UIDs another study had before.
+        beside = (
+            sa.exists()
+            .where(instances.c.study == studies.c.id, admissions.c.id == instances.c.admission)
+            .where(admissions.c.verification != HELD)
+        )
+        seen = sa.or_(studies.c.instance_count > studies.c.held_count, sa.and_(studies.c.instance_count == 0, beside))
         return sa.or_(seen, self._sent_by(viewer.station)) if viewer.station else seen
 
     # -- studies

@@ -70,38 +70,25 @@ def name_key(name: str) -> str:
     return "=" + "=".join(group for group in groups if group) + "="
 
 
+_SHARED: Final = (
+    "PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex AccessionNumber StudyDate StudyTime StudyID "
+    "StudyDescription ReferringPhysicianName Modality SeriesNumber SeriesDescription BodyPartExamined SeriesDate "
+    "SeriesTime StationName Manufacturer"
+).split()
+_SHARED_TAGS: Final = [TAGS[keyword] for keyword in (*_SHARED, "SpecificCharacterSet")]
+# PostgreSQL indexes rows of 2,704 bytes at most; what these hold is 64 characters long (PS3.5 6.2).
+_INDEXED: Final = {"PatientID": 128, "IssuerOfPatientID": 128, "AccessionNumber": 128, "StudyDate": 32}
+
+
 @lru_cache(512)
-def _study_part(header: bytes) -> dict[str, str]:
+def _study_part(elements: tuple[tuple[int, tuple[bytes, bytes]], ...]) -> dict[str, str]:
     """Return the texts of a header that many instances share. The cache is keyed by the elements that hold them."""
-    parsed = QueryableHeader.parse(header)
-    return {keyword: clean(parsed.text(keyword)) for keyword in _SHARED}
-
-
-_SHARED: Final = [
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "StudyDescription",
-    "ReferringPhysicianName",
-    "Modality",
-    "SeriesNumber",
-    "SeriesDescription",
-    "BodyPartExamined",
-    "SeriesDate",
-    "SeriesTime",
-    "StationName",
-    "Manufacturer",
-]
+    header = QueryableHeader(dict(elements))
+    return {keyword: clean(header.text(keyword), _INDEXED.get(keyword, 1024)) for keyword in _SHARED}
 
 
 class _Parsed:
-    """A record with its header taken apart; a header that is none gives empty values: it stops nothing."""
+    """A record with its header taken apart; one that is none gives empty values, and never stops a registration."""
 
     __slots__ = ("columns", "frames", "number", "record", "rows", "text")
 
@@ -111,22 +98,17 @@ class _Parsed:
             header = QueryableHeader.parse(record.header)
         except ValueError:
             header = QueryableHeader()
-        shared = b"".join(_encode(tag, *header.elements[tag]) for tag in _SHARED_ORDER if tag in header.elements)
-        self.text = _study_part(shared)
+        elements = header.elements
+        self.text = _study_part(tuple([(tag, elements[tag]) for tag in _SHARED_TAGS if tag in elements]))
         self.number = clean(header.text("InstanceNumber"), 16)
-        self.rows = header.number("Rows")
-        self.columns = header.number("Columns")
-        self.frames = min(max(header.number("NumberOfFrames"), 0), 1 << 31)
+        self.rows = _count(header.number("Rows"))
+        self.columns = _count(header.number("Columns"))
+        self.frames = _count(header.number("NumberOfFrames"))
 
 
-def _encode(tag: int, vr: bytes, value: bytes) -> bytes:
-    head = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little") + vr
-    if vr in (b"UN", b"UT", b"UC", b"UR"):
-        return head + b"\0\0" + len(value).to_bytes(4, "little") + value
-    return head + len(value).to_bytes(2, "little") + value
-
-
-_SHARED_ORDER: Final = sorted([TAGS[keyword] for keyword in _SHARED] + [TAGS["SpecificCharacterSet"]])
+def _count(number: int) -> int:
+    """Return a number of rows, columns or frames; 0, as if it were absent, for one that cannot be."""
+    return number if 0 <= number < 1 << 31 else 0
 
 
 def sort_number(number: str) -> int:
@@ -163,6 +145,7 @@ class Registry:
 
         def work(connection: sa.Connection) -> tuple[list[tuple[int, int]], list[tuple[str, str]]]:
             known = connection.execute(sa.select(stores.c.store_id).where(stores.c.store_id.in_(store_ids))).first()
+            self._database.serialise(connection)
             if known is None:
                 raise RadmeshError("STORE_UNKNOWN", "the store has not announced itself: send a heartbeat first")
             outcomes = _Registration(connection, self._database, micros(self._clock.now())).run(parsed)
@@ -180,6 +163,7 @@ class Registry:
         """
 
         def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
+            self._database.serialise(connection)
             touched: dict[str, None] = {}
             for update in updates:
                 place = sa.and_(
@@ -572,25 +556,24 @@ class _Registration:
             )
 
     def _marks(self, batch: Sequence[_Parsed]) -> None:
-        last: dict[tuple[str, str, int], int] = {}
-        for item in batch:
-            key = (item.record.store_id, item.record.study_hash, item.record.generation)
-            last[key] = max(last.get(key, 0), item.record.sequence)
-        for (store_id, study_hash, generation), sequence in last.items():
-            place = sa.and_(
-                marks.c.store_id == store_id, marks.c.study_hash == study_hash, marks.c.generation == generation
-            )
-            changed = self._c.execute(
-                sa.update(marks)
-                .where(place)
-                .values(registered=sa.case((marks.c.registered < sequence, sequence), else_=marks.c.registered))
-            )
-            if not changed.rowcount:
-                self._c.execute(
-                    sa.insert(marks).values(
-                        store_id=store_id, study_hash=study_hash, generation=generation, registered=sequence
-                    )
-                )
+        """Move the marks: everything up to a mark is registered."""
+        for store_id, study_hash, generation in dict.fromkeys(
+            (item.record.store_id, item.record.study_hash, item.record.generation) for item in batch
+        ):
+            key = {"store_id": store_id, "study_hash": study_hash, "generation": generation}
+            place = sa.and_(*(marks.c[name] == value for name, value in key.items()))
+            before = self._c.execute(sa.select(marks.c.registered).where(place)).scalar() or 0
+            last = before
+            for sequence in self._c.execute(
+                sa.select(locations.c.sequence)
+                .where(*(locations.c[name] == value for name, value in key.items()), locations.c.sequence > before)
+                .order_by(locations.c.sequence)
+            ).scalars():
+                if sequence != last + 1:
+                    break
+                last = sequence
+            if last > before:
+                self._c.execute(self._db.upsert(marks, list(key), {**key, "registered": last}))
 
 
 def derive_verification(connection: sa.Connection, study: int, *, actor: str, now: int) -> None:

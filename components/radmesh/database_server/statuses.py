@@ -99,6 +99,8 @@ class Statuses:
             raise RadmeshError("FIELD_INVALID", "reason: needed for this state", metadata={"field": "reason"})
 
         def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
+            if axis_name == "verification":
+                self._database.serialise(connection)
             row = self._study(connection, uid, expected_version)
             current = getattr(row, axis_name)
             before, after = axis.states[current], axis.states[to]
@@ -203,6 +205,7 @@ class Statuses:
             raise RadmeshError("FIELD_INVALID", "verification: no such state", metadata={"field": "verification"})
 
         def work(connection: sa.Connection) -> tuple[int, list[tuple[str, str]]]:
+            self._database.serialise(connection)
             row = connection.execute(
                 sa.select(admissions.c.id, admissions.c.study, admissions.c.verification, admissions.c.reason)
                 .join(studies, studies.c.id == admissions.c.study)
