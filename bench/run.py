@@ -30,7 +30,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import servers
 import sets
-from raw_dicom import RawAssociation, read_part10
+from raw_sender import RawAssociation, read_part10
 
 RAW_LOADS = (("ct", 1), ("ct", 4), ("small", 1), ("small", 4), ("large", 1), ("large", 4))
 
@@ -38,14 +38,15 @@ RAW_LOADS = (("ct", 1), ("ct", 4), ("small", 1), ("small", 4), ("large", 1), ("l
 def raw_sender(files: list[Path], port: int, ae_title: str, ready: Any, go: Any, results: Any) -> None:
     """One association: objects from memory, one send each, no DICOM library in the loop."""
     objects = [read_part10(path) for path in files]
+    association = RawAssociation("127.0.0.1", port, called=ae_title, calling="BENCH", objects=objects)
     ready.release()
     go.wait()
     bad, latencies = 0, []
     try:
-        with RawAssociation("127.0.0.1", port, called=ae_title, calling="BENCH", objects=objects) as association:
-            for item in objects:
+        with association:
+            for number in range(len(objects)):
                 start = time.perf_counter()
-                bad += association.store(item) != 0
+                bad += association.store(number) != 0
                 latencies.append(time.perf_counter() - start)
     except Exception as error:
         print(f"bench: sender: {error!r}", file=sys.stderr)

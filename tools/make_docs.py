@@ -1,4 +1,4 @@
-"""`make docs`: writes the pages of docs/ that are made from the code's own tables. `--check` says which are out of date."""
+"""`make docs`: writes the pages of docs/ that are made from the code's tables; `--check` says which are out of date."""
 
 import argparse
 import sys
@@ -21,8 +21,7 @@ from radmesh.runtime.rpc import callers_of, roles_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PROTOS: tuple[FileDescriptor, ...] = tuple(
-    module.DESCRIPTOR
-    for module in (application_pb2, archive_pb2, common_pb2, database_pb2, gateway_pb2, transfer_pb2)
+    module.DESCRIPTOR for module in (application_pb2, archive_pb2, common_pb2, database_pb2, gateway_pb2, transfer_pb2)
 )
 
 
@@ -49,8 +48,8 @@ def overlay_document() -> str:
     lines = [
         "# The corrections overlay",
         "",
-        "Made by `make docs` from `radmesh.database_server.queries`. These values can be corrected; what the modality sent is",
-        "kept beside them, and the stored object is never rewritten.",
+        "Made by `make docs` from `radmesh.database_server.queries`. These values can be corrected; what the modality",
+        "sent is kept beside them, and the stored object is never rewritten.",
         "",
         "| keyword | shown as |",
         "| --- | --- |",
