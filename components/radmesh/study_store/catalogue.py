@@ -1,33 +1,50 @@
-"""The catalogue: which generations of which studies there are, and how much of each is registered."""
+"""The catalogue: which generations of which studies there are, and how much of each is registered.
 
+Were it lost, the files themselves would be adopted, and everything in them registered once more.
+"""
+
+import contextlib
+import re
 import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import lmdb
 
-# OPEN: the environment takes objects. SEALED: it is read only, after a failed commit. EVICTING: on its way to the
-# trash.
-# PERMANENT_ONLY: the environment is gone, its rows are kept. LOST: its file is gone, and nobody here removed it.
-# REMOVED: its objects are elsewhere; the row stays, so that its number and its sequences are never used again.
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.files import sync_directory
+from radmesh.study_store.files import prepare_lock
+
+# OPEN: the environment takes objects. SEALED: it takes no more, after a failed commit. EVICTING: on its way to the
+# trash. PERMANENT_ONLY: the environment is gone, its rows are kept. LOST: its file is gone, or none that can be opened,
+# and nobody here removed it. REMOVED: its objects are elsewhere; the row stays, so that its number and its sequences
+# are never used again.
 OPEN: Final = "OPEN"
 SEALED: Final = "SEALED"
 EVICTING: Final = "EVICTING"
 PERMANENT_ONLY: Final = "PERMANENT_ONLY"
 LOST: Final = "LOST"
 REMOVED: Final = "REMOVED"
+# A state is kept as its place in this: append only.
 STATES: Final = (OPEN, SEALED, EVICTING, PERMANENT_ONLY, LOST, REMOVED)
+IN_CACHE: Final = (OPEN, SEALED)
+ROWS_ONLY: Final = (EVICTING, PERMANENT_ONLY)
 
+MAP_SIZE: Final = 16 << 30
+NUMBER_MAX: Final = 0xFFFFFFFF
+_VERSION: Final = b"1"
 _ROW: Final = struct.Struct(">BQQQ")
 _KEY: Final = struct.Struct(">c16sI")
+_HASH: Final = re.compile(r"[0-9a-f]{32}")
+_WAIT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A row of the catalogue; `last`, `bytes`: exact once the environment is gone, else as last registered."""
+    """A row of the catalogue. `last`, `bytes`: exact once the environment is gone, else as of the last registration."""
 
     study_hash: str
     number: int
@@ -39,63 +56,104 @@ class Generation:
 
 
 class Catalogue:
-    """A small LMDB environment; every change is durable when it returns."""
+    """A small LMDB environment; every change is durable when it returns.
+
+        s <hash 16> <number 4>      a generation's row
+        u <hash 16> <number 4>      the mark "may have rows to register, or transfers to drop": looked into at start
+        v                           version of the format
+
+    Any call raises RadmeshError (COMMIT_FAILED, STORAGE_FULL) when the file system fails; the next one opens the
+    environment anew.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._condition = threading.Condition()
+        self._users = 0
+        self._broken = False
+        self.replaced = False
+        """Whether there was a catalogue that could not be opened, and a new one was begun."""
         folder.mkdir(exist_ok=True, mode=0o700)
-        self._environment = lmdb.open(str(folder), map_size=16 << 30, max_dbs=0, sync=True, metasync=True)
-        self._lock = threading.Lock()
+        try:
+            self._environment = self._open()
+        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError):
+            # Half made when the power went, or damaged. It is kept for people; the store finds its files without it.
+            self.replaced = True
+            self._set_aside()
+            self._environment = self._open()
+        sync_directory(folder)
+
+    def _open(self) -> Any:
+        prepare_lock(self._folder / "lock.mdb")
+        environment = lmdb.open(str(self._folder), map_size=MAP_SIZE, max_dbs=0, sync=True, metasync=True, mode=0o700)
+        try:
+            _check_version(environment)
+        except BaseException:
+            environment.close()
+            raise
+        return environment
+
+    def _set_aside(self) -> None:
+        number = 1
+        while (aside := self._folder / f"damaged-{number}.mdb").exists():
+            number += 1
+        (self._folder / "data.mdb").rename(aside)
+
+    @contextlib.contextmanager
+    def _use(self) -> Iterator[Any]:
+        """The environment, which nobody closes meanwhile."""
+        with self._condition:
+            if self._broken and self._condition.wait_for(lambda: not self._users, _WAIT_SECONDS) and self._broken:
+                self._environment.close()
+                try:
+                    self._environment = self._open()
+                except (lmdb.Error, OSError) as error:
+                    raise _failure(error) from error
+                self._broken = False
+            self._users += 1
+        try:
+            yield self._environment
+        except (lmdb.Error, OSError) as error:
+            self._broken = True
+            raise _failure(error) from error
+        finally:
+            with self._condition:
+                self._users -= 1
+                self._condition.notify_all()
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[Any]:
+        """A write transaction: what is read in it cannot change before it is committed."""
+        with self._use() as environment, environment.begin(write=True) as transaction:
+            yield transaction
+
+    # -- reading
 
     def get(self, study_hash: str, number: int) -> Generation | None:
-        """Return a generation's row, or None."""
-        with self._environment.begin() as transaction:
+        """Return a generation's row, or None: also of what can be no name of one."""
+        if not _HASH.fullmatch(study_hash) or not 0 < number <= NUMBER_MAX:
+            return None
+        with self._use() as environment, environment.begin() as transaction:
             raw = transaction.get(_key(b"s", study_hash, number))
         return None if raw is None else _decode(study_hash, number, raw)
 
-    def latest(self, study_hash: str) -> Generation | None:
-        """Return the row of a study's last generation, or None."""
-        with self._environment.begin() as transaction, transaction.cursor() as cursor:
-            found = cursor.set_range(_key(b"s", study_hash, 0xFFFFFFFF))
-            if not (cursor.prev() if found else cursor.last()):
-                return None
-            kind, raw_hash, number = _KEY.unpack(cursor.key())
-            if kind != b"s" or raw_hash.hex() != study_hash:
-                return None
-            return _decode(study_hash, number, cursor.value())
-
-    def put(self, *generations: Generation, mark: bool | None = None) -> None:
-        """Write rows; `mark` also sets or drops their mark "may have unregistered rows"."""
-        with self._environment.begin(write=True) as transaction:
-            for g in generations:
-                raw = _ROW.pack(STATES.index(g.state), g.registered, g.last, g.bytes) + g.study_instance_uid.encode()
-                transaction.put(_key(b"s", g.study_hash, g.number), raw)
-                if mark:
-                    transaction.put(_key(b"u", g.study_hash, g.number), b"")
-                elif mark is False:
-                    transaction.delete(_key(b"u", g.study_hash, g.number))
-
-    def drop(self, study_hash: str, number: int) -> None:
-        """Remove a row: of a generation that never had an object, or whose objects are elsewhere."""
-        with self._environment.begin(write=True) as transaction:
-            transaction.delete(_key(b"s", study_hash, number))
-            transaction.delete(_key(b"u", study_hash, number))
-
-    def update(self, study_hash: str, number: int, **changes: object) -> Generation | None:
-        """Change fields of a row; None if there is none."""
-        with self._lock:
-            current = self.get(study_hash, number)
-            if current is None:
-                return None
-            changed = replace(current, **changes)  # type: ignore[arg-type]
-            self.put(changed)
-            return changed
+    def generations(self, study_hash: str) -> list[Generation]:
+        """Return the rows of a study, in order."""
+        found = []
+        prefix = _key(b"s", study_hash, 0)[:17]
+        with self._use() as environment, environment.begin() as transaction, transaction.cursor() as cursor:
+            more = cursor.set_range(prefix)
+            while more and cursor.key()[:17] == prefix:
+                found.append(_decode(study_hash, _KEY.unpack(cursor.key())[2], cursor.value()))
+                more = cursor.next()
+        return found
 
     def all(self) -> Iterator[Generation]:
         """Yield every row, by hash and number; pages of it, so that no reader stays open."""
         after = b"s"
         while True:
             page: list[Generation] = []
-            with self._environment.begin() as transaction, transaction.cursor() as cursor:
+            with self._use() as environment, environment.begin() as transaction, transaction.cursor() as cursor:
                 more = cursor.set_range(after)
                 while more and cursor.key()[:1] == b"s" and len(page) < 1000:
                     _, raw_hash, number = _KEY.unpack(cursor.key())
@@ -107,9 +165,9 @@ class Catalogue:
             after = _key(b"s", page[-1].study_hash, page[-1].number) + b"\0"
 
     def marked(self) -> list[tuple[str, int]]:
-        """Return the generations that may have unregistered rows."""
+        """Return the generations that have the mark."""
         found = []
-        with self._environment.begin() as transaction, transaction.cursor() as cursor:
+        with self._use() as environment, environment.begin() as transaction, transaction.cursor() as cursor:
             more = cursor.set_range(b"u")
             while more and cursor.key()[:1] == b"u":
                 _, raw_hash, number = _KEY.unpack(cursor.key())
@@ -117,13 +175,81 @@ class Catalogue:
                 more = cursor.next()
         return found
 
+    # -- writing
+
+    def add(self, generation: Generation, *, mark: bool) -> None:
+        """Write the row of a new generation."""
+        with self._write() as transaction:
+            transaction.put(_key(b"s", generation.study_hash, generation.number), _encode(generation))
+            if mark:
+                transaction.put(_key(b"u", generation.study_hash, generation.number), b"")
+
+    def mark(self, study_hash: str, number: int) -> None:
+        """Set the mark."""
+        with self._write() as transaction:
+            transaction.put(_key(b"u", study_hash, number), b"")
+
+    def unmark(self, keys: list[tuple[str, int]]) -> None:
+        """Drop marks."""
+        with self._write() as transaction:
+            for study_hash, number in keys:
+                transaction.delete(_key(b"u", study_hash, number))
+
+    def update(self, study_hash: str, number: int, *, unmark: bool = False, **changes: object) -> Generation | None:
+        """Change fields of a row; None if there is none."""
+        with self._write() as transaction:
+            return _change(transaction, study_hash, number, changes, unmark=unmark)
+
+    def register(self, study_hash: str, number: int, sequence: int, last: int, *, unmark: bool) -> None:
+        """Move the registered sequence forward; never back."""
+        with self._write() as transaction:
+            raw = transaction.get(_key(b"s", study_hash, number))
+            if raw is not None:
+                registered = max(_decode(study_hash, number, raw).registered, sequence)
+                _change(transaction, study_hash, number, {"registered": registered, "last": last}, unmark=unmark)
+
     def close(self) -> None:
         """Close the environment."""
-        self._environment.close()
+        with self._condition:
+            self._condition.wait_for(lambda: not self._users, _WAIT_SECONDS)
+            self._environment.close()
+
+
+def _check_version(environment: Any) -> None:
+    with environment.begin() as transaction:
+        version = transaction.get(b"v")
+    if version is None:
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"v", _VERSION)
+    elif version != _VERSION:
+        raise RadmeshError("DATA_IN_USE", "the store was written by a newer radmesh: start that one")
+
+
+def _change(
+    transaction: Any, study_hash: str, number: int, changes: dict[str, Any], *, unmark: bool
+) -> Generation | None:
+    raw = transaction.get(_key(b"s", study_hash, number))
+    if raw is None:
+        return None
+    changed = replace(_decode(study_hash, number, raw), **changes)
+    transaction.put(_key(b"s", study_hash, number), _encode(changed))
+    if unmark:
+        transaction.delete(_key(b"u", study_hash, number))
+    return changed
+
+
+def _failure(error: Exception) -> RadmeshError:
+    if "No space left" in str(error):
+        return RadmeshError("STORAGE_FULL", "the store's file system is full")
+    return RadmeshError("COMMIT_FAILED", f"the store's catalogue failed: {type(error).__name__}")
 
 
 def _key(kind: bytes, study_hash: str, number: int) -> bytes:
     return _KEY.pack(kind, bytes.fromhex(study_hash), number)
+
+
+def _encode(g: Generation) -> bytes:
+    return _ROW.pack(STATES.index(g.state), g.registered, g.last, g.bytes) + g.study_instance_uid.encode()
 
 
 def _decode(study_hash: str, number: int, raw: bytes) -> Generation:

@@ -8,12 +8,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 from radmesh.runtime.errors import RadmeshError
 
-BATCH_BYTES = 8 * 1024 * 1024
-BATCH_COUNT = 64
+BATCH_BYTES: Final = 8 * 1024 * 1024
+BATCH_COUNT: Final = 64
 
 
 class Budget:
@@ -48,7 +48,10 @@ class Budget:
 
 
 class Operation:
-    """Something to do within a transaction: `apply(transaction)` gives its result."""
+    """Something to do within a transaction: `apply(transaction)` gives its result.
+
+    `apply` raises RadmeshError before it has written anything: that fails this operation and no other.
+    """
 
     __slots__ = ("apply", "done", "error", "finished", "result", "size")
 
@@ -63,13 +66,15 @@ class Operation:
         self.done.acquire()
 
     def wait(self, seconds: float) -> Any:
-        """Return the result.
+        """Return the result; any number of threads may wait.
 
         Raises:
             RadmeshError: why it failed, or STORE_BUSY after `seconds`.
         """
-        if not self.finished and not self.done.acquire(timeout=seconds):
-            raise RadmeshError("STORE_BUSY", "a commit takes too long: the disk does not keep up")
+        if not self.finished:
+            if not self.done.acquire(timeout=max(0.0, seconds)):
+                raise RadmeshError("STORE_BUSY", "a commit takes too long: the disk does not keep up")
+            self.done.release()
         if self.error is not None:
             raise self.error
         return self.result
@@ -78,8 +83,8 @@ class Operation:
 class Committer:
     """Applies operations in order, each batch in one transaction.
 
-    `commit(operations)` runs a batch durably and fills in results, or raises RadmeshError for the whole batch;
-    `after` is called with a finished batch, outside every lock.
+    `commit(operations)` runs a batch durably and fills in results, or raises for the whole batch. `after` is called
+    with what was committed or has failed, before anybody who waits is told; it must not raise.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Committer:
         self._pool = pool
         self._lock = threading.Lock()
         self._queue: deque[Operation] = deque()
+        # Exactly one thread commits, or is about to, while there is something to commit.
         self._leading = False
 
     def run(self, operation: Operation, seconds: float) -> Any:
@@ -114,7 +120,7 @@ class Committer:
             self._queue.append(operation)
             lead, self._leading = not self._leading, True
         if lead:
-            self._pool.submit(self._lead, None)
+            self._pool.submit(self._take_turn)
 
     @property
     def idle(self) -> bool:
@@ -122,38 +128,49 @@ class Committer:
         with self._lock:
             return not self._leading
 
-    def _lead(self, until: Operation | None) -> None:
-        """Commit batches until `until` is finished (others are then left to the pool), or nothing is queued."""
-        while True:
-            batch: list[Operation] = []
-            size = 0
-            with self._lock:
-                if not self._queue:
-                    self._leading = False
-                    return
-                if until is not None and until.finished:
-                    self._pool.submit(self._lead, None)
-                    return
-                while (
-                    self._queue
-                    and len(batch) < BATCH_COUNT
-                    and (not batch or size + self._queue[0].size <= BATCH_BYTES)
-                ):
-                    operation = self._queue.popleft()
-                    size += operation.size
-                    batch.append(operation)
-            try:
-                self._commit(batch)
-            except RadmeshError as error:
-                for operation in batch:
-                    operation.error = error
-            except BaseException as error:
-                for operation in batch:
-                    operation.error = RadmeshError("COMMIT_FAILED", f"the commit failed with {type(error).__name__}")
-                if not isinstance(error, Exception):
-                    raise
-            finally:
-                for operation in batch:
-                    operation.finished = True
-                    operation.done.release()
+    def _lead(self, operation: Operation) -> None:
+        """Commit until `operation` is finished; what is queued behind it is left to the pool."""
+        try:
+            while not operation.finished:
+                self._commit_batch()
+        finally:
+            self._pass_on()
+
+    def _take_turn(self) -> None:
+        """Commit one batch, then queue up behind the other environments: a fast sender does not starve the rest."""
+        try:
+            self._commit_batch()
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            self._leading = bool(self._queue)
+            if self._leading:
+                self._pool.submit(self._take_turn)
+
+    def _commit_batch(self) -> None:
+        batch: list[Operation] = []
+        size = 0
+        with self._lock:
+            while self._queue and len(batch) < BATCH_COUNT and (not batch or size + self._queue[0].size <= BATCH_BYTES):
+                operation = self._queue.popleft()
+                size += operation.size
+                batch.append(operation)
+        try:
+            self._commit(batch)
+        except BaseException as error:
+            failure = error if isinstance(error, RadmeshError) else _failure(error)
+            for operation in batch:
+                operation.error = failure
+            if not isinstance(error, Exception):
+                raise
+        finally:
             self._after(batch)
+            for operation in batch:
+                operation.finished = True
+                operation.done.release()
+
+
+def _failure(error: BaseException) -> RadmeshError:
+    return RadmeshError("COMMIT_FAILED", f"the commit failed with {type(error).__name__}: send the object again")

@@ -10,14 +10,17 @@ Keys begin with a letter that says what they are; numbers are big-endian, so tha
     q <transfer id 16>          an unfinished transfer: object, acknowledged offset, time, what object it is
     p <sequence 8>              the object is in the permanent tier, verified there
     d <sequence 8>              pixel data was checked; the value is the defect, or empty
+
+What stays of an evicted generation is such a file too, without records (r) and unfinished transfers (q).
 """
 
 import hashlib
+import os
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -27,11 +30,16 @@ import lmdb
 from radmesh.runtime.errors import RadmeshError
 from radmesh.study_store import rows
 from radmesh.study_store.committer import Committer, Operation
+from radmesh.study_store.files import extend_to_last_page, prepare_lock
 from radmesh.study_store.store import Buffer, IndexRow, ObjectHeader, Outcome, Ref, Stored
 
 MAP_SIZE: Final = 64 << 30
 # An unfinished transfer may be resumed for this long.
 RESUME_SECONDS: Final = 3600.0
+SEQUENCE_MAX: Final = (1 << 64) - 1
+# What an evicted generation keeps.
+KEPT: Final = b"mxitpd"
+COPY_BYTES: Final = 4 << 20
 
 _NUMBER: Final = struct.Struct(">Q")
 _PENDING: Final = struct.Struct(">QQd")
@@ -46,8 +54,33 @@ def record_key(number: int, offset: int) -> bytes:
     return b"r" + _NUMBER.pack(number) + _NUMBER.pack(offset)
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What an object is, and the transfer that brings it (what makes it the same as another: `identity`)."""
+
+    transfer_id: bytes
+    header: ObjectHeader
+    length: int
+    sha256: bytes
+
+    def instance_key(self) -> bytes:
+        """Return the beginning of the keys of all that has the SOP Instance UID."""
+        return b"i" + hashlib.sha256(self.header.sop_instance_uid.encode()).digest()[:16]
+
+    def identity(self) -> bytes:
+        """Return the value that only the same content has under such a key."""
+        return self.sha256 + self.header.transfer_syntax_uid.encode()
+
+
 class Environment:
-    """The open environment. `references` and `evicting` belong to the store, under its lock."""
+    """The open environment. `references` and `evicting` belong to the store, under its lock.
+
+    `earlier` are numbers of the study's generations before this one; `rows_only` is true of an evicted one.
+
+    Raises:
+        FileNotFoundError: there is no file, and `create` is false (LMDB would make one).
+        lmdb.Error: the file is no environment.
+    """
 
     def __init__(
         self,
@@ -59,24 +92,32 @@ class Environment:
         after: Callable[["Environment", list[Operation]], None],
         pool: ThreadPoolExecutor,
         create: bool = False,
+        rows_only: bool = False,
         sync: bool = True,
     ) -> None:
+        if not create and not path.stat().st_size:
+            raise lmdb.InvalidError("the file is empty")
         self.path = path
         self.study_hash = study_hash
         self.generation = generation
+        self.earlier: tuple[int, ...] = ()
+        self.rows_only = rows_only
         self.references = 0
         self.evicting = False
         self.sealed = False
+        if not rows_only:
+            prepare_lock(path.with_name(path.name + "-lock"))
         self.lmdb = lmdb.open(
             str(path),
             subdir=False,
             create=create,
+            readonly=rows_only,
+            lock=not rows_only,
             map_size=MAP_SIZE,
             max_dbs=0,
             max_readers=512,
             # Never anything else: an unsynced environment that is torn kills its reader by SIGBUS. Tests turn it off
-            # to see
-            # that they would notice.
+            # to see that they would notice.
             sync=sync,
             metasync=sync,
             writemap=False,
@@ -84,9 +125,15 @@ class Environment:
         )
         self.committer = Committer(lambda batch: commit(self, batch), lambda batch: after(self, batch), pool)
         self._lock = threading.Lock()
-        self.last_sequence = self._last(b"x")
-        self._next_object = self._last(b"r") + 1
-        self.bytes_before = 0
+        try:
+            if not create:
+                extend_to_last_page(self.lmdb, path)
+            self.last_sequence = self._last(b"x")
+            self._next_sequence = self.last_sequence
+            self._next_object = self._last(b"r") + 1
+        except BaseException:
+            self.lmdb.close()
+            raise
 
     def _last(self, kind: bytes) -> int:
         """Return the greatest number behind `kind`; 0 if there is none."""
@@ -100,6 +147,10 @@ class Environment:
         """Close the file."""
         self.lmdb.close()
 
+    def sync(self) -> None:
+        """Make everything that is in the file durable."""
+        self.lmdb.sync(True)  # noqa: FBT003 - lmdb's own signature
+
     def size(self) -> int:
         """Return the file's bytes on disk."""
         return self.path.stat().st_blocks * 512
@@ -107,174 +158,319 @@ class Environment:
     # -- what is in it
 
     def study_instance_uid(self) -> str:
-        """Return the study's UID; empty if the environment was never begun."""
+        """Return the study's UID."""
         with self.lmdb.begin() as transaction:
             return (transaction.get(b"m") or b"").decode()
 
     def raw_row(self, sequence: int) -> bytes | None:
         """Return an encoded index row, or None."""
-        with self.lmdb.begin() as transaction:
-            raw: bytes | None = transaction.get(_key(b"x", sequence))
-            return raw
+        return self.mark(b"x", sequence)
 
     def raw_rows(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """Return (sequence, encoded row) of rows behind `after`."""
         found: list[tuple[int, bytes]] = []
+        if after >= SEQUENCE_MAX:
+            return found
         with self.lmdb.begin() as transaction, transaction.cursor() as cursor:
-            more = cursor.set_range(_key(b"x", after + 1))
+            more = cursor.set_range(_key(b"x", max(0, after) + 1))
             while more and len(found) < limit and cursor.key()[:1] == b"x":
                 found.append((_NUMBER.unpack_from(cursor.key(), 1)[0], cursor.value()))
                 more = cursor.next()
         return found
 
-    def marks(self, kind: bytes) -> dict[int, bytes]:
-        """Return {sequence: value} of all marks of a kind (p, d)."""
-        found = {}
+    def unmarked(self, kind: bytes) -> list[int]:
+        """Return the sequences of objects that do not have a mark (p, d), in order."""
+        marked = set(self._sequences(kind))
+        return [sequence for sequence in self._sequences(b"x") if sequence not in marked]
+
+    def _sequences(self, kind: bytes) -> list[int]:
+        found = []
         with self.lmdb.begin() as transaction, transaction.cursor() as cursor:
             more = cursor.set_range(kind)
             while more and cursor.key()[:1] == kind:
-                found[_NUMBER.unpack_from(cursor.key(), 1)[0]] = cursor.value()
+                found.append(_NUMBER.unpack_from(cursor.key(), 1)[0])
                 more = cursor.next()
         return found
 
     def mark(self, kind: bytes, sequence: int) -> bytes | None:
-        """Return one mark's value, or None."""
+        """Return the value of one entry that belongs to an object, or None."""
+        if not 0 < sequence <= SEQUENCE_MAX:
+            return None
         with self.lmdb.begin() as transaction:
             value: bytes | None = transaction.get(_key(kind, sequence))
             return value
 
     def set_marks(self, kind: bytes, values: dict[int, bytes], seconds: float) -> None:
-        """Write marks; durable when it returns."""
+        """Write marks of objects that are there; durable when it returns.
+
+        Raises:
+            RadmeshError: OBJECT_NOT_FOUND, COMMIT_FAILED, STORE_BUSY.
+        """
+        if not all(0 < sequence <= self.last_sequence for sequence in values):
+            raise RadmeshError("OBJECT_NOT_FOUND", "the store has no such object")
 
         def apply(transaction: Any) -> None:
             for sequence, value in values.items():
                 transaction.put(_key(kind, sequence), value)
 
-        self.committer.run(Operation(apply, 64 * len(values)), seconds)
+        self.committer.run(Operation(apply, 0), seconds)
 
     def records(self, number: int, offset: int, end: int) -> Iterator[bytes]:
         """Yield the bytes of an object from `offset` to `end`. No transaction is open while the caller has them.
 
         Raises:
-            RadmeshError: OBJECT_CORRUPT: a record is missing.
+            RadmeshError: OBJECT_CORRUPT: a record is missing, or the file cannot be read.
         """
         while offset < end:
-            with self.lmdb.begin(buffers=True) as transaction, transaction.cursor() as cursor:
-                wanted = record_key(number, offset)
-                found = cursor.set_range(wanted)
-                if not found or bytes(cursor.key()) != wanted:
-                    # The range begins within a record.
-                    found = cursor.prev() if found else cursor.last()
-                key = bytes(cursor.key()) if found else b""
-                start = _NUMBER.unpack_from(key, 9)[0] if key[:9] == _key(b"r", number) else -1
-                value = cursor.value()
-                if start < 0 or offset - start >= len(value):
-                    raise RadmeshError("OBJECT_CORRUPT", "a record of the object is missing in the cache")
-                piece = bytes(value[offset - start : end - start])
-                del value
+            try:
+                piece = self._piece(number, offset, end)
+            except lmdb.Error as error:
+                raise RadmeshError("OBJECT_CORRUPT", "the study's cache file cannot be read") from error
+            if not piece:
+                raise RadmeshError("OBJECT_CORRUPT", "a record of the object is missing in the cache")
             offset += len(piece)
             yield piece
 
+    def _piece(self, number: int, offset: int, end: int) -> bytes:
+        """Return what the record that has `offset` has from there on; nothing if there is none."""
+        with self.lmdb.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+            wanted = record_key(number, offset)
+            found = cursor.set_range(wanted)
+            if not found or bytes(cursor.key()) != wanted:
+                # The range begins within a record.
+                found = cursor.prev() if found else cursor.last()
+            key = bytes(cursor.key()) if found else b""
+            if key[:9] != wanted[:9]:
+                return b""
+            start = _NUMBER.unpack_from(key, 9)[0]
+            return bytes(cursor.value()[offset - start : end - start])
+
+    # -- what was there before
+
+    def find(self, content: Content) -> tuple[int, Outcome] | None:
+        """Return what is here of a content: (its sequence, STORED or ALREADY), or (0, VARIANT), or None.
+
+        STORED: by this very transfer.
+
+        Raises:
+            RadmeshError: TRANSFER_INVALID: the transfer id was used for another object.
+        """
+        with self.lmdb.begin() as transaction:
+            return self._find(transaction, content)
+
+    def _find(self, transaction: Any, content: Content) -> tuple[int, Outcome] | None:
+        sequence = self._committed(transaction, content.transfer_id, content.header)
+        if sequence:
+            if rows.content(transaction.get(_key(b"x", sequence))) != (content.length, content.sha256):
+                raise RadmeshError("TRANSFER_INVALID", "the transfer id was used for another object")
+            return sequence, Outcome.STORED
+        instance, identity = content.instance_key(), content.identity()
+        found = None
+        with transaction.cursor() as cursor:
+            more = cursor.set_range(instance)
+            while more and cursor.key()[:17] == instance:
+                if cursor.value() == identity:
+                    return _NUMBER.unpack_from(cursor.key(), 17)[0], Outcome.ALREADY
+                found = (0, Outcome.VARIANT)
+                more = cursor.next()
+        return found
+
+    def committed(self, transfer_id: bytes, header: ObjectHeader) -> int:
+        """Return the sequence that a transfer was committed as; 0 if it was not.
+
+        Raises:
+            RadmeshError: TRANSFER_INVALID: the id was used for another object.
+        """
+        with self.lmdb.begin() as transaction:
+            return self._committed(transaction, transfer_id, header)
+
+    def _committed(self, transaction: Any, transfer_id: bytes, header: ObjectHeader) -> int:
+        raw = transaction.get(b"t" + transfer_id)
+        if raw is None:
+            return 0
+        sequence = int(_NUMBER.unpack(raw)[0])
+        # The row may be of another transfer that had brought the same: its sender may differ, the instance may not.
+        row, _ = rows.decode(Ref(self.study_hash, self.generation, sequence), transaction.get(_key(b"x", sequence)))
+        if _instance(row.header) != _instance(header):
+            raise RadmeshError("TRANSFER_INVALID", "the transfer id was used for another object")
+        return sequence
+
     # -- transfers
 
-    def committed(self, transfer_id: bytes) -> int | None:
-        """Return the sequence a transfer was committed as, or None."""
-        with self.lmdb.begin() as transaction:
-            raw = transaction.get(b"t" + transfer_id)
-        return None if raw is None else int(_NUMBER.unpack(raw)[0])
-
-    def pending(self, transfer_id: bytes) -> tuple[int, int, bytes] | None:
-        """Return (object number, acknowledged offset, what object) of an unfinished transfer, or None."""
+    def pending(self, transfer_id: bytes, now: datetime) -> tuple[int, int, bytes] | None:
+        """Return (object number, acknowledged offset, what object) of a transfer that can be resumed, or None."""
         with self.lmdb.begin() as transaction:
             raw = transaction.get(b"q" + transfer_id)
-        if raw is None:
+        if raw is None or _stale(raw, now):
             return None
         number, offset, _ = _PENDING.unpack_from(raw)
         return number, offset, raw[_PENDING.size :]
 
     def new_object(self) -> int:
-        """Return an object number of this environment that was not used before."""
+        """Return an object number that nothing in this environment has."""
         with self._lock:
             number = self._next_object
             self._next_object += 1
             return number
 
-    def drop_stale_transfers(self, now: float, seconds: float) -> None:
-        """Remove records of transfers that nobody has gone on with."""
-        stale: list[tuple[bytes, int]] = []
+    def unfinished(self) -> bool:
+        """Whether there are records of transfers that did not end."""
+        with self.lmdb.begin() as transaction, transaction.cursor() as cursor:
+            return bool(cursor.set_range(b"q")) and cursor.key()[:1] == b"q"
+
+    def drop_stale_transfers(self, now: datetime, alive: Container[bytes], seconds: float) -> None:
+        """Remove records of transfers that nobody has gone on with, and of which none of `alive` is.
+
+        Raises:
+            RadmeshError: COMMIT_FAILED, STORE_BUSY.
+        """
+        stale: list[bytes] = []
         with self.lmdb.begin() as transaction, transaction.cursor() as cursor:
             more = cursor.set_range(b"q")
             while more and cursor.key()[:1] == b"q":
-                number, _, last = _PENDING.unpack_from(cursor.value())
-                # A time ahead of now comes from a clock that was set back: it counts as old.
-                if not 0 <= now - last <= RESUME_SECONDS:
-                    stale.append((cursor.key(), number))
+                if _stale(cursor.value(), now) and cursor.key()[1:] not in alive:
+                    stale.append(cursor.key())
                 more = cursor.next()
-        for key, number in stale:
+        for key in stale:
 
-            def apply(transaction: Any, key: bytes = key, number: int = number) -> None:
-                drop_records(transaction, number)
-                transaction.delete(key)
+            def apply(transaction: Any, key: bytes = key) -> None:
+                raw = transaction.get(key)
+                if raw is not None and _stale(raw, now):
+                    drop_records(transaction, _PENDING.unpack_from(raw)[0])
+                    transaction.delete(key)
 
             self.committer.run(Operation(apply, 0), seconds)
 
     def write_record(
-        self, transaction: Any, transfer_id: bytes, number: int, offset: int, data: Buffer, what: bytes
+        self,
+        transaction: Any,
+        transfer_id: bytes,
+        *,
+        number: int,
+        offset: int,
+        data: Buffer,
+        what: bytes,
+        now: datetime,
     ) -> None:
         """Write a record, and that the transfer has come so far."""
+        key = b"q" + transfer_id
+        if not offset:
+            # What a forgotten transfer of the same id had left.
+            raw = transaction.get(key)
+            if raw is not None:
+                drop_records(transaction, _PENDING.unpack_from(raw)[0])
         transaction.put(record_key(number, offset), data)
-        transaction.put(b"q" + transfer_id, _PENDING.pack(number, offset + len(data), time.time()) + what)
+        transaction.put(key, _PENDING.pack(number, offset + len(data), now.timestamp()) + what)
+
+    # -- committing
+
+    def begin_batch(self) -> None:
+        """Take back sequences that a failed batch had taken: the numbers of rows have no gaps."""
+        self._next_sequence = self.last_sequence
+
+    def end_batch(self) -> None:
+        """What the batch wrote is durable."""
+        self.last_sequence = self._next_sequence
 
     def finish(
         self,
         transaction: Any,
+        content: Content,
         *,
-        transfer_id: bytes,
         number: int,
-        header: ObjectHeader,
-        length: int,
-        sha256: bytes,
         queryable: bytes,
         remarks: tuple[str, ...],
         now: datetime,
         data: Buffer | None,
+        variant: bool,
     ) -> Stored:
-        """Make an object visible, or find that it is here already. `data`: all of a small object, not yet written."""
-        raw = transaction.get(b"t" + transfer_id)
-        if raw is not None:
-            sequence = _NUMBER.unpack(raw)[0]
-            row = transaction.get(_key(b"x", sequence))
-            if rows.content(row) != (length, sha256):
-                raise RadmeshError("TRANSFER_INVALID", "the transfer id was used for another object")
-            return Stored(Ref(self.study_hash, self.generation, sequence), Outcome.STORED)
-        instance = b"i" + hashlib.sha256(header.sop_instance_uid.encode()).digest()[:16]
-        identity = sha256 + header.transfer_syntax_uid.encode()
-        outcome = Outcome.STORED
-        with transaction.cursor() as cursor:
-            more = cursor.set_range(instance)
-            while more and cursor.key()[:17] == instance:
-                if cursor.value() == identity:
-                    sequence = _NUMBER.unpack_from(cursor.key(), 17)[0]
-                    transaction.put(b"t" + transfer_id, _NUMBER.pack(sequence))
-                    if data is None:
-                        drop_records(transaction, number)
-                        transaction.delete(b"q" + transfer_id)
-                    return Stored(Ref(self.study_hash, self.generation, sequence), Outcome.ALREADY)
-                outcome = Outcome.VARIANT
-                more = cursor.next()
-        if data is not None and length:
+        """Make an object visible, or find that it is here already.
+
+        `data`: all of a small object, not yet written. `variant`: an earlier generation has other content of it.
+        """
+        transfer_id = content.transfer_id
+        found = self._find(transaction, content)
+        if found is not None and found[0]:
+            sequence, outcome = found
+            transaction.put(b"t" + transfer_id, _NUMBER.pack(sequence))
+            if data is None:
+                self.drop_transfer(transaction, transfer_id, number)
+            return Stored(Ref(self.study_hash, self.generation, sequence), outcome)
+        if data:
             transaction.put(record_key(number, 0), data)
-        sequence = self.last_sequence + 1
+        elif content.length and not self._complete(transaction, content, number):
+            raise RadmeshError("COMMIT_FAILED", "not all of the object is here: send it again")
+        sequence = self._next_sequence + 1
         ref = Ref(self.study_hash, self.generation, sequence)
-        row = IndexRow(ref, header, length, sha256, queryable, now, remarks, transfer_id)
-        transaction.put(_key(b"x", sequence), rows.encode(row, number), append=False)
-        transaction.put(instance + _NUMBER.pack(sequence), identity)
+        row = IndexRow(ref, content.header, content.length, content.sha256, queryable, now, remarks, transfer_id)
+        transaction.put(_key(b"x", sequence), rows.encode(row, number))
+        transaction.put(content.instance_key() + _NUMBER.pack(sequence), content.identity())
         transaction.put(b"t" + transfer_id, _NUMBER.pack(sequence))
         if data is None:
             transaction.delete(b"q" + transfer_id)
-        # If this transaction fails, the environment is sealed: the gap in the numbers is never seen.
-        self.last_sequence = sequence
-        return Stored(ref, outcome)
+        self._next_sequence = sequence
+        return Stored(ref, Outcome.VARIANT if variant or found is not None else Outcome.STORED)
+
+    def _complete(self, transaction: Any, content: Content, number: int) -> bool:
+        """Whether the records of a large object are all there: the last thing that stands before an acknowledgement."""
+        raw = transaction.get(b"q" + content.transfer_id)
+        return raw is not None and _PENDING.unpack_from(raw)[:2] == (number, content.length)
+
+    def drop_transfer(self, transaction: Any, transfer_id: bytes, number: int) -> None:
+        """Remove the records of an unfinished transfer."""
+        drop_records(transaction, number)
+        transaction.delete(b"q" + transfer_id)
+
+    # -- leaving
+
+    def save_rows(self, path: Path) -> None:
+        """Write what an evicted generation keeps to a file of its own; it is durable when it gets its name.
+
+        Raises:
+            OSError: the file system.
+            lmdb.Error: the same.
+        """
+        partial = path.with_name(path.name + ".new")
+        partial.unlink(missing_ok=True)
+        copy = lmdb.open(str(partial), subdir=False, lock=False, map_size=MAP_SIZE, max_dbs=0, mode=0o600, sync=False)
+        try:
+            after: bytes | None = b""
+            while after is not None:
+                after = self._copy(copy, after)
+        finally:
+            copy.close()
+        descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        partial.rename(path)
+
+    def _copy(self, copy: Any, after: bytes) -> bytes | None:
+        """Copy some MiB of entries (all at once would be all in memory); return the key to go on at, or None."""
+        with self.lmdb.begin() as source, source.cursor() as cursor, copy.begin(write=True) as target:
+            size = 0
+            more = cursor.set_range(after) if after else cursor.first()
+            while more and size < COPY_BYTES:
+                key = cursor.key()
+                if key[0] not in KEPT:
+                    # The next kind: records are many, and large.
+                    more = cursor.set_range(bytes((key[0] + 1,)))
+                    continue
+                value = cursor.value()
+                target.put(key, value, append=True)
+                size += len(key) + len(value)
+                more = cursor.next()
+            return cursor.key() if more else None
+
+
+def _instance(header: ObjectHeader) -> tuple[str, str]:
+    return header.sop_instance_uid, header.transfer_syntax_uid
+
+
+def _stale(pending: bytes, now: datetime) -> bool:
+    # Far ahead of now is as old as far behind it: the clock was set back.
+    return bool(abs(now.timestamp() - _PENDING.unpack_from(pending)[2]) > RESUME_SECONDS)
 
 
 def drop_records(transaction: Any, number: int) -> None:

@@ -1,39 +1,47 @@
-"""The StudyStore on LMDB: see CORRECTNESS rules 1 to 5 and 13 in docs/reference/durability.md for what it promises.
+"""The StudyStore on LMDB.
 
     root/LOCK                          held by the one process that has the store open
     root/catalogue/                    which generations of which studies there are
     root/studies/<2 hex>/<hash>.<gen>  a generation's environment
-    root/rows/<2 hex>/<hash>.<gen>     rows of an evicted generation
-    root/trash/                        evicted environments on their way out
+    root/rows/<2 hex>/<hash>.<gen>     what is kept of an evicted generation
+    root/trash/                        environments on their way out
 
-Order of writes for the first object of a generation: the catalogue's row, the environment's file, its directory
-entry; only then may an object be acknowledged. Recovery adopts a file without a row and never unlinks one.
+Order of writes for the first object of a generation: the catalogue's row, the environment's file, its directory entry;
+only then may an object be acknowledged. A file gets its name when it is whole, so that one that cannot be opened is
+damaged, not new. Recovery adopts a file without a row and never unlinks one.
+
+Locks, in the order in which they are taken: a study's (opening and leaving of its generations), the store's own (which
+environments are open, by whom), the catalogue's transaction. No commit of objects is made under any of them.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import os
+import resource
 import secrets
+import struct
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final
 
 import lmdb
 
 from radmesh.dicom.uids import study_hash as hash_of
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
-from radmesh.runtime.files import sync_directory, write_atomic
+from radmesh.runtime.files import sync_directory
 from radmesh.study_store import catalogue as states
 from radmesh.study_store import rows as row_format
 from radmesh.study_store.catalogue import Catalogue, Generation
+from radmesh.study_store.checks import check_begin, check_commit
 from radmesh.study_store.committer import Budget, Operation
-from radmesh.study_store.environment import RESUME_SECONDS, Environment, drop_records
+from radmesh.study_store.environment import RESUME_SECONDS, Content, Environment
+from radmesh.study_store.reader import CacheReader
 from radmesh.study_store.store import (
     CHUNK_MAX,
     Buffer,
@@ -45,12 +53,19 @@ from radmesh.study_store.store import (
     Stored,
     StudyState,
 )
+from radmesh.study_store.transfer import WAIT_SECONDS, LmdbTransfer
 
 UNCOMMITTED_MAX: Final = 64 * 1024 * 1024
 OPEN_MAX: Final = 512
-WAIT_SECONDS: Final = 30.0
+# Data file twice (LMDB writes its meta pages through another descriptor), lock file.
+FILES_EACH: Final = 3
+FILES_ELSE: Final = 512
+IDLE_SECONDS: Final = 60.0
+EVICT_SECONDS: Final = 1.0
 _FREE_EVERY: Final = 0.2
+_SWEEP_EVERY: Final = 60.0
 
+Key = tuple[str, int]
 Alarm = Callable[[str, str], None]
 
 
@@ -65,9 +80,10 @@ class LmdbStudyStore:
         root: made if missing; must be a local file system (LMDB).
         store_id: such as "archive-0".
         clock: for receive times.
-        reserve: bytes of the file system that are left free; below, nothing new is taken. None: 2 %, and 1 GiB at
-        least. spool: objects here are on their way to an archive.
+        reserve: bytes of the file system that are left free; below, nothing new is taken. None: 2 %, at least 1 GiB.
+        spool: objects here are on their way to an archive.
         alarm: told (reason, message) of what somebody should look at.
+        sync: False only in tests that show what the disk's sync is for.
 
     Raises:
         RadmeshError: DATA_IN_USE: another process has it open.
@@ -87,31 +103,50 @@ class LmdbStudyStore:
         self.root = root
         self.store_id = store_id
         self.epoch = secrets.token_bytes(16)
-        self._clock = clock
+        self.clock = clock
         self._reserve = reserve
         self._spool = spool
         self._alarm = alarm
         self._sync = sync
         self._budget = Budget(UNCOMMITTED_MAX)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="commit")
+        # What takes long and can wait: unlinking, hashing again, sweeping.
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._open_max = _open_max()
         self._lock = threading.RLock()
-        self._released = threading.Condition(self._lock)
-        self._open: OrderedDict[tuple[str, int], Environment] = OrderedDict()
+        # Notified when an environment has one reference less, or is no longer being evicted.
+        self._changed = threading.Condition(self._lock)
+        self._study_locks = [threading.Lock() for _ in range(256)]
+        self._closing = False
+        self._open: OrderedDict[Key, Environment] = OrderedDict()
+        self._making: set[Key] = set()
         self._writable_now: dict[str, Environment] = {}
-        self._progress: dict[tuple[str, int], list[int]] = {}
+        # Sealed in this process: also if the catalogue could not be told.
+        self._sealed: set[Key] = set()
+        # Sealed, and not hashed again yet.
+        self._suspect: set[Key] = set()
+        # Folders of which this process knows that their names are durable.
+        self._folders: set[Path] = set()
+        # [registered sequence, last sequence] of what has changed since it was opened, or is not all registered.
+        self._progress: dict[Key, list[int]] = {}
+        # What has records of transfers that did not end.
+        self._unfinished: set[Key] = set()
         self._live: dict[bytes, LmdbTransfer] = {}
         self._callbacks: list[Callable[[Ref], None]] = []
-        self._rows_cache: OrderedDict[tuple[str, int], dict[int, tuple[bytes, bytes]]] = OrderedDict()
         self._free_at, self._free = -1.0, 0
+        self._swept_at = clock.monotonic()
         self.on_commit_seconds: Callable[[float], None] = lambda _seconds: None
         self.objects_committed = 0
         self.bytes_committed = 0
         self._lock_file = self._take_folder()
-        self._catalogue = Catalogue(root / "catalogue")
-        self._recover()
+        try:
+            self._catalogue = Catalogue(root / "catalogue")
+            self._recover()
+        except BaseException:
+            os.close(self._lock_file)
+            raise
 
-    # -- start
-    # ----------------------------------------------------------------------------------------------------------
+    # -- start ---------------------------------------------------------------------------------------------------------
 
     def _take_folder(self) -> int:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -123,66 +158,109 @@ class LmdbStudyStore:
             raise RadmeshError("DATA_IN_USE", f"another process has the store in {self.root} open") from None
         for name in ("catalogue", "trash", "studies", "rows"):
             (self.root / name).mkdir(exist_ok=True, mode=0o700)
-        for name in ("studies", "rows"):
-            # All at once, so that no intake has to make one and sync its parent.
-            for number in range(256):
-                (self.root / name / f"{number:02x}").mkdir(exist_ok=True, mode=0o700)
-            sync_directory(self.root / name)
         sync_directory(self.root)
+        sync_directory(self.root.parent)
         return descriptor
 
     def _recover(self) -> None:
         """Make files and catalogue agree; nothing that was acknowledged is touched."""
+        if self._catalogue.replaced:
+            self._alarm(
+                "CATALOGUE_REPLACED", "the store's catalogue could not be opened: a new one is made of the files"
+            )
         for left in (self.root / "trash").iterdir():
-            left.unlink()
-        found = set()
-        for folder in (self.root / "studies").iterdir():
-            for path in folder.iterdir():
-                name, _, digits = path.name.partition(".")
-                if len(name) == 32 and digits.isdigit():
-                    found.add((name, int(digits)))
+            self._unlink(left)
+        studies, rows = self._files("studies"), self._files("rows")
+        known = set()
         for g in self._catalogue.all():
-            present = (g.study_hash, g.number) in found
-            found.discard((g.study_hash, g.number))
-            self._recover_generation(g, present=present)
-        for name, number in found:
-            self._adopt(name, number)
-        for name, number in self._catalogue.marked():
-            known = self._catalogue.get(name, number)
-            if known is not None and known.state in (states.OPEN, states.SEALED):
-                self._recover_mark(known)
+            key = (g.study_hash, g.number)
+            known.add(key)
+            if g.state in (states.EVICTING, states.REMOVED) and key in studies:
+                self._go_on_leaving(g)
+            elif g.state == states.EVICTING:
+                self._catalogue.update(*key, unmark=True, state=states.PERMANENT_ONLY)
+            elif g.state in states.IN_CACHE and key not in studies and g.registered:
+                self._lose(key, "is gone")
+            # OPEN, without a file, and nothing was ever registered: it had not been made yet.
+        for key in studies - known:
+            self._adopt(key, states.OPEN)
+        for key in rows - known - studies:
+            self._adopt(key, states.PERMANENT_ONLY)
+        for key in self._catalogue.marked():
+            self._look_into(key)
 
-    def _recover_generation(self, g: Generation, *, present: bool) -> None:
-        if g.state == states.EVICTING:
-            # The rows were saved before the state was; the rest can be done again.
-            self._finish_eviction(g.study_hash, g.number)
-        elif g.state == states.REMOVED and present:
-            self._finish_removal(g.study_hash, g.number)
-        elif g.state in (states.OPEN, states.SEALED) and not present:
-            if g.registered == 0:
-                # The row was written and the file was not: nothing can have been acknowledged.
-                self._catalogue.drop(g.study_hash, g.number)
-            else:
-                self._catalogue.update(g.study_hash, g.number, state=states.LOST)
-                self._alarm("CACHE_COPY_LOST", "a study's cache file is gone: the permanent tier serves it")
+    def _files(self, kind: str) -> set[Key]:
+        found = set()
+        for folder in (self.root / kind).iterdir():
+            for path in folder.iterdir():
+                name, _, number = path.name.partition(".")
+                if len(name) == 32 and number.isdecimal():
+                    found.add((name, int(number)))
+                elif path.name.endswith((".new", ".new-lock")):
+                    # It did not get its name: nothing in it was acknowledged.
+                    path.unlink()
+        return found
 
-    def _recover_mark(self, g: Generation) -> None:
-        with self._environment(Ref(g.study_hash, g.number, 0)) as environment:
-            last = environment.last_sequence
-            environment.drop_stale_transfers(time.time(), WAIT_SECONDS)
-        if last > g.registered:
-            self._progress[g.study_hash, g.number] = [g.registered, last]
+    def _go_on_leaving(self, g: Generation) -> None:
+        """Finish an eviction or a removal that a crash has cut short; not if more is in the file than was to go."""
+        key = (g.study_hash, g.number)
+        try:
+            with contextlib.closing(self._make_environment(self._path(*key), *key)) as environment:
+                last = environment.last_sequence
+        except (lmdb.Error, OSError):
+            last = g.last
+        if last > g.last:
+            self._catalogue.update(*key, state=states.SEALED)
+            self._catalogue.mark(*key)
+        elif g.state == states.EVICTING:
+            self._finish_eviction(*key)
         else:
-            self._catalogue.put(g, mark=False)
+            self._to_trash(*key)
 
-    def _adopt(self, name: str, number: int) -> None:
-        """Take a file that the catalogue does not know: everything in it is registered again."""
-        with self._environment(Ref(name, number, 0), known=False) as environment:
-            uid = environment.study_instance_uid()
-        self._catalogue.put(Generation(name, number, uid), mark=True)
+    def _adopt(self, key: Key, state: str) -> None:
+        """Take a file that the catalogue does not know: what is in the cache is registered again."""
+        evicted = state == states.PERMANENT_ONLY
+        path = (self._rows_path if evicted else self._path)(*key)
+        # The name may be there only because its process was killed, not because it is durable.
+        self._sync_name(path)
+        try:
+            with contextlib.closing(self._make_environment(path, *key, rows_only=evicted)) as environment:
+                uid, last = environment.study_instance_uid(), environment.last_sequence
+        except (lmdb.Error, OSError, ValueError):
+            self._catalogue.add(Generation(*key, "", states.LOST), mark=False)
+            self._alarm("CACHE_COPY_LOST", "a file in the cache cannot be opened: it is left as it is")
+            return
+        registered = last if evicted else 0
+        self._catalogue.add(Generation(*key, uid, state, registered, last if evicted else 0), mark=not evicted)
 
-    # -- environments
-    # ---------------------------------------------------------------------------------------------------
+    def _look_into(self, key: Key) -> None:
+        """Find what a generation still has to register, and drop transfers that nobody will resume."""
+        g = self._catalogue.get(*key)
+        if g is None or g.state not in states.IN_CACHE or not self._path(*key).exists():
+            return
+        try:
+            with self._environment(Ref(*key, 0)) as environment:
+                # What was being committed when the process was killed is answered from now on: now it must be on disk.
+                environment.sync()
+                environment.drop_stale_transfers(self.clock.now(), (), WAIT_SECONDS)
+                last, unfinished = environment.last_sequence, environment.unfinished()
+        except RadmeshError as error:
+            if error.reason != "OBJECT_CORRUPT":
+                raise
+            self._lose(key, "cannot be opened")
+            return
+        if unfinished:
+            self._unfinished.add(key)
+        if last > g.registered:
+            self._progress[key] = [g.registered, last]
+        elif not unfinished:
+            self._catalogue.unmark([key])
+
+    def _lose(self, key: Key, what: str) -> None:
+        self._catalogue.update(*key, unmark=True, state=states.LOST)
+        self._alarm("CACHE_COPY_LOST", f"a study's cache file {what}: the permanent tier serves it")
+
+    # -- environments --------------------------------------------------------------------------------------------------
 
     def _path(self, study_hash: str, number: int) -> Path:
         return self.root / "studies" / study_hash[:2] / f"{study_hash}.{number}"
@@ -190,117 +268,214 @@ class LmdbStudyStore:
     def _rows_path(self, study_hash: str, number: int) -> Path:
         return self.root / "rows" / study_hash[:2] / f"{study_hash}.{number}"
 
-    def _make_environment(self, study_hash: str, number: int, *, create: bool) -> Environment:
+    def _sync_name(self, path: Path) -> None:
+        """Make the name of a study's file durable, and that of its folder."""
+        sync_directory(path.parent)
+        if path.parent not in self._folders:
+            sync_directory(path.parent.parent)
+            self._folders.add(path.parent)
+
+    def _make_environment(
+        self, path: Path, study_hash: str, number: int, *, create: bool = False, rows_only: bool = False
+    ) -> Environment:
         return Environment(
-            self._path(study_hash, number),
+            path,
             study_hash,
             number,
             commit=self._commit,
             after=self._after,
             pool=self._pool,
             create=create,
+            rows_only=rows_only,
             sync=self._sync,
         )
 
     @contextlib.contextmanager
-    def _environment(self, ref: Ref, *, known: bool = True) -> Iterator[Environment]:
-        environment = self._acquire(ref.study_hash, ref.generation, known=known)
+    def _environment(self, ref: Ref) -> Iterator[Environment]:
+        """An open environment, kept open meanwhile.
+
+        Raises:
+            RadmeshError: OBJECT_NOT_FOUND, OBJECT_CORRUPT, STORE_BUSY.
+        """
+        environment = self._acquire(ref.study_hash, ref.generation)
         try:
             yield environment
+        except lmdb.ReadersFullError as error:
+            raise RadmeshError("STORE_BUSY", "too many readers of one study: try again") from error
+        except (lmdb.Error, ValueError, struct.error) as error:
+            raise RadmeshError("OBJECT_CORRUPT", "the study's cache file cannot be read") from error
         finally:
             self._release(environment)
 
-    def _acquire(self, study_hash: str, number: int, *, known: bool = True) -> Environment:
+    def _acquire(self, study_hash: str, number: int) -> Environment:
         """Return an open environment, kept open until it is released.
 
         Raises:
-            RadmeshError: OBJECT_NOT_FOUND: it is not in the cache.
+            RadmeshError: OBJECT_NOT_FOUND: there is nothing of it; OBJECT_CORRUPT, STORE_BUSY.
         """
         key = (study_hash, number)
         with self._lock:
-            environment = self._open.get(key)
+            while (environment := self._open.get(key)) is not None and environment.evicting:
+                if not self._changed.wait(WAIT_SECONDS):
+                    raise RadmeshError("STORE_BUSY", "the study is being evicted: try again")
             if environment is None:
-                if known:
-                    g = self._catalogue.get(study_hash, number)
-                    if g is None or g.state not in (states.OPEN, states.SEALED):
-                        raise RadmeshError("OBJECT_NOT_FOUND", "the object is not in the cache")
-                try:
-                    environment = self._make_environment(study_hash, number, create=False)
-                except lmdb.Error as error:
-                    if not self._path(study_hash, number).exists():
-                        raise RadmeshError("OBJECT_NOT_FOUND", "the study's cache file is gone") from error
-                    raise RadmeshError("OBJECT_CORRUPT", "the study's cache file cannot be opened") from error
-                self._open[key] = environment
-            else:
-                self._open.move_to_end(key)
+                g = None if key in self._making else self._catalogue.get(study_hash, number)
+                if g is None or g.state not in states.IN_CACHE + states.ROWS_ONLY or self._closing:
+                    raise RadmeshError("OBJECT_NOT_FOUND", "the store has no such object")
+                environment = self._open[key] = self._open_file(g)
+            self._open.move_to_end(key)
             environment.references += 1
-            if len(self._open) > OPEN_MAX:
-                self._close_idle()
+            self._close_some()
             return environment
+
+    def _open_file(self, g: Generation) -> Environment:
+        rows_only = g.state in states.ROWS_ONLY
+        path = (self._rows_path if rows_only else self._path)(g.study_hash, g.number)
+        try:
+            environment = self._make_environment(path, g.study_hash, g.number, rows_only=rows_only)
+        except FileNotFoundError as error:
+            raise RadmeshError("OBJECT_NOT_FOUND", "the study's cache file is gone") from error
+        except OSError as error:
+            raise self._failure(error) from error
+        except lmdb.Error as error:
+            raise RadmeshError("OBJECT_CORRUPT", "the study's cache file cannot be opened") from error
+        environment.sealed = g.state != states.OPEN or (g.study_hash, g.number) in self._sealed
+        return environment
 
     def _release(self, environment: Environment) -> None:
         with self._lock:
             environment.references -= 1
-            self._released.notify_all()
+            self._changed.notify_all()
 
-    def _close_idle(self) -> None:
-        """Close the environments used longest ago, as many as are too many; called under the lock."""
+    def _close_some(self) -> None:
+        """Close the environments used longest ago, if too many are open; called under the lock."""
+        if len(self._open) <= self._open_max:
+            return
+        settled = []
         for key, environment in list(self._open.items()):
-            if len(self._open) <= OPEN_MAX * 3 // 4:
-                return
-            registered, last = self._progress.get(key, (0, 0))
-            if environment.references or registered < last or not environment.committer.idle:
+            if len(self._open) <= self._open_max * 3 // 4:
+                break
+            if environment.references or environment.evicting or not environment.committer.idle:
                 continue
             if self._writable_now.get(key[0]) is environment:
                 del self._writable_now[key[0]]
-            if self._progress.pop(key, None) is not None:
-                g = self._catalogue.get(*key)
-                if g is not None:
-                    self._catalogue.put(g, mark=False)
+            registered, last = self._progress.get(key, (0, 0))
+            if registered >= last and key not in self._unfinished and self._progress.pop(key, None) is not None:
+                settled.append(key)
             del self._open[key]
             environment.close()
+        if settled:
+            # A mark that stays costs a look at the next start, no more.
+            with contextlib.suppress(RadmeshError):
+                self._catalogue.unmark(settled)
+        if len(self._open) > self._open_max:
+            # Held by transfers whose streams were cut: they are resumed from the disk.
+            self._forget_transfers(IDLE_SECONDS)
+
+    # -- generations that take objects ---------------------------------------------------------------------------------
 
     def _writable(self, study_hash: str, study_instance_uid: str) -> Environment:
         """Return the environment that takes a study's objects now, kept open; makes the next generation if needed."""
-        with self._lock:
-            environment = self._writable_now.get(study_hash)
-            if environment is not None and not environment.sealed and not environment.evicting:
-                environment.references += 1
-                self._open.move_to_end((study_hash, environment.generation))
-                return environment
-            g = self._catalogue.latest(study_hash)
-            open_now = None if g is None else self._open.get((study_hash, g.number))
-            refused = open_now is not None and (open_now.sealed or open_now.evicting)
-            if g is not None and g.state == states.OPEN and not refused:
-                environment = self._acquire(study_hash, g.number)
-                if (study_hash, g.number) not in self._progress:
-                    # Before the first acknowledgement: rows may come that a later start has to look for.
-                    self._catalogue.put(g, mark=True)
-                    self._progress[study_hash, g.number] = [g.registered, environment.last_sequence]
-                    environment.drop_stale_transfers(time.time(), WAIT_SECONDS)
-            else:
-                environment = self._new_generation(study_hash, study_instance_uid, 1 if g is None else g.number + 1)
-            self._writable_now[study_hash] = environment
-            return environment
-
-    def _new_generation(self, study_hash: str, study_instance_uid: str, number: int) -> Environment:
-        try:
-            self._catalogue.put(Generation(study_hash, number, study_instance_uid), mark=True)
-            environment = self._make_environment(study_hash, number, create=True)
-            with environment.lmdb.begin(write=True) as transaction:
-                transaction.put(b"m", study_instance_uid.encode())
-            sync_directory(environment.path.parent)
-        except (lmdb.Error, OSError) as error:
-            raise self._failure(error) from error
-        self._progress[study_hash, number] = [0, 0]
-        environment.references = 1
-        self._open[study_hash, number] = environment
-        if len(self._open) > OPEN_MAX:
-            self._close_idle()
+        environment = self._current(study_hash)
+        if environment is None:
+            with self._study_locks[int(study_hash[:2], 16)]:
+                environment = self._current(study_hash) or self._open_writable(study_hash, study_instance_uid)
         return environment
 
-    # -- committing
-    # -----------------------------------------------------------------------------------------------------
+    def _current(self, study_hash: str) -> Environment | None:
+        with self._lock:
+            if self._closing:
+                raise RadmeshError("DRAINING", "the store is being closed")
+            environment = self._writable_now.get(study_hash)
+            if environment is None or environment.sealed or environment.evicting:
+                return None
+            environment.references += 1
+            self._open.move_to_end((study_hash, environment.generation))
+            return environment
+
+    def _open_writable(self, study_hash: str, study_instance_uid: str) -> Environment:
+        """Open the study's last generation, or make the next; called under the study's lock."""
+        generations = self._catalogue.generations(study_hash)
+        environment = self._reopen(generations[-1]) if generations else None
+        if environment is None:
+            number = generations[-1].number + 1 if generations else 1
+            self._catalogue.add(Generation(study_hash, number, study_instance_uid), mark=True)
+            environment = self._make_file(study_hash, number, study_instance_uid)
+        environment.earlier = tuple(
+            g.number
+            for g in generations
+            if g.number < environment.generation and g.state not in (states.LOST, states.REMOVED)
+        )
+        with self._lock:
+            self._writable_now[study_hash] = environment
+        return environment
+
+    def _reopen(self, g: Generation) -> Environment | None:
+        """Open a generation for more objects; None if it takes no more."""
+        key = (g.study_hash, g.number)
+        if g.state != states.OPEN or key in self._sealed:
+            return None
+        try:
+            environment = self._acquire(*key)
+        except RadmeshError as error:
+            if error.reason not in ("OBJECT_NOT_FOUND", "OBJECT_CORRUPT"):
+                raise
+            if error.reason == "OBJECT_NOT_FOUND" and not g.registered and key not in self._progress:
+                # Its row was written, and then the file was not.
+                return self._make_file(*key, g.study_instance_uid)
+            self._lose(key, "is gone" if error.reason == "OBJECT_NOT_FOUND" else "cannot be opened")
+            return None
+        try:
+            if not environment.last_sequence:
+                # Its name may be there only because the process that made it was killed, not because it is durable.
+                self._sync_name(environment.path)
+            if key not in self._progress:
+                # Before the first acknowledgement: rows may come that a later start has to look for.
+                self._catalogue.mark(*key)
+                with self._lock:
+                    self._progress[key] = [g.registered, environment.last_sequence]
+        except BaseException as error:
+            self._release(environment)
+            if isinstance(error, OSError):
+                raise self._failure(error) from error
+            raise
+        return environment
+
+    def _make_file(self, study_hash: str, number: int, study_instance_uid: str) -> Environment:
+        """Make a generation's file, under its name only when it is whole; durable, name and all, when it returns."""
+        key = (study_hash, number)
+        path = self._path(*key)
+        new = path.with_name(path.name + ".new")
+        with self._lock:
+            self._making.add(key)
+        try:
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            for left in (new, new.with_name(new.name + "-lock")):
+                left.unlink(missing_ok=True)
+            environment = self._make_environment(new, *key, create=True)
+            try:
+                with environment.lmdb.begin(write=True) as transaction:
+                    transaction.put(b"m", study_instance_uid.encode())
+                new.with_name(new.name + "-lock").rename(path.with_name(path.name + "-lock"))
+                new.rename(path)
+                self._sync_name(path)
+            except BaseException:
+                environment.close()
+                raise
+            environment.path = path
+            with self._lock:
+                environment.references = 1
+                self._open[key] = environment
+                self._progress[key] = [0, 0]
+                self._close_some()
+        except (lmdb.Error, OSError) as error:
+            raise self._failure(error) from error
+        finally:
+            with self._lock:
+                self._making.discard(key)
+        return environment
+
+    # -- committing ----------------------------------------------------------------------------------------------------
 
     def _failure(self, error: BaseException) -> RadmeshError:
         self._free_at = -1.0
@@ -313,6 +488,7 @@ class LmdbStudyStore:
         if environment.sealed:
             raise RadmeshError("COMMIT_FAILED", "an earlier commit of the study failed: send the object again")
         start = time.perf_counter()
+        environment.begin_batch()
         try:
             with environment.lmdb.begin(write=True) as transaction:
                 for operation in batch:
@@ -320,38 +496,63 @@ class LmdbStudyStore:
                         operation.result = operation.apply(transaction)
                     except RadmeshError as error:
                         operation.error = error
-        except (lmdb.Error, OSError) as error:
+        except Exception as error:
             self._seal(environment)
             raise self._failure(error) from error
+        environment.end_batch()
         self.on_commit_seconds(time.perf_counter() - start)
 
     def _seal(self, environment: Environment) -> None:
-        environment.sealed = True
+        key = (environment.study_hash, environment.generation)
         with self._lock:
+            environment.sealed = True
+            self._sealed.add(key)
+            self._suspect.add(key)
             if self._writable_now.get(environment.study_hash) is environment:
                 del self._writable_now[environment.study_hash]
-            # On a full disk this fails too; a later start then finds it open, and whole.
-            with contextlib.suppress(lmdb.Error, OSError):
-                self._catalogue.update(environment.study_hash, environment.generation, state=states.SEALED)
+        # On a full disk this fails too; a later start then finds it open, and whole.
+        with contextlib.suppress(RadmeshError):
+            self._catalogue.update(*key, state=states.SEALED)
         self._alarm("COMMIT_FAILED", "a commit failed: the study's environment is sealed, later objects go to the next")
-        self._pool.submit(self._verify, environment.study_hash, environment.generation)
+        with contextlib.suppress(RuntimeError):  # the store is being closed
+            self._background.submit(self._verify, *key)
 
     def _verify(self, study_hash: str, number: int) -> None:
-        """Hash again what a sealed environment has committed."""
+        """Hash again what a sealed environment has committed: from the disk, not from what is in memory."""
+        key = (study_hash, number)
+        with self._lock:
+            environment = self._open.get(key)
+            self._forget_transfers(0.0, environment)
+            if environment is not None and self._changed.wait_for(lambda: not environment.references, WAIT_SECONDS):
+                self._open.pop(key, None)
+                environment.close()
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._path(*key), os.O_RDONLY | os.O_CLOEXEC)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
         bad = 0
         after = 0
-        while page := self.rows(study_hash, number, after=after):
-            for row in page:
-                with contextlib.suppress(RadmeshError), self.read(row.ref) as reader:
-                    digest = hashlib.sha256()
-                    for piece in reader:
-                        digest.update(piece)
-                    if digest.digest() == row.sha256:
-                        continue
-                bad += 1
-            after = page[-1].ref.sequence
+        try:
+            while page := self.rows(study_hash, number, after=after):
+                bad += sum(not self._intact(row) for row in page)
+                after = page[-1].ref.sequence
+        except RadmeshError:
+            bad += 1
         if bad:
             self._alarm("OBJECT_CORRUPT", f"{bad} committed objects of a sealed environment are not what was stored")
+        else:
+            self._suspect.discard(key)
+
+    def _intact(self, row: IndexRow) -> bool:
+        """Whether what is read of an object has the digest that it was committed with."""
+        digest = hashlib.sha256()
+        try:
+            with self.read(row.ref) as reader:
+                for piece in reader:
+                    digest.update(piece)
+        except RadmeshError:
+            return False
+        return digest.digest() == row.sha256
 
     def _after(self, environment: Environment, batch: list[Operation]) -> None:
         size = sum(operation.size for operation in batch)
@@ -364,16 +565,18 @@ class LmdbStudyStore:
             progress = self._progress.get((environment.study_hash, environment.generation))
             if progress is not None:
                 progress[1] = max(progress[1], environment.last_sequence)
-        self.objects_committed += len(stored)
+            self.objects_committed += len(stored)
         for result in stored:
             for callback in self._callbacks:
-                callback(result.ref)
+                try:
+                    callback(result.ref)
+                except Exception as error:  # noqa: BLE001 - a listener that fails does not undo what is durable
+                    self._alarm("LISTENER_FAILED", f"a listener of the store failed with {type(error).__name__}")
 
-    # -- storing
-    # --------------------------------------------------------------------------------------------------------
+    # -- room ----------------------------------------------------------------------------------------------------------
 
     def _measure_free(self) -> int:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if self._free_at < 0 or not 0 <= now - self._free_at < _FREE_EVERY:
             figures = os.statvfs(self.root)
             total = figures.f_blocks * figures.f_frsize
@@ -384,6 +587,7 @@ class LmdbStudyStore:
 
     def free_bytes(self) -> int:
         """Room above the reserve."""
+        self._sweep_now_and_then()
         return max(0, self._measure_free() - self._budget.used)
 
     @property
@@ -396,6 +600,17 @@ class LmdbStudyStore:
             self._free_at = -1.0
             raise RadmeshError("STORAGE_FULL", "no room above the reserve of the store's file system")
 
+    def take_room(self, size: int) -> None:
+        """Take room on the disk and among what is uncommitted; the commit gives the latter back.
+
+        Raises:
+            RadmeshError: STORAGE_FULL, STORE_BUSY.
+        """
+        self._check_room(size)
+        self._budget.take(size, WAIT_SECONDS)
+
+    # -- storing -------------------------------------------------------------------------------------------------------
+
     def put(
         self,
         transfer_id: bytes,
@@ -407,26 +622,30 @@ class LmdbStudyStore:
         remarks: tuple[str, ...],
     ) -> Stored:
         """Store a whole small object."""
+        check_begin(transfer_id, header)
+        check_commit(sha256, queryable, remarks)
         size = len(data)
         if size > CHUNK_MAX:
             raise RadmeshError("CHUNK_TOO_LARGE", f"at most {CHUNK_MAX} bytes at once")
         self._check_room(size)
+        content = Content(transfer_id, header, size, sha256)
         environment = self._writable(hash_of(header.study_instance_uid), header.study_instance_uid)
         try:
+            known = self.find_earlier(environment, content)
+            if isinstance(known, Stored):
+                return known
             self._budget.take(size, WAIT_SECONDS)
             stored: Stored = environment.committer.run(
                 Operation(
                     lambda transaction: environment.finish(
                         transaction,
-                        transfer_id=transfer_id,
+                        content,
                         number=environment.new_object(),
-                        header=header,
-                        length=size,
-                        sha256=sha256,
                         queryable=queryable,
-                        remarks=remarks,
-                        now=self._clock.now(),
+                        remarks=tuple(remarks),
+                        now=self.clock.now(),
                         data=data,
+                        variant=known,
                     ),
                     size,
                 ),
@@ -437,132 +656,169 @@ class LmdbStudyStore:
         self.bytes_committed += size
         return stored
 
-    def begin(self, transfer_id: bytes, header: ObjectHeader) -> "LmdbTransfer":
+    def find_earlier(self, environment: Environment, content: Content) -> Stored | bool:
+        """Return what an earlier generation has of a content; else whether one has other content of the instance.
+
+        Raises:
+            RadmeshError: TRANSFER_INVALID.
+        """
+        variant = False
+        for number in environment.earlier:
+            try:
+                with self._environment(Ref(environment.study_hash, number, 0)) as earlier:
+                    found = earlier.find(content)
+                if found is None:
+                    continue
+                sequence, outcome = found
+                ref = Ref(environment.study_hash, number, sequence)
+                if sequence and ((ref.study_hash, number) not in self._suspect or self._intact(self.row(ref))):
+                    return Stored(ref, outcome)
+                variant = variant or not sequence
+            except RadmeshError as error:
+                if error.reason not in ("OBJECT_NOT_FOUND", "OBJECT_CORRUPT"):
+                    raise
+        return variant
+
+    def begin(self, transfer_id: bytes, header: ObjectHeader) -> LmdbTransfer:
         """Begin a transfer, or go on with it."""
+        check_begin(transfer_id, header)
         self._check_room(0)
+        self._sweep_now_and_then()
+        with self._lock:
+            older = self._live.pop(transfer_id, None)
+        if older is not None:
+            older.replace()
         environment = self._writable(hash_of(header.study_instance_uid), header.study_instance_uid)
         try:
-            with self._lock:
-                self._forget_old_transfers()
-                older = self._live.pop(transfer_id, None)
-            if older is not None:
-                older.replace()
-                if older.environment is not environment:
-                    # The environment it wrote to was sealed meanwhile: the object begins anew.
-                    older = None
-            what = row_format.encode_header(header)
-            sequence = environment.committed(transfer_id)
-            if sequence is not None:
-                row, _ = self._decode(Ref(environment.study_hash, environment.generation, sequence), environment)
-                if row.header.sop_instance_uid != header.sop_instance_uid:
-                    raise RadmeshError("TRANSFER_INVALID", "the transfer id was used for another object")
-                return LmdbTransfer(self, environment, transfer_id, header, 0, 0, Stored(row.ref, Outcome.STORED))
-            pending = environment.pending(transfer_id)
-            if pending is not None and pending[2] != what:
-                raise RadmeshError("TRANSFER_INVALID", "the transfer id was used for another object")
-            number, offset = pending[:2] if pending else (environment.new_object(), 0)
-            transfer = LmdbTransfer(self, environment, transfer_id, header, number, offset, None)
-            with self._lock:
-                self._live[transfer_id] = transfer
-            return transfer
+            transfer = self._transfer(environment, transfer_id, header)
         except BaseException:
             self._release(environment)
             raise
+        if transfer.stored is not None:
+            transfer.let_go()
+            return transfer
+        with self._lock:
+            # Two that begin at the same moment: the later one has it.
+            older, self._live[transfer_id] = self._live.get(transfer_id), transfer
+        if older is not None:
+            older.let_go()
+        return transfer
 
-    def _forget_old_transfers(self) -> None:
-        """Let go of transfers whose stream ended long ago; called under the lock."""
-        now = self._clock.monotonic()
+    def _transfer(self, environment: Environment, transfer_id: bytes, header: ObjectHeader) -> LmdbTransfer:
+        stored = self._committed(environment, transfer_id, header)
+        pending = None if stored is not None else environment.pending(transfer_id, self.clock.now())
+        if pending is not None and pending[2] != row_format.encode_header(header):
+            raise RadmeshError("TRANSFER_INVALID", "the transfer id was used for another object")
+        number, offset = pending[:2] if pending else (environment.new_object(), 0)
+        transfer = LmdbTransfer(
+            self, environment, transfer_id, header, number=number, offset=offset, release=self._release
+        )
+        transfer.stored = stored
+        return transfer
+
+    def _committed(self, environment: Environment, transfer_id: bytes, header: ObjectHeader) -> Stored | None:
+        """Return what a transfer was committed as, in whichever generation."""
+        for number in (environment.generation, *environment.earlier):
+            try:
+                with self._environment(Ref(environment.study_hash, number, 0)) as one:
+                    sequence = one.committed(transfer_id, header)
+            except RadmeshError as error:
+                if error.reason not in ("OBJECT_NOT_FOUND", "OBJECT_CORRUPT"):
+                    raise
+                continue
+            if sequence:
+                return Stored(Ref(environment.study_hash, number, sequence), Outcome.STORED)
+        return None
+
+    def end_transfer(self, transfer: LmdbTransfer) -> None:
+        """A transfer was committed, aborted, or has failed."""
+        with self._lock:
+            if self._live.get(transfer.transfer_id) is transfer:
+                del self._live[transfer.transfer_id]
+        transfer.let_go()
+
+    def note_unfinished(self, environment: Environment) -> None:
+        """Records of an unfinished transfer are about to be written."""
+        self._unfinished.add((environment.study_hash, environment.generation))
+
+    def _forget_transfers(self, seconds: float, environment: Environment | None = None) -> None:
+        """Let go of transfers (of one environment) that were idle for so long; called under the lock."""
+        now = self.clock.monotonic()
         for transfer_id, transfer in list(self._live.items()):
-            if now - transfer.active_at > RESUME_SECONDS:
+            if now - transfer.active_at >= seconds and environment in (None, transfer.environment):
                 del self._live[transfer_id]
                 transfer.let_go()
 
-    # -- reading
-    # --------------------------------------------------------------------------------------------------------
+    def _sweep_now_and_then(self) -> None:
+        now = self.clock.monotonic()
+        if now - self._swept_at >= _SWEEP_EVERY and not self._closing:
+            self._swept_at = now
+            with contextlib.suppress(RuntimeError):  # the store is being closed
+                self._background.submit(self._sweep)
 
-    def _decode(self, ref: Ref, environment: Environment) -> tuple[IndexRow, int]:
-        raw = environment.raw_row(ref.sequence)
-        if raw is None:
-            raise RadmeshError("OBJECT_NOT_FOUND", "the store has no such object")
-        return row_format.decode(ref, raw)
+    def _sweep(self) -> None:
+        """Remove what is left of transfers that nobody has gone on with."""
+        with self._lock:
+            self._forget_transfers(RESUME_SECONDS)
+            alive = set(self._live)
+            keys = set(self._unfinished)
+        for key in keys:
+            with contextlib.suppress(RadmeshError), self._environment(Ref(*key, 0)) as environment:
+                if not environment.sealed:
+                    environment.drop_stale_transfers(self.clock.now(), alive, WAIT_SECONDS)
+                with self._lock:
+                    used = any(transfer.environment is environment for transfer in self._live.values())
+                    if environment.sealed or not (used or environment.unfinished()):
+                        self._unfinished.discard(key)
 
-    def read(self, ref: Ref, offset: int = 0, length: int = 0) -> "CacheReader":
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def read(self, ref: Ref, offset: int = 0, length: int = 0) -> CacheReader:
         """Open a part of an object that is in the cache."""
-        environment = self._acquire(ref.study_hash, ref.generation)
-        try:
-            row, number = self._decode(ref, environment)
+        with self._environment(ref) as environment:
+            if environment.rows_only:
+                raise RadmeshError("OBJECT_NOT_FOUND", "the object is not in the cache")
+            row, number = _decode(environment, ref)
             if offset < 0 or length < 0 or (offset >= row.length and (offset or row.length)):
                 raise RadmeshError("RANGE_INVALID", f"the object has {row.length} bytes")
             end = min(row.length, offset + length) if length else row.length
             residence = self._residence(environment, ref.sequence)
-            return CacheReader(self, environment, row, number, offset, end, residence)
-        except BaseException:
-            self._release(environment)
-            raise
+            with self._lock:
+                environment.references += 1
+            return CacheReader(environment, self._release, row, residence, number=number, offset=offset, end=end)
 
     def row(self, ref: Ref) -> IndexRow:
         """Return an index row, of an evicted object too."""
-        found = self.rows(ref.study_hash, ref.generation, after=ref.sequence - 1, limit=1)
-        if not found or found[0].ref != ref:
-            raise RadmeshError("OBJECT_NOT_FOUND", "the store has no such object")
-        return found[0]
+        with self._environment(ref) as environment:
+            return _decode(environment, ref)[0]
 
     def rows(self, study_hash: str, generation: int, after: int = 0, limit: int = 256) -> list[IndexRow]:
         """Return rows behind `after`, in order."""
         try:
             with self._environment(Ref(study_hash, generation, 0)) as environment:
-                raw = environment.raw_rows(after, limit)
+                return [
+                    row_format.decode(Ref(study_hash, generation, sequence), raw)[0]
+                    for sequence, raw in environment.raw_rows(after, limit)
+                ]
         except RadmeshError as error:
             if error.reason != "OBJECT_NOT_FOUND":
                 raise
-            kept = self._kept_rows(study_hash, generation)
-            raw = [(s, kept[s][0]) for s in sorted(kept) if s > after][:limit]
-        return [row_format.decode(Ref(study_hash, generation, s), data)[0] for s, data in raw]
-
-    def _kept_rows(self, study_hash: str, generation: int) -> dict[int, tuple[bytes, bytes]]:
-        """Return {sequence: (row, defect)} of an evicted generation; empty if there is none."""
-        key = (study_hash, generation)
-        with self._lock:
-            if key in self._rows_cache:
-                self._rows_cache.move_to_end(key)
-                return self._rows_cache[key]
-        try:
-            data = self._rows_path(study_hash, generation).read_bytes()
-        except FileNotFoundError:
-            return {}
-        kept = {}
-        at = 0
-        while at < len(data):
-            sequence = int.from_bytes(data[at : at + 8], "big")
-            size, defect = (int.from_bytes(data[at + k : at + k + 4], "big") for k in (8, 12))
-            at += 16
-            kept[sequence] = (data[at : at + size], data[at + size : at + size + defect])
-            at += size + defect
-        with self._lock:
-            self._rows_cache[key] = kept
-            while len(self._rows_cache) > 8:
-                self._rows_cache.popitem(last=False)
-        return kept
+            return []
 
     def studies(self) -> Iterator[StudyState]:
         """Yield every generation."""
         for g in self._catalogue.all():
-            registered, last = self._progress.get((g.study_hash, g.number), (g.registered, g.last))
+            key = (g.study_hash, g.number)
             with self._lock:
-                environment = self._open.get((g.study_hash, g.number))
-            if environment is not None:
-                last = environment.last_sequence
-            elif g.state in (states.OPEN, states.SEALED):
-                with contextlib.suppress(RadmeshError), self._environment(Ref(g.study_hash, g.number, 0)) as opened:
-                    last = opened.last_sequence
+                # What is not there has been registered as a whole.
+                registered, last = self._progress.get(key, (g.registered, max(g.registered, g.last)))
             size = g.bytes
-            if g.state in (states.OPEN, states.SEALED):
+            if g.state in states.IN_CACHE:
                 with contextlib.suppress(OSError):
-                    size = self._path(g.study_hash, g.number).stat().st_blocks * 512
-            yield StudyState(g.study_hash, g.number, g.study_instance_uid, g.state, registered, last, size)
+                    size = self._path(*key).stat().st_blocks * 512
+            yield StudyState(*key, g.study_instance_uid, g.state, registered, last, size)
 
-    # -- what became of objects
-    # -----------------------------------------------------------------------------------------
+    # -- what became of objects ----------------------------------------------------------------------------------------
 
     def unregistered(self) -> list[tuple[str, int, int, int]]:
         """Return what the registration pump has to look at."""
@@ -571,15 +827,22 @@ class LmdbStudyStore:
 
     def mark_registered(self, study_hash: str, generation: int, sequence: int) -> None:
         """Move the mark forward."""
+        key = (study_hash, generation)
         with self._lock:
-            progress = self._progress.get((study_hash, generation))
-            if progress is not None and sequence <= progress[0]:
+            progress = self._progress.get(key)
+            if progress is None:
+                return  # all of it is registered
+            last = progress[1]
+            sequence = min(sequence, last)
+            if sequence <= progress[0]:
                 return
-        last = progress[1] if progress is not None else sequence
-        self._catalogue.update(study_hash, generation, registered=sequence, last=last)
-        if progress is not None:
-            with self._lock:
-                progress[0] = max(progress[0], sequence)
+            if sequence == last and key not in self._open and key not in self._unfinished:
+                self._catalogue.register(*key, sequence, last, unmark=True)
+                del self._progress[key]
+                return
+        self._catalogue.register(*key, sequence, last, unmark=False)
+        with self._lock:
+            progress[0] = max(progress[0], sequence)
 
     def _residence(self, environment: Environment, sequence: int) -> Residence:
         if self._spool:
@@ -590,39 +853,36 @@ class LmdbStudyStore:
         """Return where copies of an object are."""
         try:
             with self._environment(ref) as environment:
-                if environment.raw_row(ref.sequence) is not None:
-                    return self._residence(environment, ref.sequence)
+                _decode(environment, ref)
+                return Residence.PERMANENT if environment.rows_only else self._residence(environment, ref.sequence)
         except RadmeshError as error:
-            if error.reason != "OBJECT_NOT_FOUND":
-                raise
             g = self._catalogue.get(ref.study_hash, ref.generation)
-            if g is not None and g.state in (states.EVICTING, states.PERMANENT_ONLY, states.LOST):
+            if error.reason == "OBJECT_NOT_FOUND" and g is not None and g.state == states.LOST:
                 return Residence.PERMANENT
-        raise RadmeshError("OBJECT_NOT_FOUND", "the store has no such object")
+            raise
 
     def set_permanent(self, refs: list[Ref]) -> None:
         """Remember that objects are in the permanent tier."""
-        by_generation: dict[tuple[str, int], dict[int, bytes]] = {}
+        by_generation: dict[Key, dict[int, bytes]] = {}
         for ref in refs:
             by_generation.setdefault((ref.study_hash, ref.generation), {})[ref.sequence] = b""
-        for (study_hash, generation), values in by_generation.items():
-            with self._environment(Ref(study_hash, generation, 0)) as environment:
-                environment.set_marks(b"p", values, WAIT_SECONDS)
+        for key, values in by_generation.items():
+            self._set_marks(key, b"p", values)
 
     def set_checked(self, ref: Ref, defect: str) -> None:
         """Remember that pixel data was checked."""
-        with self._environment(ref) as environment:
-            environment.set_marks(b"d", {ref.sequence: defect.encode()[:64]}, WAIT_SECONDS)
+        self._set_marks((ref.study_hash, ref.generation), b"d", {ref.sequence: defect.encode()[:64]})
+
+    def _set_marks(self, key: Key, kind: bytes, values: dict[int, bytes]) -> None:
+        with self._environment(Ref(*key, 0)) as environment:
+            if environment.rows_only:
+                raise RadmeshError("OBJECT_NOT_FOUND", "the object is not in the cache")
+            environment.set_marks(kind, values, WAIT_SECONDS)
 
     def defect(self, ref: Ref) -> str:
         """Return why pixel data is defective."""
-        try:
-            with self._environment(ref) as environment:
-                return (environment.mark(b"d", ref.sequence) or b"").decode()
-        except RadmeshError as error:
-            if error.reason != "OBJECT_NOT_FOUND":
-                raise
-            return self._kept_rows(ref.study_hash, ref.generation).get(ref.sequence, (b"", b""))[1].decode()
+        with self._environment(ref) as environment:
+            return (environment.mark(b"d", ref.sequence) or b"").decode(errors="replace")
 
     def unchecked(self, study_hash: str, generation: int) -> list[Ref]:
         """Return objects whose pixel data was not yet checked, in order."""
@@ -634,90 +894,86 @@ class LmdbStudyStore:
 
     def _unmarked(self, kind: bytes, study_hash: str, generation: int) -> list[Ref]:
         with self._environment(Ref(study_hash, generation, 0)) as environment:
-            marked = environment.marks(kind)
-            return [Ref(study_hash, generation, s) for s in range(1, environment.last_sequence + 1) if s not in marked]
+            if environment.rows_only:
+                return []
+            return [Ref(study_hash, generation, sequence) for sequence in environment.unmarked(kind)]
 
-    # -- leaving
-    # --------------------------------------------------------------------------------------------------------
+    # -- leaving -------------------------------------------------------------------------------------------------------
 
-    def _hold_alone(self, study_hash: str, generation: int) -> Environment:
-        """Return an environment that nobody else uses, marked as evicting.
+    @contextlib.contextmanager
+    def _alone(self, study_hash: str, generation: int) -> Iterator[Environment]:
+        """An environment that nobody else uses; who comes meanwhile waits. Under the study's lock.
 
         Raises:
-            RadmeshError: STUDY_NOT_FOUND, STORE_BUSY.
+            RadmeshError: STUDY_NOT_FOUND: it is not in the cache; STORE_BUSY: it is being read or received.
         """
         try:
             environment = self._acquire(study_hash, generation)
         except RadmeshError as error:
             raise RadmeshError("STUDY_NOT_FOUND", "the cache does not have the study") from error
-        with self._lock:
-            if environment.evicting:
-                environment.references -= 1
-                raise RadmeshError("STORE_BUSY", "the study is being evicted already")
-            environment.evicting = True
-            self._live = {k: t for k, t in self._live.items() if not (t.environment is environment and t.let_go())}
-            if not self._released.wait_for(lambda: environment.references == 1, 10.0):
-                environment.evicting = False
-                environment.references -= 1
-                raise RadmeshError("STORE_BUSY", "the study is being read or written: try again")
-            if self._writable_now.get(study_hash) is environment:
-                del self._writable_now[study_hash]
-        return environment
-
-    def _give_up(self, environment: Environment) -> None:
-        with self._lock:
-            environment.evicting = False
-            environment.references -= 1
-
-    def evict(self, study_hash: str, generation: int) -> int:
-        """Drop a generation's environment; its rows are kept."""
-        environment = self._hold_alone(study_hash, generation)
         try:
-            permanent, defects = environment.marks(b"p"), environment.marks(b"d")
-            registered = self._catalogue.get(study_hash, generation)
-            kept, missing = [], 0
-            for sequence, raw in environment.raw_rows(0, 1 << 40):
-                defect = defects.get(sequence, b"")
-                kept.append(
-                    sequence.to_bytes(8, "big")
-                    + len(raw).to_bytes(4, "big")
-                    + len(defect).to_bytes(4, "big")
-                    + raw
-                    + defect
-                )
-                missing += sequence not in permanent
-            if missing or registered is None or registered.registered < environment.last_sequence:
-                raise RadmeshError(
-                    "NOT_PERMANENT",
-                    f"{missing} objects are not yet in the permanent tier, or not yet registered",
-                    metadata={"objects": str(missing)},
-                )
-            size = environment.size()
-            write_atomic(self._rows_path(study_hash, generation), b"".join(kept))
-            self._catalogue.update(
-                study_hash, generation, state=states.EVICTING, last=environment.last_sequence, bytes=size
-            )
-        except BaseException:
-            self._give_up(environment)
-            raise
-        self._forget(environment)
-        self._finish_eviction(study_hash, generation)
-        return size
+            if environment.rows_only:
+                raise RadmeshError("STUDY_NOT_FOUND", "the cache does not have the study")
+            if not environment.sealed and environment.unfinished():
+                raise RadmeshError("STORE_BUSY", "an object of the study is being received: try again")
+            with self._lock:
+                self._forget_transfers(IDLE_SECONDS, environment)
+                environment.evicting = True
+                if not self._changed.wait_for(lambda: environment.references == 1, EVICT_SECONDS):
+                    raise RadmeshError("STORE_BUSY", "the study is being read or received: try again")
+            yield environment
+        except (lmdb.Error, OSError) as error:
+            raise self._failure(error) from error
+        finally:
+            with self._lock:
+                environment.references -= 1
+                environment.evicting = False
+                self._changed.notify_all()
 
-    def _forget(self, environment: Environment) -> None:
+    def _close_for_good(self, environment: Environment) -> None:
+        """Close what leaves, while it is held alone."""
         key = (environment.study_hash, environment.generation)
         with self._lock:
             self._open.pop(key, None)
             self._progress.pop(key, None)
+            self._unfinished.discard(key)
+            if self._writable_now.get(environment.study_hash) is environment:
+                del self._writable_now[environment.study_hash]
         environment.close()
+
+    def evict(self, study_hash: str, generation: int) -> int:
+        """Drop a generation's environment; its rows are kept."""
+        with self._study_lock(study_hash), self._alone(study_hash, generation) as environment:
+            g = self._catalogue.get(study_hash, generation)
+            missing, last = len(environment.unmarked(b"p")), environment.last_sequence
+            if missing or g is None or g.registered < last:
+                raise RadmeshError(
+                    "NOT_PERMANENT",
+                    f"{missing} objects are not yet in the permanent tier, or not all are registered",
+                    metadata={"objects": str(missing)},
+                )
+            size = environment.size()
+            rows = self._rows_path(study_hash, generation)
+            rows.parent.mkdir(exist_ok=True, mode=0o700)
+            environment.save_rows(rows)
+            self._sync_name(rows)
+            # From here on it takes nothing more, whatever happens: it may be that the catalogue has it as leaving.
+            self._take_no_more(environment)
+            self._catalogue.update(study_hash, generation, unmark=True, state=states.EVICTING, last=last, bytes=size)
+            self._close_for_good(environment)
+            self._finish_eviction(study_hash, generation)
+        return size
+
+    def _take_no_more(self, environment: Environment) -> None:
+        with self._lock:
+            environment.sealed = True
+            self._sealed.add((environment.study_hash, environment.generation))
 
     def _finish_eviction(self, study_hash: str, generation: int) -> None:
         """From EVICTING on: rename, PERMANENT_ONLY, unlink; can be done again after a crash anywhere between."""
         trash = self._to_trash(study_hash, generation)
-        g = self._catalogue.update(study_hash, generation, state=states.PERMANENT_ONLY)
-        if g is not None:
-            self._catalogue.put(g, mark=False)
-        self._pool.submit(trash.unlink, missing_ok=True)
+        self._catalogue.update(study_hash, generation, unmark=True, state=states.PERMANENT_ONLY)
+        self._background.submit(self._unlink, trash)
 
     def _to_trash(self, study_hash: str, generation: int) -> Path:
         path = self._path(study_hash, generation)
@@ -729,22 +985,32 @@ class LmdbStudyStore:
         sync_directory(trash.parent)
         return trash
 
+    def _unlink(self, path: Path) -> None:
+        """Unlink what is in the trash; what cannot be is tried again at the next start."""
+        with contextlib.suppress(OSError):
+            path.unlink()
+
     def remove_study(self, study_hash: str, generation: int, last: int) -> None:
         """Drop a generation whose objects, up to sequence `last`, are durable and registered elsewhere."""
-        environment = self._hold_alone(study_hash, generation)
-        if environment.last_sequence != last:
-            self._give_up(environment)
-            raise RadmeshError("STORE_BUSY", "more of the study has come: look again")
-        self._forget(environment)
-        self._catalogue.update(study_hash, generation, state=states.REMOVED, registered=last, last=last)
-        self._finish_removal(study_hash, generation)
+        with self._study_lock(study_hash):
+            g = self._catalogue.get(study_hash, generation)
+            if g is None or g.state == states.REMOVED:
+                return
+            with self._alone(study_hash, generation) as environment:
+                if environment.last_sequence != last:
+                    raise RadmeshError("STORE_BUSY", "more of the study has come: look again")
+                self._take_no_more(environment)
+                self._catalogue.update(
+                    study_hash, generation, unmark=True, state=states.REMOVED, registered=last, last=last
+                )
+                self._close_for_good(environment)
+                self._background.submit(self._unlink, self._to_trash(study_hash, generation))
 
-    def _finish_removal(self, study_hash: str, generation: int) -> None:
-        trash = self._to_trash(study_hash, generation)
-        g = self._catalogue.get(study_hash, generation)
-        if g is not None:
-            self._catalogue.put(g, mark=False)
-        self._pool.submit(trash.unlink, missing_ok=True)
+    def _study_lock(self, study_hash: str) -> threading.Lock:
+        try:
+            return self._study_locks[int(study_hash[:2], 16)]
+        except ValueError:
+            raise RadmeshError("STUDY_NOT_FOUND", "the cache does not have the study") from None
 
     def on_commit(self, callback: Callable[[Ref], None]) -> None:
         """Call `callback` after each commit."""
@@ -752,7 +1018,16 @@ class LmdbStudyStore:
 
     def close(self) -> None:
         """Finish what was begun, and let go."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._forget_transfers(0.0)
+            until = time.monotonic() + WAIT_SECONDS
+            while not all(_unused(e) for e in self._open.values()) and time.monotonic() < until:
+                self._changed.wait(0.01)  # the end of a commit notifies nobody
         self._pool.shutdown(wait=True)
+        self._background.shutdown(wait=True)
         with self._lock:
             for environment in self._open.values():
                 environment.close()
@@ -762,190 +1037,23 @@ class LmdbStudyStore:
         os.close(self._lock_file)
 
 
-class LmdbTransfer:
-    """A large object on its way in."""
-
-    def __init__(
-        self,
-        store: LmdbStudyStore,
-        environment: Environment,
-        transfer_id: bytes,
-        header: ObjectHeader,
-        number: int,
-        offset: int,
-        stored: Stored | None,
-    ) -> None:
-        self.transfer_id = transfer_id
-        self.stored = stored
-        self.environment = environment
-        self._store = store
-        self._header = header
-        self._what = row_format.encode_header(header)
-        self._number = number
-        self._received = offset
-        self._acknowledged = offset
-        self._operations: list[tuple[int, Operation]] = []
-        self._replaced = False
-        self._held = True
-        self.active_at = store._clock.monotonic()  # noqa: SLF001 - the store's own class
-        if stored is not None:
-            self.let_go()
-
-    def let_go(self) -> bool:
-        """Release the environment; the transfer cannot be used any more."""
-        if self._held:
-            self._held = False
-            self._store._release(self.environment)  # noqa: SLF001
-        self._replaced = True
-        return True
-
-    def replace(self) -> None:
-        """A newer stream takes the transfer over: what is queued is finished first."""
-        self._replaced = True
-        with contextlib.suppress(RadmeshError):
-            for _, operation in self._operations:
-                operation.wait(WAIT_SECONDS)
-        self.let_go()
-
-    def _check(self) -> None:
-        if self._replaced:
-            raise RadmeshError("STREAM_REPLACED", "the transfer was taken over, or was idle for too long")
-        self.active_at = self._store._clock.monotonic()  # noqa: SLF001
-
-    @property
-    def acknowledged_offset(self) -> int:
-        """Bytes that are durable."""
-        while self._operations and self._operations[0][1].finished:
-            end, operation = self._operations[0]
-            if operation.error is not None:
-                return self._acknowledged
-            self._acknowledged = end
-            del self._operations[0]
-        return self._acknowledged
-
-    def write(self, offset: int, data: Buffer) -> None:
-        """Take the next bytes."""
-        self._check()
-        if offset != self._received:
-            raise RadmeshError("OFFSET_UNEXPECTED", f"the transfer has {self._received} bytes: go on there")
-        size = len(data)
-        if size > CHUNK_MAX:
-            raise RadmeshError("CHUNK_TOO_LARGE", f"at most {CHUNK_MAX} bytes at once")
-        if not size:
-            return
-        self._raise_failed()
-        self._store._check_room(size)  # noqa: SLF001
-        self._store._budget.take(size, WAIT_SECONDS)  # noqa: SLF001
-        environment, number, what, transfer_id = self.environment, self._number, self._what, self.transfer_id
-        operation = Operation(
-            lambda transaction: environment.write_record(transaction, transfer_id, number, offset, data, what), size
-        )
-        self._operations.append((offset + size, operation))
-        self._received += size
-        environment.committer.submit(operation)
-
-    def _raise_failed(self) -> None:
-        for _, operation in self._operations:
-            if operation.finished and operation.error is not None:
-                self._end()
-                raise operation.error
-
-    def wait(self, offset: int, seconds: float) -> None:
-        """Wait until the bytes before `offset` are durable."""
-        for end, operation in list(self._operations):
-            operation.wait(seconds)
-            if end >= offset:
-                break
-
-    def commit(self, length: int, sha256: bytes, *, queryable: bytes, remarks: tuple[str, ...]) -> Stored:
-        """Make the object visible."""
-        self._check()
-        if length != self._received:
-            raise RadmeshError("DIGEST_MISMATCH", f"the transfer has {self._received} bytes, its commit says {length}")
-        self._raise_failed()
-        environment = self.environment
-        operation = Operation(
-            lambda transaction: environment.finish(
-                transaction,
-                transfer_id=self.transfer_id,
-                number=self._number,
-                header=self._header,
-                length=length,
-                sha256=sha256,
-                queryable=queryable,
-                remarks=remarks,
-                now=self._store._clock.now(),  # noqa: SLF001
-                data=None,
-            ),
-            0,
-        )
-        # Operations run in order; one before that failed has sealed the environment, and this one fails with it.
-        stored: Stored = environment.committer.run(operation, WAIT_SECONDS)
-        self.stored = stored
-        self._store.bytes_committed += length
-        self._end()
-        return stored
-
-    def abort(self) -> None:
-        """Drop what was received."""
-        if self._replaced:
-            return
-        number, transfer_id = self._number, self.transfer_id
-
-        def apply(transaction: Any) -> None:
-            drop_records(transaction, number)
-            transaction.delete(b"q" + transfer_id)
-
-        try:
-            self.environment.committer.run(Operation(apply, 0), WAIT_SECONDS)
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        with self._store._lock:  # noqa: SLF001
-            if self._store._live.get(self.transfer_id) is self:  # noqa: SLF001
-                del self._store._live[self.transfer_id]  # noqa: SLF001
-        self.let_go()
+def _decode(environment: Environment, ref: Ref) -> tuple[IndexRow, int]:
+    raw = environment.raw_row(ref.sequence)
+    if raw is None:
+        raise RadmeshError("OBJECT_NOT_FOUND", "the store has no such object")
+    return row_format.decode(ref, raw)
 
 
-class CacheReader:
-    """A part of an object in the cache, opened."""
+def _unused(environment: Environment) -> bool:
+    return not environment.references and environment.committer.idle
 
-    def __init__(
-        self,
-        store: LmdbStudyStore,
-        environment: Environment,
-        row: IndexRow,
-        number: int,
-        offset: int,
-        end: int,
-        residence: Residence,
-    ) -> None:
-        self.size = row.length
-        self.sha256 = row.sha256
-        self.residence = int(residence)
-        self._store = store
-        self._environment: Environment | None = environment
-        self._number = number
-        self._offset = offset
-        self._end = end
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let the environment go."""
-        environment, self._environment = self._environment, None
-        if environment is not None:
-            self._store._release(environment)  # noqa: SLF001
-
-    def __iter__(self) -> Iterator[bytes]:
-        if self._environment is None:
-            raise RadmeshError("OBJECT_NOT_FOUND", "the reader is closed")
-        yield from self._environment.records(self._number, self._offset, self._end)
+def _open_max() -> int:
+    """Return how many environments this process may have open, having asked for as many files as that takes."""
+    wanted = OPEN_MAX * FILES_EACH + FILES_ELSE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(8, min(OPEN_MAX, (soft - FILES_ELSE // 2) // FILES_EACH))
+    return OPEN_MAX
