@@ -52,6 +52,8 @@ STORE_GRANT: Final = "store"
 # A peer that is between messages, and has been so for this long, is idle enough to be ended when the process drains.
 _QUIET_SECONDS = 0.5
 
+# One PDU's worth: a piece is hashed while the next one comes in.
+_CHUNK: Final = 131_066
 _PDU_EVENTS: Final[Mapping[PduType, tuple[Event, Callable[[bytes], object]]]] = {
     PduType.ASSOCIATE_AC: (Event.EVT3, parse_associate_accept),
     PduType.ASSOCIATE_RJ: (Event.EVT4, parse_associate_reject),
@@ -137,6 +139,7 @@ class Association:
         self._wire = dul.Connection(
             connection.fileno(),
             max_pdu=edge.config.max_pdu,
+            chunk_size=_CHUNK,
             wake_fd=edge.draining.wake_fd,
             tcp=connection.family != socket.AF_UNIX,
         )
