@@ -50,7 +50,12 @@ TRANSFER_SYNTAX, HEADER = 1, 2
 
 
 def test_everything_is_built_from_the_records(parts: Parts) -> None:
-    description = {"StudyDescription": "Schädel", "AccessionNumber": "A1", "StudyID": "7", "PatientSex": "M"}
+    description: dict[str, Any] = {
+        "StudyDescription": "Schädel",
+        "AccessionNumber": "A1",
+        "StudyID": "7",
+        "PatientSex": "M",
+    }
     one = record(sop=1, PatientBirthDate="19700101", ReferringPhysicianName="Who^Doctor", **description)
     two = record(sop=2, series=1, Modality="SR", SeriesNumber=2, PatientBirthDate="19700101", **description)
     assert parts.register(one, two) == [(NEW, 0), (NEW, 0)]
@@ -134,7 +139,7 @@ def test_all_records_or_none(parts: Parts) -> None:
 
 
 def test_patients_are_told_by_id_and_issuer(parts: Parts) -> None:
-    same = {"PatientID": "1", "IssuerOfPatientID": "A"}
+    same: dict[str, Any] = {"PatientID": "1", "IssuerOfPatientID": "A"}
     parts.register(
         record(study=0, sop=0, **same),
         record(study=1, sop=1, **same),
@@ -175,7 +180,7 @@ def _poisoned() -> list[tuple[str, bytes]]:
         ("NUL within", header(PatientID=b"a\0b", StudyDescription=b"c\0d", PatientName=b"e\0f")),
         ("no such charset", header(SpecificCharacterSet="ISO_IR 4711", PatientName=b"M\xfcller")),
         ("wrong charset", header(SpecificCharacterSet="ISO_IR 192", PatientName=b"M\xfcller")),
-        ("everything is long", header(**dict.fromkeys(_TEXTS, long))),
+        ("everything is long", header({}, **dict.fromkeys(_TEXTS, long))),
         ("modality is many", header(Modality=b"CT\\MR\\" + b"X" * 100)),
     ]
 

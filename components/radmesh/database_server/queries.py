@@ -13,10 +13,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from radmesh.database_server.engine import Database
-from radmesh.database_server.registry import HELD, sort_number
+from radmesh.database_server.registry import HELD, WORST, sort_number
 from radmesh.database_server.schema import (
     admissions,
-    corrections,
     instances,
     locations,
     patients,
@@ -36,6 +35,10 @@ class Viewer:
 
     station: str = ""
     include_held: bool = False
+
+    def sees_held_of(self, station: str) -> bool:
+        """Whether what `station` sent is seen though it is held."""
+        return self.include_held or (bool(self.station) and self.station == station)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Cursor:
             return None
         try:
             digest, position = json.loads(base64.urlsafe_b64decode(token.encode()))
-        except (binascii.Error, UnicodeError, ValueError, TypeError):
+        except (binascii.Error, UnicodeError, ValueError, TypeError, RecursionError):
             digest, position = "", []
         if digest != self._digest or not isinstance(position, list):
             raise RadmeshError(
@@ -105,6 +108,12 @@ def _pattern(value: str) -> str:
     return escaped.replace("*", "%").replace("?", "_")
 
 
+def _expression(group: str) -> str:
+    """Return the regular expression, in what Python and PostgreSQL share, of wildcards within a component group."""
+    letters = {"*": "[^=]*", "?": "[^=]"}
+    return "=" + "".join(letters.get(letter) or re.escape(letter) for letter in group) + "="
+
+
 def _matches(column: Any, value: str) -> Any:
     """Return the condition that a column matches a value, with wildcards if it has any."""
     value = value.replace("\0", "")
@@ -123,11 +132,14 @@ class Queries:
         """Return the condition that any component group of a patient's name matches (PS3.4 C.2.2.2.1.1)."""
         folded = unicodedata.normalize("NFKC", name.replace("\0", "")).casefold().strip()
         groups = [group.rstrip("^ ") for group in folded.split("=")]
-        conditions = []
+        conditions: list[Any] = []
         for group in groups:
             if not group or not group.strip("*"):
                 continue
             conditions.append(patients.c.name_key.like(f"%={_pattern(group)}=%", escape="\\"))
+            if "*" in group or "?" in group:
+                # A wildcard of LIKE reaches into the next component group.
+                conditions.append(patients.c.name_key.regexp_match(_expression(group)))
             longest = max(_INDEXED.findall(group), key=len, default="")
             if longest and self._database.sqlite:
                 quoted = longest.replace('"', '""')
@@ -155,6 +167,34 @@ class Queries:
         seen = sa.or_(studies.c.instance_count > studies.c.held_count, sa.and_(studies.c.instance_count == 0, beside))
         return sa.or_(seen, self._sent_by(viewer.station)) if viewer.station else seen
 
+    def _has_modality(self, modalities: Sequence[str], viewer: Viewer) -> Any:
+        texts = (studies.c.modalities.like(f"%\\\\{_pattern(m)}\\\\%", escape="\\") for m in modalities)
+        if viewer.include_held:
+            return sa.or_(*texts)
+        seen = (
+            sa.exists()
+            .where(series.c.study == studies.c.id, sa.or_(*(_matches(series.c.modality, m) for m in modalities)))
+            .where(instances.c.series == series.c.id, admissions.c.id == instances.c.admission, _not_held(viewer))
+        )
+        return sa.and_(sa.or_(*texts), sa.or_(studies.c.verification != HELD, seen))
+
+    def _is_verified(self, verification: int, viewer: Viewer) -> Any:
+        if viewer.include_held:
+            return studies.c.verification == verification
+        # A study that has something held is HELD itself; who does not see that sees the worst of the rest.
+        seen = (
+            sa.select(admissions.c.verification)
+            .where(admissions.c.study == studies.c.id, _not_held(viewer))
+            .order_by(sa.case({state: rank for rank, state in enumerate(WORST)}, value=admissions.c.verification))
+            .limit(1)
+            .scalar_subquery()
+        )
+        as_it_is = studies.c.verification == verification if verification != HELD else sa.false()
+        return sa.and_(
+            studies.c.verification.in_((verification, HELD)),
+            sa.or_(as_it_is, sa.and_(studies.c.verification == HELD, seen == verification)),
+        )
+
     # -- studies
 
     def studies(self, wanted: StudyFilter, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
@@ -181,14 +221,10 @@ class Queries:
             if not wanted.study_date_from:
                 conditions.append(studies.c.study_date != "")
         if wanted.modalities:
-            conditions.append(
-                sa.or_(*(studies.c.modalities.like(f"%\\\\{_pattern(m)}\\\\%", escape="\\") for m in wanted.modalities))
-            )
-        for column, number in (
-            (studies.c.verification, wanted.verification),
-            (studies.c.reading, wanted.reading),
-            (studies.c.acquisition, wanted.acquisition),
-        ):
+            conditions.append(self._has_modality(wanted.modalities, wanted.viewer))
+        if wanted.verification:
+            conditions.append(self._is_verified(wanted.verification, wanted.viewer))
+        for column, number in ((studies.c.reading, wanted.reading), (studies.c.acquisition, wanted.acquisition)):
             if number:
                 conditions.append(column == number)
         if position:
@@ -211,56 +247,57 @@ class Queries:
         return rows, cursor.write(rows[-1]["study_date"], rows[-1]["id"]) if more else ""
 
     def _complete(self, connection: sa.Connection, rows: Sequence[dict[str, Any]], viewer: Viewer) -> None:
-        """Add stations and corrections, and correct what held instances must not show."""
+        """Add stations, and leave out what held instances must not show."""
         ids = [row["id"] for row in rows]
         if not ids:
             return
-        stations: dict[int, set[str]] = {}
+        sent: dict[int, list[Any]] = {}
         for row in connection.execute(
-            sa.select(admissions.c.study, admissions.c.station).where(admissions.c.study.in_(ids))
+            sa.select(admissions.c.study, admissions.c.station, admissions.c.verification, admissions.c.reason).where(
+                admissions.c.study.in_(ids)
+            )
         ):
-            stations.setdefault(row.study, set()).add(row.station)
-        corrected = [row["id"] for row in rows if row["corrected"]]
-        overlay: dict[int, dict[str, str]] = {}
-        if corrected:
-            for row in connection.execute(
-                sa.select(corrections).where(corrections.c.study.in_(corrected), corrections.c.in_force)
-            ):
-                overlay.setdefault(row.study, {})[row.keyword] = row.value
+            sent.setdefault(row.study, []).append(row)
         for study in rows:
-            study["stations"] = sorted(stations.get(study["id"], ()))
+            every = sent.get(study["id"], [])
+            seen = [a for a in every if a.verification != HELD or viewer.sees_held_of(a.station)]
+            study["stations"] = sorted({admission.station for admission in seen})
             study["modalities"] = sorted(m for m in study["modalities"].split("\\") if m)
-            if study["held_count"] and not viewer.include_held:
+            study["partly_held"] = len(seen) < len(every)
+            if study["partly_held"]:
                 self._without_held(connection, study, viewer)
-            for keyword, value in overlay.get(study["id"], {}).items():
-                study[OVERLAID[keyword]] = value
+                worst = min(seen, key=lambda a: WORST.index(a.verification) if a.verification in WORST else len(WORST))
+                study["verification"], study["verification_reason"] = worst.verification, worst.reason
 
     def _without_held(self, connection: sa.Connection, study: dict[str, Any], viewer: Viewer) -> None:
-        counted = connection.execute(
-            sa.select(
-                sa.func.count(),
-                sa.func.count(sa.distinct(instances.c.series)),
-                sa.func.coalesce(sa.func.sum(instances.c.length), 0),
-            )
-            .join(admissions, admissions.c.id == instances.c.admission)
-            .where(instances.c.study == study["id"], instances.c.current, _not_held(viewer))
-        ).one()
-        study["instance_count"], study["series_count"], study["bytes"] = map(int, counted)
-        study["modalities"] = sorted(
+        def total(condition: Any, value: Any = 1) -> Any:
+            return sa.func.coalesce(sa.func.sum(sa.case((condition, value), else_=0)), 0)
+
+        current = instances.c.current
+        seen = (instances.c.study == study["id"], admissions.c.id == instances.c.admission, _not_held(viewer))
+        counted = (
             connection.execute(
-                sa.select(series.c.modality)
-                .distinct()
-                .join(instances, instances.c.series == series.c.id)
-                .join(admissions, admissions.c.id == instances.c.admission)
-                .where(instances.c.study == study["id"], instances.c.current, _not_held(viewer))
-            ).scalars()
+                sa.select(
+                    total(current).label("instance_count"),
+                    sa.func.count(sa.distinct(instances.c.series)).label("series_count"),
+                    total(current, instances.c.length).label("bytes"),
+                    total(~current).label("variant_count"),
+                    total(sa.and_(current, instances.c.defect != "")).label("defective_count"),
+                    sa.func.min(instances.c.receive_time).label("first_receive_time"),
+                    sa.func.max(instances.c.receive_time).label("last_receive_time"),
+                ).where(*seen)
+            )
+            .mappings()
+            .one()
         )
-        if not viewer.station:
-            study["verification"], study["verification_reason"] = connection.execute(
-                sa.select(admissions.c.verification, admissions.c.reason)
-                .where(admissions.c.study == study["id"], admissions.c.verification != HELD)
-                .order_by(admissions.c.verification.desc())
-            ).first() or (study["verification"], study["verification_reason"])
+        study.update({name: int(value or 0) for name, value in counted.items()})
+        study["modalities"] = sorted(
+            modality
+            for modality in connection.execute(
+                sa.select(series.c.modality).distinct().where(instances.c.series == series.c.id, *seen)
+            ).scalars()
+            if modality
+        )
 
     def study(self, study_instance_uid: str, viewer: Viewer) -> dict[str, Any]:
         """Return a study.
@@ -278,13 +315,15 @@ class Queries:
         with self._database.read() as connection:
             query = sa.select(series).where(series.c.study == study["id"])
             rows = [dict(row) for row in connection.execute(query).mappings()]
-            if study["held_count"] and not viewer.include_held:
+            if study["partly_held"]:
                 counts: dict[int, int] = {
                     row.series: row.counted
                     for row in connection.execute(
-                        sa.select(instances.c.series, sa.func.count().label("counted"))
+                        sa.select(
+                            instances.c.series, sa.func.sum(sa.case((instances.c.current, 1), else_=0)).label("counted")
+                        )
                         .join(admissions, admissions.c.id == instances.c.admission)
-                        .where(instances.c.study == study["id"], instances.c.current, _not_held(viewer))
+                        .where(instances.c.study == study["id"], _not_held(viewer))
                         .group_by(instances.c.series)
                     )
                 }

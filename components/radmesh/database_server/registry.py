@@ -71,20 +71,46 @@ def name_key(name: str) -> str:
 
 
 _SHARED: Final = (
-    "PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex AccessionNumber StudyDate StudyTime StudyID "
-    "StudyDescription ReferringPhysicianName Modality SeriesNumber SeriesDescription BodyPartExamined SeriesDate "
-    "SeriesTime StationName Manufacturer"
-).split()
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "StudyDescription",
+    "ReferringPhysicianName",
+    "Modality",
+    "SeriesNumber",
+    "SeriesDescription",
+    "BodyPartExamined",
+    "SeriesDate",
+    "SeriesTime",
+    "StationName",
+    "Manufacturer",
+)
 _SHARED_TAGS: Final = [TAGS[keyword] for keyword in (*_SHARED, "SpecificCharacterSet")]
 # PostgreSQL indexes rows of 2,704 bytes at most; what these hold is 64 characters long (PS3.5 6.2).
 _INDEXED: Final = {"PatientID": 128, "IssuerOfPatientID": 128, "AccessionNumber": 128, "StudyDate": 32}
+
+
+def bounded(keyword: str, value: str) -> str:
+    """Return an attribute's text as the tables can keep it."""
+    return clean(value, _INDEXED.get(keyword, 1024))
+
+
+def patient_identity(study_instance_uid: str, issuer: str, patient_id: str) -> str:
+    """Return what tells patients apart: ID and issuer; one without an ID is that of the study alone."""
+    return f"id\x1f{issuer}\x1f{patient_id}" if patient_id else f"study\x1f{study_instance_uid}"
 
 
 @lru_cache(512)
 def _study_part(elements: tuple[tuple[int, tuple[bytes, bytes]], ...]) -> dict[str, str]:
     """Return the texts of a header that many instances share. The cache is keyed by the elements that hold them."""
     header = QueryableHeader(dict(elements))
-    return {keyword: clean(header.text(keyword), _INDEXED.get(keyword, 1024)) for keyword in _SHARED}
+    return {keyword: bounded(keyword, header.text(keyword)) for keyword in _SHARED}
 
 
 class _Parsed:
@@ -381,10 +407,7 @@ class _Registration:
         return found
 
     def _patient(self, study_instance_uid: str, text: dict[str, str]) -> int:
-        own = not text["PatientID"]
-        identity = (
-            f"study\x1f{study_instance_uid}" if own else f"id\x1f{text['IssuerOfPatientID']}\x1f{text['PatientID']}"
-        )
+        identity = patient_identity(study_instance_uid, text["IssuerOfPatientID"], text["PatientID"])
         self._c.execute(
             self._db.insert_new(patients).values(
                 identity=identity,

@@ -9,7 +9,15 @@ import sqlalchemy as sa
 from radmesh.database_server.engine import Database, micros
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.queries import OVERLAID, Cursor
-from radmesh.database_server.registry import HELD, UNVERIFIED, clean, derive_verification
+from radmesh.database_server.registry import (
+    HELD,
+    UNVERIFIED,
+    bounded,
+    clean,
+    derive_verification,
+    name_key,
+    patient_identity,
+)
 from radmesh.database_server.schema import admissions, corrections, history, instances, patients, studies
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
@@ -276,7 +284,7 @@ class Statuses:
 
         def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
             row = self._study(connection, uid, expected_version)
-            original = (
+            shown = (
                 connection.execute(
                     sa.select(studies, *(c for c in patients.c if c.name != "id"))
                     .join(patients, patients.c.id == studies.c.patient)
@@ -286,23 +294,25 @@ class Statuses:
                 .one()
             )
             now = micros(self._clock.now())
-            changed = []
+            changed: dict[str, str] = {}
             for keyword, value in sorted(values.items()):
-                in_force = sa.and_(
-                    corrections.c.study == row.id, corrections.c.keyword == keyword, corrections.c.in_force
-                )
-                current = connection.execute(sa.select(corrections.c.value).where(in_force)).scalar()
-                if (current or "") == value:
+                mine = sa.and_(corrections.c.study == row.id, corrections.c.keyword == keyword, corrections.c.in_force)
+                before = connection.execute(
+                    sa.select(corrections.c.value, corrections.c.original_value).where(mine)
+                ).first()
+                corrected = bounded(keyword, value)
+                if corrected == (before.value if before else ""):
                     continue
-                changed.append((keyword, current, value))
-                connection.execute(sa.update(corrections).where(in_force).values(in_force=False))
-                if value:
+                original = before.original_value if before else shown[OVERLAID[keyword]]
+                changed[keyword] = corrected or original
+                connection.execute(sa.update(corrections).where(mine).values(in_force=False))
+                if corrected:
                     connection.execute(
                         sa.insert(corrections).values(
                             study=row.id,
                             keyword=keyword,
-                            original_value=original[OVERLAID[keyword]],
-                            value=clean(value),
+                            original_value=original,
+                            value=corrected,
                             source=clean(source),
                             actor=clean(actor),
                             time=now,
@@ -311,22 +321,34 @@ class Statuses:
                     )
             if not changed:
                 return None, []
-            left = connection.execute(
-                sa.select(corrections.c.id).where(corrections.c.study == row.id, corrections.c.in_force)
-            ).first()
+            in_force = (
+                connection.execute(
+                    sa.select(corrections.c.keyword).where(corrections.c.study == row.id, corrections.c.in_force)
+                )
+                .scalars()
+                .all()
+            )
+            effective = {OVERLAID[keyword]: value for keyword, value in changed.items()}
             connection.execute(
                 sa.update(studies)
                 .where(studies.c.id == row.id)
-                .values(corrected=left is not None, version=row.version + 1)
+                .values(
+                    {name: value for name, value in effective.items() if name in studies.c}
+                    | {
+                        "patient": self._patient_of(connection, uid, {**shown, **effective}, in_force),
+                        "corrected": bool(in_force),
+                        "version": row.version + 1,
+                    }
+                )
             )
-            for keyword, _, value in changed:
+            for keyword in changed:
                 # The keyword alone: values of patients stay in the corrections table.
                 self._remember(
                     connection,
                     row.id,
                     "correction",
                     keyword,
-                    "set" if value else "removed",
+                    "set" if keyword in in_force else "removed",
                     source,
                     actor,
                     row.version + 1,
@@ -334,6 +356,22 @@ class Statuses:
             return None, [("correction", uid)]
 
         self._feed.write(work)
+
+    def _patient_of(
+        self, connection: sa.Connection, uid: str, shown: Mapping[str, str], in_force: Sequence[str]
+    ) -> int:
+        """Return the patient that a study shows: that which came with it, or one of its own with corrected values.
+
+        What queries match is what their answers show; the rows of patients stay as they were received.
+        """
+        if any(OVERLAID[keyword] in patients.c for keyword in in_force):
+            identity = f"corrected\x1f{uid}"
+            values = {name: shown[name] for name in OVERLAID.values() if name in patients.c}
+            values |= {"identity": identity, "name_key": name_key(shown["patient_name"])}
+            connection.execute(self._database.upsert(patients, ["identity"], values))
+        else:
+            identity = patient_identity(uid, shown["issuer_of_patient_id"], shown["patient_id"])
+        return int(connection.execute(sa.select(patients.c.id).where(patients.c.identity == identity)).scalar_one())
 
     def corrections(self, uid: str, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
         """Return a page of corrections, newest first, and the next token.
