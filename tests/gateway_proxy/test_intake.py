@@ -3,6 +3,7 @@
 import contextlib
 import struct
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ from raw_dicom import (
 )
 
 from radmesh.runtime.errors import RadmeshError
+from radmesh_gateway_proxy.association import Peer
+from radmesh_gateway_proxy.intake import Intake
 from radmesh_native import header as native
 
 CONTEXTS = (
@@ -326,3 +329,17 @@ def test_release_in_a_head_leaves_nothing(world: World, edge: LocalEdge) -> None
         client.send(pdu(P_DATA, pdv(1, 3, store_rq(CT, SOP))) + pdu(P_DATA, pdv(1, 0, image()[:50])))
         client.release()
     assert world.rejects == []
+
+
+def test_without_a_gateway_the_refusal_is_still_told(world: World) -> None:
+    senders = world.senders(resume_seconds=0.5)
+
+    def make(peer: Peer) -> Intake:
+        return Intake(peer, senders, "unix:/nowhere/gateway.sock", lambda *_: None, world.context.log)
+
+    with LocalEdge(make_store=make) as edge, Client(edge.port) as client:
+        start = time.monotonic()
+        assert client.store(without(image(pixels=5 << 20), 0x0020000D)).status == 0xA900
+        assert time.monotonic() - start < 5
+        assert client.store(image("2.25.112", "2.25.112.1"), "2.25.112.1").status == 0
+        client.release()
