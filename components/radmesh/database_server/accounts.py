@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from radmesh.database_server.engine import Database, micros, time_of
 from radmesh.database_server.feed import Feed
-from radmesh.database_server.queries import Cursor
+from radmesh.database_server.queries import Cursor, page
 from radmesh.database_server.registry import clean
 from radmesh.database_server.schema import audit, sessions, users
 from radmesh.runtime.clock import Clock
@@ -301,7 +301,6 @@ class Accounts:
             conditions.append(audit.c.id < position[0])
         with self._database.read() as connection:
             query = sa.select(audit).where(*conditions).order_by(audit.c.id.desc()).limit(size + 1)
-            rows = [dict(row) for row in connection.execute(query).mappings()]
-        more = len(rows) > size
-        rows = rows[:size]
+            found = [dict(row) for row in connection.execute(query).mappings()]
+        rows, more = page(found, size, "detail")
         return rows, cursor.write(rows[-1]["id"]) if more else ""

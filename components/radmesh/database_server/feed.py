@@ -101,6 +101,8 @@ class Feed:
         while active() and not self._stopped:
             with self._database.read() as connection:
                 state = connection.execute(sa.select(feed.c.revision, feed.c.oldest)).one()
+                # 0 asks for whatever is kept.
+                after = after or state.oldest
                 if after < state.oldest or after > state.revision:
                     raise RadmeshError(
                         "RESYNC",

@@ -1,6 +1,6 @@
 """Work that any worker may take: a row with a lease. A dead worker's row is taken by another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -8,13 +8,14 @@ import sqlalchemy as sa
 
 from radmesh.database_server.engine import Database, micros
 from radmesh.database_server.feed import Feed
-from radmesh.database_server.queries import Cursor
+from radmesh.database_server.queries import Cursor, page
 from radmesh.database_server.schema import jobs
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 
 QUEUED, LEASED, SUCCEEDED, FAILED = 1, 2, 3, 4
 _PAYLOAD_MAX: Final = 64 * 1024
+_ATTEMPTS_MAX: Final = 1000
 
 
 class Jobs:
@@ -32,8 +33,11 @@ class Jobs:
             RadmeshError: FIELD_INVALID.
         """
         for field, value, most in (("kind", kind, 64), ("key", key, 256), ("payload", payload, _PAYLOAD_MAX)):
-            if len(value) > most or (field != "payload" and not value):
-                raise RadmeshError("FIELD_INVALID", f"{field}: 1 to {most} characters", metadata={"field": field})
+            if len(value.encode()) > most or "\0" in value or (field != "payload" and not value):
+                raise RadmeshError("FIELD_INVALID", f"{field}: 1 to {most} bytes, no NUL", metadata={"field": field})
+        if not 0 <= max_attempts <= _ATTEMPTS_MAX:
+            rule = f"max_attempts: 0 to {_ATTEMPTS_MAX}"
+            raise RadmeshError("FIELD_INVALID", rule, metadata={"field": "max_attempts"})
 
         def work(connection: sa.Connection) -> tuple[Any, list[tuple[str, str]]]:
             inserted = connection.execute(
@@ -63,10 +67,16 @@ class Jobs:
                 sa.and_(jobs.c.state == QUEUED, jobs.c.due_time <= now),
                 sa.and_(jobs.c.state == LEASED, jobs.c.lease_until < now),
             )
-            query = sa.select(jobs.c.id).where(jobs.c.kind.in_(kinds), takeable).order_by(jobs.c.due_time, jobs.c.id)
+            query = (
+                sa.select(jobs.c.id, jobs.c.payload)
+                .where(jobs.c.kind.in_(kinds), takeable)
+                .order_by(jobs.c.due_time, jobs.c.id)
+            )
             if not self._database.sqlite:
                 query = query.with_for_update(skip_locked=True)
-            ids = list(connection.execute(query.limit(count)).scalars())
+            due = [dict(row) for row in connection.execute(query.limit(count)).mappings()]
+            # No more than one answer holds: what is leased and not told of would wait for its lease to end.
+            ids = [row["id"] for row in page(due, count, "payload")[0]]
             if not ids:
                 return [], []
             connection.execute(
@@ -99,27 +109,23 @@ class Jobs:
             .values(state=FAILED, reason="JOB_LOST", message="every attempt ended without an answer")
         )
 
-    def _mine(self, connection: sa.Connection, job_id: int, fence: int) -> Any:
-        row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
-        if row is None:
-            raise RadmeshError("JOB_NOT_FOUND", "there is no such job")
-        if row["fence"] != fence or row["state"] != LEASED:
-            raise RadmeshError("JOB_LOST", "the lease ran out and another has the job: drop it")
-        return row
+    def _change(
+        self, job_id: int, fence: int, values: Callable[[Any], dict[str, Any]], *, done: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """Change a job that is leased under `fence`; one in a state of `done` under it was changed so before."""
 
-    def _change(self, job_id: int, fence: int, values: Any, *, publish: bool) -> dict[str, Any]:
         def work(connection: sa.Connection) -> tuple[Any, list[tuple[str, str]]]:
-            row = self._mine(connection, job_id, fence)
-            # The fence is in the condition too: between two transactions of PostgreSQL the row may change.
-            changed = connection.execute(
-                sa.update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.fence == fence, jobs.c.state == LEASED)
-                .values(values(row))
-            )
-            if not changed.rowcount:
+            query = sa.select(jobs).where(jobs.c.id == job_id)
+            row = connection.execute(query if self._database.sqlite else query.with_for_update()).mappings().first()
+            if row is None:
+                raise RadmeshError("JOB_NOT_FOUND", "there is no such job")
+            if row["fence"] == fence and row["state"] in done:
+                return dict(row), []
+            if row["fence"] != fence or row["state"] != LEASED:
                 raise RadmeshError("JOB_LOST", "the lease ran out and another has the job: drop it")
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values(row)))
             row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().one()
-            return dict(row), [("job", str(job_id))] if publish else []
+            return dict(row), [("job", str(job_id))] if done else []
 
         job, _ = self._feed.write(work)
         return job  # type: ignore[return-value]
@@ -131,7 +137,7 @@ class Jobs:
             RadmeshError: JOB_LOST, JOB_NOT_FOUND.
         """
         until = micros(self._clock.now() + lease)
-        return self._change(job_id, fence, lambda _row: {"lease_until": until}, publish=False)
+        return self._change(job_id, fence, lambda _row: {"lease_until": until})
 
     def finish(
         self, job_id: int, fence: int, state: int, retry_delay: timedelta, reason: str, message: str
@@ -155,7 +161,8 @@ class Jobs:
                 "message": message[:1024],
             }
 
-        return self._change(job_id, fence, values, publish=True)
+        # The call is repeated where its answer was lost.
+        return self._change(job_id, fence, values, done=(QUEUED, FAILED) if state == QUEUED else (state,))
 
     def list(self, kind: str, state: int, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
         """Return a page of jobs, newest first, and the next token."""
@@ -170,7 +177,6 @@ class Jobs:
             conditions.append(jobs.c.id < position[0])
         with self._database.read() as connection:
             query = sa.select(jobs).where(*conditions).order_by(jobs.c.id.desc()).limit(size + 1)
-            rows = [dict(row) for row in connection.execute(query).mappings()]
-        more = len(rows) > size
-        rows = rows[:size]
+            found = [dict(row) for row in connection.execute(query).mappings()]
+        rows, more = page(found, size, "payload")
         return rows, cursor.write(rows[-1]["id"]) if more else ""

@@ -25,6 +25,9 @@ from radmesh.database_server.schema import (
 )
 from radmesh.runtime.errors import RadmeshError
 
+# A message has 4 MiB at most; a row without its long texts has about so much.
+_PAGE_BYTES: Final = 3 << 20
+_ROW_BYTES: Final = 500
 # Characters in a row that the trigram indexes can look up.
 _INDEXED: Final = re.compile(r"[^*?%_]{3,}")
 
@@ -69,6 +72,16 @@ def page_size(asked: int, default: int, most: int) -> int:
     if asked < 0:
         raise RadmeshError("FIELD_INVALID", "page_size: 0 or more", metadata={"field": "page_size"})
     return min(asked or default, most)
+
+
+def page(rows: list[dict[str, Any]], size: int, *texts: str) -> tuple[list[dict[str, Any]], bool]:
+    """Return what of `rows` fits into a page and into a message, and whether there is more; `texts` are long fields."""
+    room = _PAGE_BYTES
+    for number, row in enumerate(rows[:size]):
+        room -= _ROW_BYTES + sum(len(row[name].encode()) for name in texts)
+        if room < 0 and number:
+            return rows[:number], True
+    return rows[:size], len(rows) > size
 
 
 class Cursor:
@@ -240,9 +253,7 @@ class Queries:
             .limit(size + 1)
         )
         with self._database.read() as connection:
-            rows = [dict(row) for row in connection.execute(query).mappings()]
-            more = len(rows) > size
-            rows = rows[:size]
+            rows, more = page([dict(row) for row in connection.execute(query).mappings()], size, *_STUDY_TEXTS)
             self._complete(connection, rows, wanted.viewer)
         return rows, cursor.write(rows[-1]["study_date"], rows[-1]["id"]) if more else ""
 
@@ -383,9 +394,7 @@ class Queries:
             .limit(size + 1)
         )
         with self._database.read() as connection:
-            rows = [dict(row) for row in connection.execute(query).mappings()]
-            more = len(rows) > size
-            rows = rows[:size]
+            rows, more = page([dict(row) for row in connection.execute(query).mappings()], size, "remarks")
             places: dict[int, list[dict[str, Any]]] = {}
             by_id = [row["id"] for row in rows]
             for start in range(0, len(by_id), 500):
@@ -431,9 +440,8 @@ class Queries:
             .limit(size + 1)
         )
         with self._database.read() as connection:
-            rows = [dict(row) for row in connection.execute(query).mappings()]
-        more = len(rows) > size
-        rows = rows[:size]
+            found = [dict(row) for row in connection.execute(query).mappings()]
+        rows, more = page(found, size, "patient_id", "issuer_of_patient_id", "patient_name")
         return rows, cursor.write(rows[-1]["id"]) if more else ""
 
 
@@ -448,6 +456,16 @@ _PATIENT: Final = (
     patients.c.patient_name,
     patients.c.patient_birth_date,
     patients.c.patient_sex,
+)
+_STUDY_TEXTS: Final = (
+    "patient_id",
+    "issuer_of_patient_id",
+    "patient_name",
+    "accession_number",
+    "study_time",
+    "study_id",
+    "study_description",
+    "referring_physician_name",
 )
 # What may be corrected: DICOM keyword -> field of a study.
 OVERLAID: Final = {

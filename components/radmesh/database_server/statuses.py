@@ -112,9 +112,9 @@ class Statuses:
             row = self._study(connection, uid, expected_version)
             current = getattr(row, axis_name)
             before, after = axis.states[current], axis.states[to]
-            if current == to:
+            if current == to and not (axis_name == "verification" and self._differ(connection, row.id, to, reason)):
                 return None, []
-            if after not in axis.moves.get(before, axis.states):
+            if after != before and after not in axis.moves.get(before, axis.states):
                 allowed = ", ".join(axis.moves[before])
                 raise RadmeshError(
                     "STATUS_ILLEGAL",
@@ -126,7 +126,7 @@ class Statuses:
                 connection.execute(
                     sa.update(admissions)
                     .where(admissions.c.study == row.id)
-                    .values(verification=to, reason=reason, update_time=micros(self._clock.now()))
+                    .values(verification=to, reason=clean(reason), update_time=micros(self._clock.now()))
                 )
                 self._recount_held(connection, row.id)
                 derive_verification(connection, row.id, actor=actor, now=micros(self._clock.now()))
@@ -138,6 +138,12 @@ class Statuses:
             return None, [("study", uid)]
 
         self._feed.write(work)
+
+    def _differ(self, connection: sa.Connection, study: int, verification: int, reason: str) -> bool:
+        """Return whether an admission of the study says something else."""
+        other = sa.or_(admissions.c.verification != verification, admissions.c.reason != clean(reason))
+        query = sa.select(admissions.c.id).where(admissions.c.study == study, other)
+        return connection.execute(query).first() is not None
 
     def _remember(
         self,
@@ -225,7 +231,7 @@ class Statuses:
             count = connection.execute(
                 sa.select(sa.func.count()).select_from(instances).where(instances.c.admission == row.id)
             ).scalar_one()
-            if (row.verification, row.reason) == (verification, reason):
+            if (row.verification, row.reason) == (verification, clean(reason)):
                 return count, []
             now = micros(self._clock.now())
             connection.execute(
