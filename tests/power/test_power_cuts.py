@@ -172,6 +172,6 @@ def test_what_counts_as_registered_is_in_the_database(recorder, work, capsys):
 
 @pytest.mark.parametrize("fault", ["nosync", "nodirsync", "nonamesync", "markfirst"])
 def test_a_writer_that_does_not_sync_is_found_out(recorder, work, fault, capsys):
-    counts = cut_everywhere(work, record(recorder, work, fault, fault, steps=4, kill=False), fault, 12)
+    counts = cut_everywhere(work, record(recorder, work, fault, fault, steps=4, kill=False), fault, 20)
     say(capsys, f"negative control, {fault}", counts)
     assert counts["faults"]

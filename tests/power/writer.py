@@ -114,6 +114,7 @@ class Writer:
                     self.register_rows(rows)
                 self.store.mark_registered(name, generation, last)
                 if self.register_rows is not None and self.how == "markfirst":
+                    self.say("marked")
                     self.register_rows(rows)
                 self.say("registered", key=[name, generation], sequence=last)
 

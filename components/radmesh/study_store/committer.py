@@ -168,8 +168,13 @@ class Committer:
         finally:
             self._after(batch)
             for operation in batch:
+                operation.apply = _nothing  # lets go of the data
                 operation.finished = True
                 operation.done.release()
+
+
+def _nothing(_transaction: Any) -> None:
+    return
 
 
 def _failure(error: BaseException) -> RadmeshError:

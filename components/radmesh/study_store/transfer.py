@@ -81,13 +81,18 @@ class LmdbTransfer:
     def acknowledged_offset(self) -> int:
         """Bytes that are durable."""
         with self._lock:
-            while self._operations and self._operations[0][1].finished and self._operations[0][1].error is None:
-                self._acknowledged = self._operations.popleft()[0]
-            return self._acknowledged
+            return self._acknowledge()
+
+    def _acknowledge(self) -> int:
+        while self._operations and self._operations[0][1].finished and self._operations[0][1].error is None:
+            self._acknowledged = self._operations.popleft()[0]
+        return self._acknowledged
 
     def _raise_failed(self) -> None:
         with self._lock:
-            failed = next((o.error for _, o in self._operations if o.finished and o.error is not None), None)
+            self._acknowledge()
+            # What is behind one that failed fails with it: the first tells.
+            failed = self._operations[0][1].error if self._operations else None
         if failed is not None:
             self._store.end_transfer(self)
             raise failed
