@@ -43,6 +43,7 @@ class Accounts:
         self._nobody = self._hasher.hash(secrets.token_hex(16))
         # Hashing takes memory: a flood of sign-ins must not take all of it.
         self._hashing = threading.BoundedSemaphore(4)
+        self._guessing = tuple(threading.Lock() for _ in range(64))
         self._lock = threading.Lock()
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -94,16 +95,14 @@ class Accounts:
         password_hash = self._hash(password, least)
 
         def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
-            inserted = connection.execute(
-                self._database.insert_new(users).values(
-                    name=name,
-                    display_name=clean(display_name, 256),
-                    role=role,
-                    password_hash=password_hash,
-                    create_time=micros(self._clock.now()),
-                )
-            )
-            if not inserted.rowcount:
+            values = {
+                "name": name,
+                "display_name": clean(display_name, 256),
+                "role": role,
+                "password_hash": password_hash,
+                "create_time": micros(self._clock.now()),
+            }
+            if not self._database.add(connection, users, values):
                 raise RadmeshError("USER_EXISTS", f"there is a user {name} already")
             return None, [("user", name)]
 
@@ -116,8 +115,11 @@ class Accounts:
         Raises:
             RadmeshError: USER_NOT_FOUND.
         """
-        with self._database.read() as connection:
-            row = connection.execute(sa.select(users).where(users.c.name == name.strip().lower())).mappings().first()
+        name = name.strip().lower()
+        row = None
+        if _NAME.fullmatch(name):
+            with self._database.read() as connection:
+                row = connection.execute(sa.select(users).where(users.c.name == name)).mappings().first()
         if row is None:
             raise RadmeshError("USER_NOT_FOUND", "there is no such user")
         return dict(row)
@@ -213,8 +215,33 @@ class Accounts:
         Raises:
             RadmeshError: PASSWORD_WRONG, TOO_MANY_ATTEMPTS.
         """
-        name = name.strip().lower()[:64]
-        self._throttle(name)
+        name = name.strip().lower()[:65]
+        # One guess at a name at a time: those that come at once must not all pass before the first has failed.
+        with self._guessing[hash(name) % len(self._guessing)]:
+            self._throttle(name)
+            user = self._check(name, password)
+        token = secrets.token_urlsafe(32)
+        now = self._clock.now()
+        session = {
+            "digest": hashlib.sha256(token.encode()).digest(),
+            "session_id": secrets.token_hex(8),
+            "user_name": name,
+            "expire_time": micros(now + self._session),
+        }
+
+        def work(connection: sa.Connection) -> None:
+            query = sa.select(users.c.password_hash).where(users.c.name == name)
+            kept = connection.execute(query if self._database.sqlite else query.with_for_update()).scalar()
+            if kept != user["password_hash"]:
+                raise RadmeshError("PASSWORD_WRONG", "the password was changed meanwhile")
+            connection.execute(sa.delete(sessions).where(sessions.c.expire_time < micros(now)))
+            connection.execute(sa.insert(sessions).values(session))
+            connection.execute(sa.update(users).where(users.c.name == name).values(last_sign_in_time=micros(now)))
+
+        self._database.write(work)
+        return token, {**session, "user": self.user(name)}
+
+    def _check(self, name: str, password: str) -> dict[str, Any]:
         try:
             user = self.user(name)
         except RadmeshError as error:
@@ -231,24 +258,9 @@ class Accounts:
         if not right:
             self._failed(name)
             raise RadmeshError("PASSWORD_WRONG", "name or password is wrong")
-        token = secrets.token_urlsafe(32)
-        now = self._clock.now()
-        session = {
-            "digest": hashlib.sha256(token.encode()).digest(),
-            "session_id": secrets.token_hex(8),
-            "user_name": name,
-            "expire_time": micros(now + self._session),
-        }
-
-        def work(connection: sa.Connection) -> None:
-            connection.execute(sa.delete(sessions).where(sessions.c.expire_time < micros(now)))
-            connection.execute(sa.insert(sessions).values(session))
-            connection.execute(sa.update(users).where(users.c.name == name).values(last_sign_in_time=micros(now)))
-
-        self._database.write(work)
         with self._lock:
             self._failures.pop(name, None)
-        return token, {**session, "user": self.user(name)}
+        return user
 
     def session(self, token: str) -> dict[str, Any]:
         """Return a token's session, with the user as it is now.
@@ -268,13 +280,13 @@ class Accounts:
         if row is None or user is None or time_of(row["expire_time"]) <= now:
             raise RadmeshError("SESSION_EXPIRED", "the session has ended: sign in again")
         expire = now + self._session
-        if expire - time_of(row["expire_time"]) > _TOUCH:
+        until = row["expire_time"]
+        if expire - time_of(row["expire_time"]) > min(_TOUCH, self._session / 10):
+            until = micros(expire)
             self._database.write(
-                lambda c: c.execute(
-                    sa.update(sessions).where(sessions.c.digest == digest).values(expire_time=micros(expire))
-                )
+                lambda c: c.execute(sa.update(sessions).where(sessions.c.digest == digest).values(expire_time=until))
             )
-        return {**row, "user": dict(user)}
+        return {**row, "expire_time": until, "user": dict(user)}
 
     def sign_out(self, token: str) -> None:
         """End a session."""

@@ -146,6 +146,12 @@ class Database:
         dialect = sqlite if self.sqlite else postgresql
         return dialect.insert(table).on_conflict_do_nothing()
 
+    def add(self, connection: sa.Connection, table: sa.Table, values: dict[str, Any]) -> bool:
+        """Insert a row where it is not there yet; return whether it was not."""
+        # Drivers count the rows of such an INSERT differently, or not at all.
+        key = table.primary_key.columns[0]
+        return connection.execute(self.insert_new(table).values(values).returning(key)).first() is not None
+
     def upsert(self, table: sa.Table, keys: list[str], values: dict[str, Any]) -> Any:
         """Return an INSERT of `values` that updates all but `keys` where the row is there."""
         dialect = sqlite if self.sqlite else postgresql

@@ -40,19 +40,18 @@ class Jobs:
             raise RadmeshError("FIELD_INVALID", rule, metadata={"field": "max_attempts"})
 
         def work(connection: sa.Connection) -> tuple[Any, list[tuple[str, str]]]:
-            inserted = connection.execute(
-                self._database.insert_new(jobs).values(
-                    kind=kind,
-                    key=key,
-                    payload=payload,
-                    state=QUEUED,
-                    max_attempts=max_attempts or 10,
-                    due_time=micros(self._clock.now() + delay),
-                )
-            )
+            values = {
+                "kind": kind,
+                "key": key,
+                "payload": payload,
+                "state": QUEUED,
+                "max_attempts": max_attempts or 10,
+                "due_time": micros(self._clock.now() + delay),
+            }
+            added = self._database.add(connection, jobs, values)
             live = sa.and_(jobs.c.kind == kind, jobs.c.key == key, jobs.c.state.in_((QUEUED, LEASED)))
             row = connection.execute(sa.select(jobs).where(live)).mappings().one()
-            return dict(row), [("job", str(row["id"]))] if inserted.rowcount else []
+            return dict(row), [("job", str(row["id"]))] if added else []
 
         job, _ = self._feed.write(work)
         return job  # type: ignore[return-value]

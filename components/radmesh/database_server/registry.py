@@ -476,22 +476,20 @@ class _Registration:
         for study, uid in missing:
             item = first[study, uid]
             text = item.text
-            inserted = self._c.execute(
-                self._db.insert_new(series).values(
-                    study=study,
-                    series_instance_uid=uid,
-                    modality=text["Modality"],
-                    series_number=text["SeriesNumber"],
-                    series_description=text["SeriesDescription"],
-                    body_part_examined=text["BodyPartExamined"],
-                    series_date=text["SeriesDate"],
-                    series_time=text["SeriesTime"],
-                    station_name=text["StationName"],
-                    manufacturer=text["Manufacturer"],
-                    header=item.record.header,
-                )
-            )
-            if inserted.rowcount:
+            values = {
+                "study": study,
+                "series_instance_uid": uid,
+                "modality": text["Modality"],
+                "series_number": text["SeriesNumber"],
+                "series_description": text["SeriesDescription"],
+                "body_part_examined": text["BodyPartExamined"],
+                "series_date": text["SeriesDate"],
+                "series_time": text["SeriesTime"],
+                "station_name": text["StationName"],
+                "manufacturer": text["Manufacturer"],
+                "header": item.record.header,
+            }
+            if self._db.add(self._c, series, values):
                 self._new_modality(study, text["Modality"])
         return load() if missing else found
 
