@@ -24,6 +24,7 @@ from typing import Any, Final
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.dicom.stations import GRANTS, Station, match
+from radmesh.runtime import interpreter
 from radmesh.runtime.clock import SystemClock
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
@@ -307,6 +308,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: acceptor.draining.begin(_DEFAULT_GRACE))
     board.begin(settings.row, os.getpid())
+    interpreter.settle()
     try:
         acceptor.run(0)
     finally:

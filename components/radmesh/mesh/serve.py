@@ -163,6 +163,7 @@ def _run(
     signals: Signals,
     notifier: Notifier,
 ) -> int:
+    from radmesh.runtime import interpreter  # noqa: PLC0415
     from radmesh.runtime.lifecycle import State  # noqa: PLC0415
 
     place = Place(Path(configuration["mesh"].data))
@@ -181,6 +182,7 @@ def _run(
             notifier.tell("starting", instance=instance)
             service = module.make(configuration, context)
             service.start()
+            interpreter.settle()
             signals.serving = True
             context.status.state = State.SERVING
             context.log.info("serving", pid=os.getpid())

@@ -23,9 +23,9 @@ BATCH_BYTES: Final = 2 << 20
 """Headers in one message, which may have 4 MiB."""
 POLL_SECONDS: Final = 2.0
 """Commits wake the pump; this finds what a lost signal missed."""
-LINGER_SECONDS: Final = 0.005
+LINGER_SECONDS: Final = 0.02
 """Rows that come this close together travel together …"""
-LINGER_MOST_SECONDS: Final = 0.05
+LINGER_MOST_SECONDS: Final = 0.25
 """… for so long at most: a batch costs the database about as much as ten of its rows."""
 CALL_SECONDS: Final = 10.0
 LATE_SECONDS: Final = 30.0
