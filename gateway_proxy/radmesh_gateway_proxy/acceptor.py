@@ -307,8 +307,8 @@ def main() -> int:
     acceptor = Acceptor(settings, context, listener, tally)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: acceptor.draining.begin(_DEFAULT_GRACE))
-    board.begin(settings.row, os.getpid())
     interpreter.settle()
+    board.begin(settings.row, os.getpid())
     try:
         acceptor.run(0)
     finally:

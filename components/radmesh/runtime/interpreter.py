@@ -4,10 +4,10 @@ import gc
 import sys
 from typing import Final
 
-# A thread that wakes up waits this long for one that computes. The default of 5 ms is longer than storing an object takes.
+# A thread that wakes up waits this long for one that computes: the default of 5 ms is more than storing an object takes.
 _SWITCH_SECONDS: Final = 0.0005
-# Allocations between two collections: nearly all that an object leaves behind is freed without one.
-_ALLOCATIONS: Final = 50_000
+# Containers between two collections: nearly all that an object leaves behind is freed without one.
+_CONTAINERS: Final = 5_000
 
 
 def settle() -> None:
@@ -15,4 +15,4 @@ def settle() -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_ALLOCATIONS, 20, 50)
+    gc.set_threshold(_CONTAINERS, 20, 50)
