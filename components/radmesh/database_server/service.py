@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2 as pb
 from radmesh.database_server.accounts import Accounts
+from radmesh.database_server.checks import checked, invalid
 from radmesh.database_server.engine import micros, time_of
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.jobs import Jobs
@@ -17,17 +18,12 @@ from radmesh.database_server.queries import Queries, StudyFilter, Viewer, page_s
 from radmesh.database_server.registry import Record, Registry, clean
 from radmesh.database_server.statuses import Statuses
 from radmesh.runtime.clock import Clock
-from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Call
 from radmesh.runtime.security import Credentials
 
 TICKET_SECONDS: Final = 60
 _WAIT_SECONDS: Final = 2.0
 _SPOOL_KIND: Final = 2
-
-
-def _invalid(field: str, rule: str) -> RadmeshError:
-    return RadmeshError("FIELD_INVALID", f"{field}: {rule}", metadata={"field": field, "rule": rule})
 
 
 def _stamp(value: int) -> Timestamp | None:
@@ -45,6 +41,7 @@ def _reference(row: Any) -> common_pb2.ObjectReference:
     )
 
 
+@checked("RegisterInstances", "UpdateInstances")
 class RegistryService:
     """database.v1.RegistryService."""
 
@@ -54,7 +51,7 @@ class RegistryService:
     def RegisterInstances(self, request: pb.RegisterInstancesRequest, _call: Call) -> pb.RegisterInstancesResponse:
         """Make stored objects known."""
         if not 1 <= len(request.records) <= 256:
-            raise _invalid("records", "1 to 256")
+            raise invalid("records", "1 to 256")
         outcomes, revision = self._registry.register([self._record(record) for record in request.records])
         return pb.RegisterInstancesResponse(
             registrations=[pb.Registration(outcome=o, variant=v) for o, v in outcomes],  # type: ignore[arg-type]
@@ -70,11 +67,13 @@ class RegistryService:
             ("series_instance_uid", r.series_instance_uid),
         ):
             if not 1 <= len(value) <= 64 or "\0" in value:
-                raise _invalid(field, "1 to 64 characters")
+                raise invalid(field, "1 to 64 characters")
         if len(r.identity.sha256) != 32 or len(r.admission_key) != 32:
-            raise _invalid("identity.sha256, admission_key", "32 bytes")
+            raise invalid("identity.sha256, admission_key", "32 bytes")
         if len(r.header) > 262_144:
-            raise _invalid("header", "at most 262,144 bytes")
+            raise invalid("header", "at most 262,144 bytes")
+        if not 1 <= len(r.object.store_id) <= 64 or len(r.object.study_hash) != 32:
+            raise invalid("object", "store_id of 1 to 64 characters, study_hash of 32")
         spool = r.object.store_id.startswith("spool")
         return Record(
             store_id=r.object.store_id,
@@ -100,7 +99,7 @@ class RegistryService:
     def UpdateInstances(self, request: pb.UpdateInstancesRequest, _call: Call) -> pb.UpdateInstancesResponse:
         """Take over what stores found out later."""
         if not 1 <= len(request.updates) <= 256:
-            raise _invalid("updates", "1 to 256")
+            raise invalid("updates", "1 to 256")
         self._registry.update(
             [
                 {
@@ -120,7 +119,7 @@ class RegistryService:
     def Heartbeat(self, request: pb.HeartbeatRequest, _call: Call) -> pb.HeartbeatResponse:
         """Remember that a store lives."""
         if not 1 <= len(request.store_id) <= 64 or len(request.epoch) != 16:
-            raise _invalid("store_id, epoch", "1 to 64 characters, 16 bytes")
+            raise invalid("store_id, epoch", "1 to 64 characters, 16 bytes")
         self._registry.heartbeat(
             {
                 "store_id": request.store_id,
@@ -158,7 +157,7 @@ class RegistryService:
     def WaitRegistered(self, request: pb.WaitRegisteredRequest, _call: Call) -> pb.WaitRegisteredResponse:
         """Wait for registrations."""
         if len(request.marks) > 1024:
-            raise _invalid("marks", "at most 1,024")
+            raise invalid("marks", "at most 1,024")
         wanted = [(m.store_id, m.study_hash, m.generation, m.sequence) for m in request.marks]
         late = self._registry.wait_registered(wanted, _WAIT_SECONDS)
         return pb.WaitRegisteredResponse(
@@ -166,6 +165,7 @@ class RegistryService:
         )
 
 
+@checked("PlaceStudy")
 class PlacementService:
     """database.v1.PlacementService."""
 
@@ -181,7 +181,7 @@ class PlacementService:
 
         k = request.admission_key
         if not 1 <= len(k.study_instance_uid) <= 64:
-            raise _invalid("admission_key.study_instance_uid", "1 to 64 characters")
+            raise invalid("admission_key.study_instance_uid", "1 to 64 characters")
         store = self._placement.place(k.study_instance_uid, request.avoid_store_id)
         key = AdmissionKey(
             k.station,
@@ -242,6 +242,7 @@ def _study(row: Any) -> pb.Study:
     )
 
 
+@checked("FindStudies", "GetStudy", "FindInstances", "FindPatients")
 class QueryService:
     """database.v1.QueryService."""
 
@@ -254,11 +255,11 @@ class QueryService:
         """Find studies."""
         r = request
         if len(r.study_instance_uids) > 1000:
-            raise _invalid("study_instance_uids", "at most 1,000")
+            raise invalid("study_instance_uids", "at most 1,000")
         for field in ("study_date_from", "study_date_to"):
             value = getattr(r, field)
             if value and not (len(value) == 8 and value.isdecimal()):
-                raise _invalid(field, "YYYYMMDD")
+                raise invalid(field, "YYYYMMDD")
         wanted = StudyFilter(
             patient_id=r.patient_id,
             issuer_of_patient_id=r.issuer_of_patient_id,
@@ -371,6 +372,7 @@ class QueryService:
         )
 
 
+@checked()
 class StudyService:
     """database.v1.StudyService."""
 
@@ -386,7 +388,7 @@ class StudyService:
         asked = [(name, getattr(request, name)) for name in ("acquisition", "verification", "reading")]
         moves = [(name, value) for name, value in asked if value]
         if len(moves) != 1:
-            raise _invalid("acquisition, verification, reading", "exactly one of them")
+            raise invalid("acquisition, verification, reading", "exactly one of them")
         self._statuses.move(
             request.study_instance_uid,
             *moves[0],
@@ -506,6 +508,7 @@ def _job(row: Any) -> pb.Job:
     )
 
 
+@checked()
 class JobService:
     """database.v1.JobService."""
 
@@ -516,7 +519,7 @@ class JobService:
     def _lease(duration: Any) -> timedelta:
         lease: timedelta = duration.ToTimedelta()
         if not timedelta(seconds=1) <= lease <= timedelta(hours=1):
-            raise _invalid("lease", "1 s to 1 h")
+            raise invalid("lease", "1 s to 1 h")
         return lease
 
     def EnqueueJob(self, request: pb.EnqueueJobRequest, _call: Call) -> pb.Job:
@@ -530,7 +533,7 @@ class JobService:
     def LeaseJobs(self, request: pb.LeaseJobsRequest, call: Call) -> pb.LeaseJobsResponse:
         """Take jobs."""
         if not 1 <= request.count <= 100:
-            raise _invalid("count", "1 to 100")
+            raise invalid("count", "1 to 100")
         rows = self._jobs.lease(
             request.kinds, clean(request.owner or call.instance, 128), request.count, self._lease(request.lease)
         )
@@ -561,6 +564,7 @@ class JobService:
         return pb.ListJobsResponse(jobs=map(_job, rows), next_page_token=token)
 
 
+@checked()
 class FeedService:
     """database.v1.FeedService."""
 
@@ -594,6 +598,7 @@ def _session(row: Any, token: str = "") -> pb.Session:
     )
 
 
+@checked("AppendAudit")
 class AccountService:
     """database.v1.AccountService."""
 
@@ -640,7 +645,7 @@ class AccountService:
     def AppendAudit(self, request: pb.AppendAuditRequest, _call: Call) -> pb.AppendAuditResponse:
         """Add audit events."""
         if not 1 <= len(request.events) <= 1000:
-            raise _invalid("events", "1 to 1,000")
+            raise invalid("events", "1 to 1,000")
         self._accounts.append_audit(
             [
                 {
