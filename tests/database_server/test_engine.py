@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,20 @@ def test_a_backup_of_a_database_in_use(tmp_path: Path) -> None:
     assert restored.study()["instance_count"] == len(restored.rows(instances)) >= 50
     restored.register(record(study=1, sop="after"))
     copy.close()
+
+
+def test_too_many_readers_at_once_are_told_to_come_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool: Any = database.engine.pool
+    monkeypatch.setattr(pool, "_timeout", 0.1)
+    with ExitStack() as held:
+
+        def hold_many() -> None:
+            for _ in range(200):
+                held.enter_context(database.read()).execute(sa.select(1))
+
+        with pytest.raises(RadmeshError) as error:
+            hold_many()
+        assert error.value.reason == "DATABASE_UNAVAILABLE"
+        assert error.value.transient
+    with database.read() as connection:
+        assert connection.execute(sa.select(1)).scalar() == 1

@@ -478,6 +478,15 @@ def test_a_waiter_is_woken_by_a_registration(database: Database) -> None:
     assert 0.15 < time.monotonic() - began < 2
 
 
+def test_a_waiter_does_not_hold_up_a_drain(database: Database) -> None:
+    parts = Parts(database, SystemClock())
+    parts.feed.stop()
+    began = time.monotonic()
+    late = record(sop=9)
+    assert parts.registry.wait_registered([_mark(late)], 10.0) == [_mark(late)]
+    assert time.monotonic() - began < 5
+
+
 # -- stores
 
 

@@ -202,7 +202,7 @@ def test_status_holds_and_corrections(cluster: Cluster) -> None:
         (entry.admission_key, "CT1", "PATIENT_MISMATCH")
     ]
     corrected = gateway.SetCorrection(
-        pb.SetCorrectionRequest(**study, values={"PatientName": "Roe^Jane"}, source="user:x")  # type: ignore[arg-type]
+        pb.SetCorrectionRequest(**study, values={"PatientName": "Roe^Jane"}, source="user:x")
     )
     assert (corrected.patient_name, corrected.corrected) == ("Roe^Jane", True)
     listed = gateway.ListCorrections(pb.ListCorrectionsRequest(**study)).corrections
@@ -431,7 +431,7 @@ for number in range(first, first + 100000):
 
 
 def test_what_was_acknowledged_survives_kill_9(url: str) -> None:
-    """A process that registers, killed at seeded instants: what it said is there, and each batch is whole or not there."""
+    """A process that registers, killed at seeded instants: what it said is there, each batch whole or not at all."""
     choose = random.Random(9)
     first = 0
     acknowledged: list[int] = []

@@ -12,6 +12,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from radmesh.runtime.errors import RadmeshError
 
@@ -110,6 +111,8 @@ class Database:
                     connection.info["begin"] = "BEGIN IMMEDIATE"
                     with connection.begin():
                         return work(connection)
+            except PoolTimeoutError as error:
+                raise _busy() from error
             except DBAPIError as error:
                 state = getattr(error.orig, "sqlstate", None)
                 if state in _RETRY and attempt < _TRIES - 1:
@@ -138,6 +141,8 @@ class Database:
                     # READ COMMITTED would give each statement a state of its own.
                     connection.execution_options(isolation_level="REPEATABLE READ")
                 yield connection
+        except PoolTimeoutError as error:
+            raise _busy() from error
         except DBAPIError as error:
             raise unavailable(error) from error
 
@@ -174,6 +179,10 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def _busy() -> RadmeshError:
+    return RadmeshError("DATABASE_UNAVAILABLE", "too many queries at once: try again")
 
 
 def unavailable(error: DBAPIError) -> RadmeshError:

@@ -82,6 +82,11 @@ class Feed:
             if not self._stopped:
                 self._changed.wait(seconds)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody should wait any longer."""
+        return self._stopped
+
     def stop(self) -> None:
         """End all watches."""
         self._stopped = True

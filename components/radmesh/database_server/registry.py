@@ -266,7 +266,7 @@ class Registry:
         until = self._clock.monotonic() + seconds
         while late := self.missing(wanted):
             left = until - self._clock.monotonic()
-            if left <= 0:
+            if left <= 0 or self._feed.stopped:
                 break
             self._feed.wait(min(left, 0.1))
         return late
