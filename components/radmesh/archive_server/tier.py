@@ -83,20 +83,30 @@ class Tier:
                 self._set_aside(final)
             partial = final.with_name(f".{final.name}.part")
             partial.unlink(missing_ok=True)  # of ours, and never more than a part
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
             try:
-                _write_all(descriptor, _meta(row))
-                for piece in data:
-                    _write_all(descriptor, piece)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            entry = self._verified(row, partial)
-            if entry is None:
-                partial.unlink()
-                raise RadmeshError("OBJECT_CORRUPT", "what came back from the permanent tier is not what was stored")
-            os.link(partial, final)  # never replaces
+                entry = self._written(row, data, partial)
+                os.link(partial, final)  # never replaces
+            except BaseException:
+                # What is half keeps no room: the disk may be full.
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
             partial.unlink()
+        return entry
+
+    def _written(self, row: IndexRow, data: Iterable[bytes | memoryview], partial: Path) -> Entry:
+        """Write an object's file, durable, and read it back."""
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        try:
+            _write_all(descriptor, _meta(row))
+            for piece in data:
+                _write_all(descriptor, piece)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        entry = self._verified(row, partial)
+        if entry is None:
+            raise RadmeshError("OBJECT_CORRUPT", "what came back from the permanent tier is not what was stored")
         return entry
 
     def settle(self, entries: Sequence[Entry]) -> None:
@@ -311,7 +321,7 @@ def _entry(study_hash: str, generation: int, line: bytes) -> Entry | None:
             queryable=base64.b64decode(fields.pop("queryable")),
             header=ObjectHeader(**{**fields, "admission_key": bytes.fromhex(fields["admission_key"])}),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     return Entry(row, checks)
 
