@@ -2,7 +2,8 @@
 
 import random
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -146,14 +147,20 @@ def test_a_pattern_does_not_reach_from_one_component_group_into_the_next(parts: 
 _LETTERS = st.text("abÄß山^= *?%_\\'\"", max_size=8)
 
 
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    opened = Database(f"sqlite:///{tmp_path_factory.mktemp('names')}/names.sqlite")
+    yield opened
+    opened.close()
+
+
 @given(name=_LETTERS, wanted=_LETTERS)
-def test_names_match_as_ps3_4_says(name: str, wanted: str) -> None:
+def test_names_match_as_ps3_4_says(names: Database, name: str, wanted: str) -> None:
     """The condition in SQL is the one that a regular expression for each component group gives."""
-    database = _memory()
     key = name_key(name)
-    with database.engine.connect() as connection, connection.begin() as transaction:
+    with names.engine.connect() as connection, connection.begin() as transaction:
         connection.execute(sa.insert(patients).values(identity="x", patient_name=name, name_key=key))
-        query = sa.select(sa.func.count()).select_from(patients).where(_queries(database)._name_matches(wanted))
+        query = sa.select(sa.func.count()).select_from(patients).where(_queries(names)._name_matches(wanted))
         matched = connection.execute(query).scalar() == 1
         transaction.rollback()
     groups = key[1:-1].split("=")
@@ -162,24 +169,11 @@ def test_names_match_as_ps3_4_says(name: str, wanted: str) -> None:
 
 
 def _folded(name: str) -> str:
-    import unicodedata
-
     return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def _regular(pattern: str) -> str:
     return "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern)
-
-
-def _memory() -> Database:
-    if not _MEMORY:
-        import tempfile
-
-        _MEMORY.append(Database(f"sqlite:///{tempfile.mkdtemp(prefix='radmesh-test-')}/names.sqlite"))
-    return _MEMORY[0]
-
-
-_MEMORY: list[Database] = []
 
 
 def _queries(database: Database) -> Any:
