@@ -366,6 +366,18 @@ def test_rows_come_in_pages_in_the_order_of_commits(store):
     assert store.rows(name, generation, after=25) == []
 
 
+def test_studies_are_listed_in_order_and_from_anywhere(store):
+    refs = sorted(put(store, header(study=n), b"x").ref for n in range(12))
+    put(store, header(study=3, sop=2), b"y")
+    states = list(store.studies())
+    assert [(s.study_hash, s.generation) for s in states] == [(ref.study_hash, 1) for ref in refs]
+    assert {s.study_instance_uid: s.last for s in states} == {uid("study", n): 1 + (n == 3) for n in range(12)}
+    for number in (0, 5, 11):
+        assert list(store.studies((refs[number].study_hash, 1))) == states[number + 1 :]
+        assert store.generations(refs[number].study_hash) == [states[number]]
+    assert store.generations("0" * 32) == store.generations("../") == []
+
+
 def left(store) -> dict[tuple[str, int], tuple[int, int]]:
     """What waits to be registered."""
     return {(h, g): (registered, last) for h, g, registered, last in store.unregistered() if last > registered}

@@ -139,7 +139,9 @@ class Catalogue:
 
     def generations(self, study_hash: str) -> list[Generation]:
         """Return the rows of a study, in order."""
-        found = []
+        found: list[Generation] = []
+        if not _HASH.fullmatch(study_hash):
+            return found
         prefix = _key(b"s", study_hash, 0)[:17]
         with self._use() as environment, environment.begin() as transaction, transaction.cursor() as cursor:
             more = cursor.set_range(prefix)
@@ -148,9 +150,9 @@ class Catalogue:
                 more = cursor.next()
         return found
 
-    def all(self) -> Iterator[Generation]:
-        """Yield every row, by hash and number; pages of it, so that no reader stays open."""
-        after = b"s"
+    def all(self, behind: tuple[str, int] = ("", 0)) -> Iterator[Generation]:
+        """Yield every row behind one, by hash and number; pages of it, so that no reader stays open."""
+        after = _key(b"s", *behind) + b"\0" if _HASH.fullmatch(behind[0]) else b"s"
         while True:
             page: list[Generation] = []
             with self._use() as environment, environment.begin() as transaction, transaction.cursor() as cursor:

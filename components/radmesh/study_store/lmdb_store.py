@@ -805,18 +805,24 @@ class LmdbStudyStore:
                 raise
             return []
 
-    def studies(self) -> Iterator[StudyState]:
-        """Yield every generation."""
-        for g in self._catalogue.all():
-            key = (g.study_hash, g.number)
-            with self._lock:
-                # What is not there has been registered as a whole.
-                registered, last = self._progress.get(key, (g.registered, max(g.registered, g.last)))
-            size = g.bytes
-            if g.state in states.IN_CACHE:
-                with contextlib.suppress(OSError):
-                    size = self._path(*key).stat().st_blocks * 512
-            yield StudyState(*key, g.study_instance_uid, g.state, registered, last, size)
+    def studies(self, after: Key = ("", 0)) -> Iterator[StudyState]:
+        """Yield every generation behind `after`."""
+        return map(self._state, self._catalogue.all(after))
+
+    def generations(self, study_hash: str) -> list[StudyState]:
+        """Return every generation of one study."""
+        return [self._state(g) for g in self._catalogue.generations(study_hash)]
+
+    def _state(self, g: Generation) -> StudyState:
+        key = (g.study_hash, g.number)
+        with self._lock:
+            # What is not there has been registered as a whole.
+            registered, last = self._progress.get(key, (g.registered, max(g.registered, g.last)))
+        size = g.bytes
+        if g.state in states.IN_CACHE:
+            with contextlib.suppress(OSError):
+                size = self._path(*key).stat().st_blocks * 512
+        return StudyState(*key, g.study_instance_uid, g.state, registered, last, size)
 
     # -- what became of objects ----------------------------------------------------------------------------------------
 

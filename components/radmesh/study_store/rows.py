@@ -72,8 +72,11 @@ def decode(ref: Ref, data: bytes) -> tuple[IndexRow, int]:
         verification=verification,
     )
     remarks = tuple(remark.decode() for remark in texts[-2].split(b"\0") if remark)
-    row = IndexRow(ref, header, length, sha256, texts[-1], _EPOCH + timedelta(microseconds=time), remarks, transfer_id)
-    return row, number
+    try:
+        received = _EPOCH + timedelta(microseconds=time)
+    except OverflowError as error:
+        raise ValueError("an index row has an impossible time") from error
+    return IndexRow(ref, header, length, sha256, texts[-1], received, remarks, transfer_id), number
 
 
 def content(data: bytes) -> tuple[int, bytes]:

@@ -204,8 +204,12 @@ class StudyStore(Protocol):
         """Return rows with a greater sequence than `after`, in order."""
         ...
 
-    def studies(self) -> Iterator[StudyState]:
-        """Yield every generation of every study, by hash."""
+    def studies(self, after: tuple[str, int] = ("", 0)) -> Iterator[StudyState]:
+        """Yield every generation of every study behind (study hash, generation), in that order."""
+        ...
+
+    def generations(self, study_hash: str) -> list[StudyState]:
+        """Return every generation of one study, in order; none if there is no such study."""
         ...
 
     def unregistered(self) -> list[tuple[str, int, int, int]]:

@@ -72,7 +72,7 @@ class LmdbTransfer:
 
     def _check(self) -> None:
         if self._ended and self.environment.sealed:
-            raise RadmeshError("COMMIT_FAILED", "an earlier commit of the study failed: send the object again")
+            raise RadmeshError("COMMIT_FAILED", "the study's environment takes no more: send the object again")
         if self._ended:
             raise RadmeshError("STREAM_REPLACED", "the transfer was taken over, has ended, or was idle for too long")
         self.active_at = self._store.clock.monotonic()
