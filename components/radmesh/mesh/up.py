@@ -32,7 +32,7 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "536870912",
     "MALLOC_TOP_PAD_": "16777216",
 }
-_PAUSE_FIRST, _PAUSE_MOST, _HEALTHY_SECONDS = 0.2, 5.0, 30.0
+_PAUSE_FIRST, _PAUSE_MOST, _HEALTHY_SECONDS = 0.2, 1.0, 30.0
 # Starts that are tried before a child that never served is given up, unless what it says may pass by itself. A port or
 # a directory may still be held by a process that is just dying.
 _MOST_STARTS = {"CONFIG_INVALID": 1, "PASSWORD_WEAK": 1, "DATA_IN_USE": 10}

@@ -4,7 +4,7 @@ import gc
 import sys
 from typing import Final
 
-# A thread that wakes up waits this long for one that computes: the default of 5 ms is more than storing an object takes.
+# A thread that wakes up waits this long for one that computes: 5 ms, the default, is more than storing an object takes.
 _SWITCH_SECONDS: Final = 0.0005
 # Containers between two collections: nearly all that an object leaves behind is freed without one.
 _CONTAINERS: Final = 5_000

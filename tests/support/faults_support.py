@@ -1,0 +1,216 @@
+"""A whole cluster as a user runs it, for tests that break it; and senders that send until they are answered."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import raw_dicom
+
+from radmesh.client import Cluster
+
+RADMESH = Path(sys.executable).with_name("radmesh")
+SHM = Path("/dev/shm")
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+    return value
+
+
+class Running:
+    """`radmesh up` on a data directory of its own; ends with the test."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.data = Path(tempfile.mkdtemp(prefix="rm-", dir=SHM if SHM.is_dir() else None))
+        self._arguments = arguments
+        self._ports: tuple[str, ...] = ("--dicom-port", "0", "--grpc-port", "0")
+        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("RADMESH_")}
+        self.start()
+
+    def start(self) -> None:
+        (self.data / "ready.json").unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [RADMESH, "up", "--data", self.data, *self._ports, *self._arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=self._environment,
+        )
+        wait_for(self.ready, 40, "radmesh up is ready")
+        ports = self.ready()["ports"]
+        self._ports = ("--dicom-port", str(ports["dicom"]), "--grpc-port", str(ports["grpc"]))
+
+    def ready(self) -> dict[str, Any]:
+        try:
+            facts: dict[str, Any] = json.loads((self.data / "ready.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return facts
+
+    @property
+    def dicom_port(self) -> int:
+        return int(self._ports[1])
+
+    def pids(self, component: str) -> list[int]:
+        return list(self.ready().get("pids", {}).get(component, ()))
+
+    def cluster(self) -> Cluster:
+        return Cluster.local(self.data, password=(self.data / "admin-password").read_text().strip())
+
+    def logs(self) -> str:
+        """The last lines of every log, for a test that failed."""
+        return "\n".join(
+            f"{path.name}: {line[:300]}"
+            for path in sorted((self.data / "logs").glob("*.log"))
+            for line in path.read_text(errors="replace").splitlines()[-5:]
+        )
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            print(self.logs())
+        if self.process.poll() is None:
+            self.stop()
+        shutil.rmtree(self.data, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Item:
+    study: str
+    sop_instance_uid: str
+    data_set: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data_set).hexdigest()
+
+
+def make_items(count: int, seed: int, *, studies: int = 5, large: int = 0) -> list[Item]:
+    """Objects of a few kB to 200 kB; `large`: bytes of the pixel data of one in fifty."""
+    rng = random.Random(seed)
+    items = []
+    for number in range(count):
+        study = f"2.25.{seed}.{number % studies + 1}"
+        uid = f"{study}.7.{number + 1}"
+        pixels = large if large and number % 50 == 25 else rng.choice((2048, 16384, 65536, 196608))
+        head = raw_dicom.image(study, uid, pixels=pixels)
+        # Every object has bytes of its own: one that was stored under another's name would be seen.
+        items.append(Item(study, uid, head[:-64] + rng.randbytes(64)))
+    return items
+
+
+@dataclass
+class Sending:
+    """Senders that reconnect and send again until each object is answered with success."""
+
+    port: int
+    items: list[Item]
+    associations: int = 4
+    patience: float = 120.0
+    acknowledged: dict[str, Item] = field(default_factory=dict)
+    statuses: dict[int, int] = field(default_factory=dict)
+    resent: int = 0
+    gate: threading.Semaphore | None = None
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._run, args=(self.items[k :: self.associations],), daemon=True)
+            for k in range(self.associations)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def join(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.1, until - time.monotonic()))
+            assert not thread.is_alive(), "a sender is still not answered"
+
+    def _run(self, items: list[Item]) -> None:
+        client: raw_dicom.Client | None = None
+        for item in items:
+            if self.gate is not None:
+                self.gate.acquire()
+            until = time.monotonic() + self.patience
+            tries = 0
+            while time.monotonic() < until:
+                tries += 1
+                try:
+                    if client is None:
+                        client = raw_dicom.Client(self.port, timeout=30.0)
+                        if not client.accepted:
+                            raise ConnectionError("refused")
+                    status = client.store(item.data_set, item.sop_instance_uid).status
+                except (OSError, AssertionError, IndexError):
+                    if client is not None:
+                        client.close()
+                    client = None
+                    time.sleep(0.05)
+                    continue
+                with self._lock:
+                    self.statuses[status] = self.statuses.get(status, 0) + 1
+                    if status == 0:
+                        self.acknowledged[item.sop_instance_uid] = item
+                        self.resent += tries - 1
+                if status == 0:
+                    break
+                time.sleep(0.1)
+        if client is not None:
+            with suppress(OSError, AssertionError):
+                client.release()
+
+
+def check_everything(running: Running, sending: Sending, *, seconds: float = 10.0, read: int = 40) -> dict[str, int]:
+    """Every acknowledged object is there exactly once, as it was sent, and registered in time."""
+    found: dict[str, list[Any]] = {}
+    with running.cluster() as cluster:
+
+        def all_there() -> bool:
+            found.clear()
+            for study in cluster.find():
+                for instance in cluster.instances(study.study_instance_uid, variants=True):
+                    found.setdefault(instance.sop_instance_uid, []).append((study.study_instance_uid, instance))
+            return set(sending.acknowledged) <= set(found)
+
+        wait_for(all_there, seconds, "every acknowledged object is registered")
+        sent = {item.sop_instance_uid: item for item in sending.items}
+        for uid, there in found.items():
+            assert len(there) == 1, f"{uid} is there {len(there)} times"
+            assert there[0][1].sha256 == sent[uid].sha256
+            assert there[0][1].locations
+        for uid in random.Random(1).sample(sorted(sending.acknowledged), min(read, len(sending.acknowledged))):
+            study, instance = found[uid][0]
+            assert b"".join(cluster.read(study, instance)) == sent[uid].data_set
+    return {"acknowledged": len(sending.acknowledged), "found": len(found), "resent": sending.resent}
