@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import lmdb
 
-_STORES: Final = b"\0stores"
+_STORES: Final = b"stores"
+_STUDY: Final = b"study "
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,12 @@ class Memory:
         """Remember where a study goes."""
         if self.placement(study_instance_uid) != store_id:
             with self._environment.begin(write=True) as transaction:
-                transaction.put(study_instance_uid.encode(), store_id.encode())
+                transaction.put(_STUDY + study_instance_uid.encode(), store_id.encode())
 
     def placement(self, study_instance_uid: str) -> str:
         """Return where a study went; empty if that is not known."""
         with self._environment.begin() as transaction:
-            raw: Any = transaction.get(study_instance_uid.encode())
+            raw: Any = transaction.get(_STUDY + study_instance_uid.encode())
         return raw.decode() if raw else ""
 
     def close(self) -> None:

@@ -6,6 +6,7 @@
 
 import json
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from radmesh.study_store import CHUNK_MAX
 from radmesh.study_store.store import Buffer
 
 _TEXT: Final = 64
+_IDENTIFIER: Final = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class Rejected:
     sop_instance_uid: str
     length: int
     cut: bool
+
+    @property
+    def position(self) -> str:
+        """Where it is in the list."""
+        return f"{self.receive_time}.{self.id}"
 
     @property
     def time(self) -> datetime:
@@ -72,15 +79,19 @@ class Rejects:
         found = []
         for path in folder.iterdir():
             if path.suffix == ".json":
-                try:
-                    found.append(Rejected(**json.loads(path.read_bytes())))
-                except (ValueError, TypeError):
+                item = _read(path)
+                if item is None:
                     path.unlink()
-            elif not path.with_suffix(".json").exists():
-                path.unlink()
+                    path.with_suffix(".bin").unlink(missing_ok=True)
+                else:
+                    found.append(item)
+        for path in folder.iterdir():
+            if path.suffix != ".json" and not path.with_suffix(".json").exists():
+                path.unlink()  # it was not kept
         for item in sorted(found, key=lambda r: r.receive_time):
             self._items[item.id] = item
             self.bytes += item.length
+        self._make_room()
 
     def open(self, identifier: bytes, header: transfer_pb2.Header) -> "Incoming":
         """Begin to take a reject."""
@@ -97,7 +108,11 @@ class Rejects:
             replaced = self._items.pop(item.id, None)
             self.bytes += item.length - (replaced.length if replaced else 0)
             self._items[item.id] = item
-            over = []
+        self._make_room()
+
+    def _make_room(self) -> None:
+        over = []
+        with self._lock:
             while len(self._items) > self._most_count or (self.bytes > self._most_bytes and len(self._items) > 1):
                 _, oldest = self._items.popitem(last=False)
                 self.bytes -= oldest.length
@@ -113,12 +128,19 @@ class Rejects:
         (self._folder / f"{identifier}.bin").unlink(missing_ok=True)
 
     def list(self, before: str, limit: int) -> list[Rejected]:
-        """Return rejects, newest first, behind the one called `before`."""
+        """Return rejects, newest first, behind the position `before`, whether or not that one still is there.
+
+        Raises:
+            RadmeshError: FIELD_INVALID.
+        """
         with self._lock:
-            items = list(reversed(self._items.values()))
+            items = sorted(self._items.values(), key=lambda item: (item.receive_time, item.id), reverse=True)
         if before:
-            position = next((i for i, item in enumerate(items) if item.id == before), len(items))
-            items = items[position + 1 :]
+            time, _, identifier = before.partition(".")
+            if not time.isdecimal() or not _IDENTIFIER.fullmatch(identifier):
+                raise RadmeshError("FIELD_INVALID", "page_token: of another query", metadata={"field": "page_token"})
+            position = (int(time), identifier)
+            items = [item for item in items if (item.receive_time, item.id) < position]
         return items[:limit]
 
     def get(self, identifier: str) -> Rejected:
@@ -153,6 +175,16 @@ class Rejects:
             if self._items.pop(identifier, None) is not None:
                 self.bytes -= item.length
         self._remove(identifier)
+
+
+def _read(path: Path) -> Rejected | None:
+    """What a reject's file says; None if it does not vouch for the bytes beside it."""
+    try:
+        item = Rejected(**json.loads(path.read_bytes()))
+        whole = item.id == path.stem and path.with_suffix(".bin").stat().st_size == item.length
+    except (ValueError, TypeError, FileNotFoundError):
+        return None
+    return item if whole else None
 
 
 class Incoming:
@@ -212,6 +244,8 @@ class Incoming:
                 )
             )
         except OSError as error:
+            self._close()
+            self._path.unlink(missing_ok=True)
             raise RadmeshError("STORAGE_FULL", "the rejects store cannot be written") from error
 
     def _close(self) -> None:

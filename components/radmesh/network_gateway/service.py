@@ -61,7 +61,7 @@ class RejectService:
             raise RadmeshError("FIELD_INVALID", "page_size: 0 or more", metadata={"field": "page_size"})
         size = min(request.page_size or 100, 1000)
         items = self._rejects.list(request.page_token, size + 1)
-        token = items[size - 1].id if len(items) > size else ""
+        token = items[size - 1].position if len(items) > size else ""
         return pb.ListRejectsResponse(rejects=map(_reject, items[:size]), next_page_token=token)
 
     def ReadReject(self, request: pb.ReadRejectRequest, _call: Call) -> Iterator[Bulk[pb.ReadRejectResponse]]:
