@@ -534,22 +534,3 @@ def test_registered_in_any_pieces_it_is_the_same(data: st.DataObject, tmp_path_f
         )
         database.close()
     assert ends[0] == ends[1]
-
-
-def test_registration_is_fast(tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]) -> None:
-    """Instances a second on SQLite, header parse included; what fails is half of what is asked: others compute too."""
-    database = Database(f"sqlite:///{tmp_path_factory.mktemp('fast')}/radmesh.sqlite")
-    parts = Parts(database)
-    parts.beat()
-    entries = [record(study=n // 512, sop=n, series=n // 128, sequence=n % 512 + 1) for n in range(4096)]
-    figures = []
-    for size in (64, 256):
-        mine = entries[:2048] if size == 64 else entries[2048:]
-        began = time.perf_counter()
-        for start in range(0, len(mine), size):
-            parts.registry.register(mine[start : start + size])
-        figures.append((size, len(mine) / (time.perf_counter() - began)))
-    with capsys.disabled():
-        print("\nregistration: " + ", ".join(f"{rate:,.0f} instances/s in batches of {size}" for size, rate in figures))
-    database.close()
-    assert max(rate for _, rate in figures) > 2500
