@@ -600,7 +600,7 @@ def test_a_drained_study_leaves_and_its_numbers_are_not_used_again(opened):
     store.remove_study(first.study_hash, first.generation, 1)
     store.remove_study(first.study_hash, first.generation, 1)
     assert all_rows(store) == []
-    assert [(s.state, s.last) for s in store.studies()] == [("REMOVED", 1)]
+    assert list(store.studies()) == []
     second = put(store, header(), b"2").ref
     assert second > first
     store.remove_study(second.study_hash, second.generation, 1)

@@ -30,6 +30,7 @@ from store_support import (
 )
 
 from radmesh.dicom.uids import study_hash
+from radmesh.runtime.clock import ManualClock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.study_store import Outcome, Ref, Residence, environment, lmdb_store
 
@@ -119,6 +120,26 @@ def test_a_full_environment_makes_place_for_the_next(opened, monkeypatch):
     again = put(store, header(sop=0), body(300_000, 0))
     assert again.outcome is Outcome.ALREADY
     assert len(all_rows(store)) == 60
+
+
+def test_what_was_sealed_is_hashed_again_before_it_is_counted_on(opened, root, monkeypatch):
+    """Also after a restart; what is damaged is no reason to say that an object is there already."""
+    monkeypatch.setattr(environment, "MAP_SIZE", 4 << 20)
+    store = opened()
+    stored = {}
+    with pytest.raises(RadmeshError):
+        for number in range(60):
+            stored[number] = put(store, header(sop=number), body(300_000, number)).ref
+    store.close()
+    path = file_of(root, stored[1])
+    data = bytearray(path.read_bytes())
+    data[data.index(body(300_000, 1)[4096:9000]) + 5] ^= 1
+    path.write_bytes(data)
+    alarms: list[str] = []
+    store = opened(alarm=lambda reason, _text: alarms.append(reason))
+    wait_for(lambda: "OBJECT_CORRUPT" in alarms)
+    assert put(store, header(sop=1), body(300_000, 1)).ref == Ref(stored[1].study_hash, 2, 1)
+    assert put(store, header(sop=2), body(300_000, 2)).ref == stored[2]
 
 
 def test_a_transfer_in_a_sealed_environment_fails_and_begins_anew(opened, monkeypatch):
@@ -307,6 +328,46 @@ def test_a_crash_within_an_eviction_is_finished(store, opened, root, where, monk
     assert len(all_rows(store)) == 4
 
 
+@pytest.mark.parametrize("where", ["state", "renamed"])
+def test_a_crash_within_a_removal_is_finished(opened, root, where, monkeypatch):
+    store = opened(spool=True)
+    ref = put(store, header(), b"1").ref
+    put(store, header(study=1), b"2")
+
+    class CrashError(BaseException):
+        pass
+
+    def crash(*_arguments, **_named):
+        raise CrashError
+
+    monkeypatch.setattr(*((store, "_to_trash") if where == "state" else (store._catalogue, "retire")), crash)
+    with pytest.raises(CrashError):
+        store.remove_study(ref.study_hash, 1, 1)
+    monkeypatch.undo()
+    store.close()
+    alarms: list[str] = []
+    store = opened(spool=True, alarm=lambda reason, _text: alarms.append(reason))
+    assert [row.header.study_instance_uid for row in all_rows(store)] == [uid("study", 1)]
+    assert not file_of(root, ref).exists()
+    assert alarms == []
+    assert put(store, header(), b"1").ref == Ref(ref.study_hash, 2, 1)
+
+
+def test_more_than_was_to_leave_stays(store, opened, root):
+    """Were something in a file that leaves which was not there when that was decided, it stays."""
+    ref = put(store, header(), b"1").ref
+    late = put(store, header(sop=1), b"2").ref
+    store._catalogue.update(ref.study_hash, 1, state="REMOVED", last=1)
+    store.close()
+    store = opened()
+    assert [read(store, one) for one in (ref, late)] == [b"1", b"2"]
+    store._catalogue.update(ref.study_hash, 1, state="EVICTING", last=2)
+    store.close()
+    store = opened()  # without rows that were saved
+    assert [read(store, one) for one in (ref, late)] == [b"1", b"2"]
+    assert put(store, header(sop=2), b"3").ref == Ref(ref.study_hash, 2, 1)
+
+
 def test_a_newer_format_is_not_touched(store, opened, root):
     put(store, header(), b"1")
     store.close()
@@ -399,6 +460,30 @@ def test_a_large_object_passes_in_constant_memory(root):
     command = [sys.executable, "-c", script, str(root), str(HERE.parent / "support"), str(size)]
     done = subprocess.run(command, env=environment_of(), check=True, stdout=subprocess.PIPE, text=True)
     assert int(done.stdout) < 96 << 20  # 64 MiB uncommitted at most, and the batch that is being committed
+
+
+def test_a_fast_sender_does_not_eat_up_the_reserve(opened, root, monkeypatch):
+    """Room is not measured for every object; what was taken since is counted. Eviction needs the reserve."""
+    disk, reserve = 24 << 20, 4 << 20
+
+    def free() -> int:
+        return disk - sum(path.stat().st_blocks * 512 for path in root.rglob("*") if path.is_file())
+
+    def statvfs(_path):
+        return type("Figures", (), {"f_blocks": disk // 512, "f_frsize": 512, "f_bavail": free() // 512})
+
+    monkeypatch.setattr(lmdb_store.os, "statvfs", statvfs)
+    store = opened(reserve=reserve, clock=ManualClock())
+    refs = []
+    with pytest.raises(RadmeshError) as caught:
+        refs.extend(put(store, header(sop=n), body(n * 7919 % 90_000, n)).ref for n in range(1000))
+    assert caught.value.reason == "STORAGE_FULL"
+    assert reserve - (1 << 20) < free() < reserve + (2 << 20)
+    store.set_permanent(refs)
+    store.mark_registered(refs[0].study_hash, 1, len(refs))
+    store.evict(refs[0].study_hash, 1)
+    wait_for(lambda: free() > 20 << 20)
+    assert put(store, header(sop="next"), b"x").outcome is Outcome.STORED
 
 
 def test_uncommitted_bytes_are_bounded_and_waited_for(store, monkeypatch):

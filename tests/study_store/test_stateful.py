@@ -15,7 +15,7 @@ from store_support import EXPLICIT, IMPLICIT, all_rows, body, header, open_store
 from radmesh.dicom.uids import study_hash
 from radmesh.runtime.clock import ManualClock
 from radmesh.runtime.errors import RadmeshError
-from radmesh.study_store import Outcome, Ref, Residence, Stored
+from radmesh.study_store import Outcome, Ref, Residence, Stored, lmdb_store
 
 STUDIES = st.integers(0, 2)
 SOPS = st.integers(0, 3)
@@ -47,6 +47,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
+        lmdb_store.EVICT_SECONDS = 0.01  # it is refused while a transfer is open, as often here as not
         self.folder = Path(tempfile.mkdtemp(prefix="radmesh-stateful-"))
         self.clock = ManualClock()
         self.store = open_store(self.folder / "store", self.clock)
@@ -68,6 +69,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.look()
             finally:
                 self.store.close()
+                lmdb_store.EVICT_SECONDS = 1.0
                 shutil.rmtree(self.folder)
 
     # -- the model

@@ -20,8 +20,7 @@ from radmesh.study_store.files import prepare_lock
 
 # OPEN: the environment takes objects. SEALED: it takes no more, after a failed commit. EVICTING: on its way to the
 # trash. PERMANENT_ONLY: the environment is gone, its rows are kept. LOST: its file is gone, or none that can be opened,
-# and nobody here removed it. REMOVED: its objects are elsewhere; the row stays, so that its number and its sequences
-# are never used again.
+# and nobody here removed it. REMOVED: its objects are elsewhere, and its file is being removed.
 OPEN: Final = "OPEN"
 SEALED: Final = "SEALED"
 EVICTING: Final = "EVICTING"
@@ -59,6 +58,7 @@ class Catalogue:
     """A small LMDB environment; every change is durable when it returns.
 
         s <hash 16> <number 4>      a generation's row
+        z <hash 16> <number 4=0>    greatest number of the study's generations that were removed: it is not used again
         u <hash 16> <number 4>      the mark "may have rows to register, or transfers to drop": looked into at start
         v                           version of the format
 
@@ -150,6 +150,12 @@ class Catalogue:
                 more = cursor.next()
         return found
 
+    def next_number(self, study_hash: str) -> int:
+        """Return the number of a study's next generation: one that none ever had."""
+        with self._use() as environment, environment.begin() as transaction:
+            removed = int.from_bytes(transaction.get(_key(b"z", study_hash, 0)) or b"", "big")
+        return max([removed, *(g.number for g in self.generations(study_hash))]) + 1
+
     def all(self, behind: tuple[str, int] = ("", 0)) -> Iterator[Generation]:
         """Yield every row behind one, by hash and number; pages of it, so that no reader stays open."""
         after = _key(b"s", *behind) + b"\0" if _HASH.fullmatch(behind[0]) else b"s"
@@ -209,6 +215,14 @@ class Catalogue:
             if raw is not None:
                 registered = max(_decode(study_hash, number, raw).registered, sequence)
                 _change(transaction, study_hash, number, {"registered": registered, "last": last}, unmark=unmark)
+
+    def retire(self, study_hash: str, number: int) -> None:
+        """Drop the row of a generation that was removed; its number is remembered."""
+        with self._write() as transaction:
+            transaction.delete(_key(b"s", study_hash, number))
+            transaction.delete(_key(b"u", study_hash, number))
+            removed = int.from_bytes(transaction.get(_key(b"z", study_hash, 0)) or b"", "big")
+            transaction.put(_key(b"z", study_hash, 0), max(removed, number).to_bytes(4, "big"))
 
     def close(self) -> None:
         """Close the environment."""

@@ -61,7 +61,10 @@ OPEN_MAX: Final = 512
 FILES_EACH: Final = 3
 FILES_ELSE: Final = 512
 IDLE_SECONDS: Final = 60.0
-EVICT_SECONDS: Final = 1.0
+# How long an eviction waits for readers, and who comes meanwhile for the eviction.
+EVICT_SECONDS = 1.0
+# Pages that an object takes beside its own bytes, about.
+OVERHEAD: Final = 16_384
 _FREE_EVERY: Final = 0.2
 _SWEEP_EVERY: Final = 60.0
 
@@ -175,12 +178,15 @@ class LmdbStudyStore:
         for g in self._catalogue.all():
             key = (g.study_hash, g.number)
             known.add(key)
-            if g.state in (states.EVICTING, states.REMOVED) and key in studies:
-                self._go_on_leaving(g)
-            elif g.state == states.EVICTING:
-                self._catalogue.update(*key, unmark=True, state=states.PERMANENT_ONLY)
+            if g.state in (states.EVICTING, states.REMOVED):
+                self._go_on_leaving(g, present=key in studies)
             elif g.state in states.IN_CACHE and key not in studies and g.registered:
                 self._lose(key, "is gone")
+            elif g.state == states.SEALED and key in studies:
+                # The process that sealed it may have ended before it had looked.
+                self._sealed.add(key)
+                self._suspect.add(key)
+                self._background.submit(self._verify, *key)
             # OPEN, without a file, and nothing was ever registered: it had not been made yet.
         for key in studies - known:
             self._adopt(key, states.OPEN)
@@ -201,21 +207,23 @@ class LmdbStudyStore:
                     path.unlink()
         return found
 
-    def _go_on_leaving(self, g: Generation) -> None:
-        """Finish an eviction or a removal that a crash has cut short; not if more is in the file than was to go."""
+    def _go_on_leaving(self, g: Generation, *, present: bool) -> None:
+        """Finish what a crash has cut short; not if more is in the file than was to go, or its rows were not saved."""
         key = (g.study_hash, g.number)
-        try:
-            with contextlib.closing(self._make_environment(self._path(*key), *key)) as environment:
-                last = environment.last_sequence
-        except (lmdb.Error, OSError):
-            last = g.last
-        if last > g.last:
+        stays = present and g.state == states.EVICTING and not self._rows_path(*key).exists()
+        if present and not stays:
+            with (
+                contextlib.suppress(lmdb.Error, OSError),
+                contextlib.closing(self._make_environment(self._path(*key), *key)) as environment,
+            ):
+                stays = environment.last_sequence > g.last
+        if stays:
             self._catalogue.update(*key, state=states.SEALED)
             self._catalogue.mark(*key)
         elif g.state == states.EVICTING:
             self._finish_eviction(*key)
         else:
-            self._to_trash(*key)
+            self._finish_removal(*key)
 
     def _adopt(self, key: Key, state: str) -> None:
         """Take a file that the catalogue does not know: what is in the cache is registered again."""
@@ -398,7 +406,7 @@ class LmdbStudyStore:
         generations = self._catalogue.generations(study_hash)
         environment = self._reopen(generations[-1]) if generations else None
         if environment is None:
-            number = generations[-1].number + 1 if generations else 1
+            number = self._catalogue.next_number(study_hash)
             self._catalogue.add(Generation(study_hash, number, study_instance_uid), mark=True)
             environment = self._make_file(study_hash, number, study_instance_uid)
         environment.earlier = tuple(
@@ -534,7 +542,10 @@ class LmdbStudyStore:
         after = 0
         try:
             while page := self.rows(study_hash, number, after=after):
-                bad += sum(not self._intact(row) for row in page)
+                for row in page:
+                    if self._closing:
+                        return  # the next start looks again
+                    bad += not self._intact(row)
                 after = page[-1].ref.sequence
         except RadmeshError:
             bad += 1
@@ -596,9 +607,13 @@ class LmdbStudyStore:
         return self.free_bytes() > 0
 
     def _check_room(self, size: int) -> None:
+        size += OVERHEAD
         if self._measure_free() - self._budget.used < size:
-            self._free_at = -1.0
-            raise RadmeshError("STORAGE_FULL", "no room above the reserve of the store's file system")
+            self._free_at = -1.0  # what was measured may be of before an eviction
+            if self._measure_free() - self._budget.used < size:
+                raise RadmeshError("STORAGE_FULL", "no room above the reserve of the store's file system")
+        # Until it is measured again: a fast sender must not eat up the reserve.
+        self._free -= size
 
     def take_room(self, size: int) -> None:
         """Take room on the disk and among what is uncommitted; the commit gives the latter back.
@@ -1010,7 +1025,13 @@ class LmdbStudyStore:
                     study_hash, generation, unmark=True, state=states.REMOVED, registered=last, last=last
                 )
                 self._close_for_good(environment)
-                self._background.submit(self._unlink, self._to_trash(study_hash, generation))
+                self._finish_removal(study_hash, generation)
+
+    def _finish_removal(self, study_hash: str, generation: int) -> None:
+        """From REMOVED on: rename, drop the row, unlink; can be done again after a crash anywhere between."""
+        trash = self._to_trash(study_hash, generation)
+        self._catalogue.retire(study_hash, generation)
+        self._background.submit(self._unlink, trash)
 
     def _study_lock(self, study_hash: str) -> threading.Lock:
         try:
@@ -1033,7 +1054,7 @@ class LmdbStudyStore:
             while not all(_unused(e) for e in self._open.values()) and time.monotonic() < until:
                 self._changed.wait(0.01)  # the end of a commit notifies nobody
         self._pool.shutdown(wait=True)
-        self._background.shutdown(wait=True)
+        self._background.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             for environment in self._open.values():
                 environment.close()
