@@ -1,5 +1,7 @@
 """Wires the Archive Server."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from radmesh.api.archive.v1 import archive_pb2
@@ -13,9 +15,10 @@ from radmesh.archive_server.service import ArchiveService
 from radmesh.archive_server.tier import Tier
 from radmesh.archive_server.tiering import Tiering
 from radmesh.runtime.context import Context
+from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.lifecycle import Group
 from radmesh.runtime.rpc import Server
-from radmesh.study_store import LmdbStudyStore, Ref
+from radmesh.study_store import LmdbStudyStore, Ref, Residence
 from radmesh.transfer.model import ObjectReference
 from radmesh.transfer.pump import Heartbeat, RegistrationPump
 from radmesh.transfer.receiver import TransferReceiver
@@ -51,18 +54,21 @@ class ArchiveServer:
         pump = RegistrationPump(self._store, context, heartbeat=heartbeat)
         tiering = Tiering(context, self._store, tier, self._reports, reporter, config.quiet, receiver.idle_seconds)
 
-        def evicted(study_hash: str, generation: int) -> None:
-            after = 0
-            while rows := self._store.rows(study_hash, generation, after=after):
-                self._reports.add(row.ref for row in rows)
-                after = rows[-1].ref.sequence
+        @contextmanager
+        def changing(refs: Sequence[Ref]) -> Iterator[None]:
+            with self._reports.changing(refs):
+                yield
             reporter.wake()
+
+        for state in self._store.studies():
+            if state.state == "LOST":
+                self._reports.add(e.row.ref for e in tier.entries(state.study_hash, state.generation).values())
 
         self._server.add(
             transfer_pb2.DESCRIPTOR.services_by_name["TransferService"], receiver, codecs=TransferReceiver.codecs
         )
         self._server.add(
-            archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"], ArchiveService(self._store, evicted)
+            archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"], ArchiveService(self._store, changing)
         )
         self._services = Group([heartbeat, pump, reporter, tiering])
         figure = context.status.figure
@@ -78,10 +84,15 @@ class ArchiveServer:
         for study_hash, generation, registered, _ in self._store.unregistered():
             if (study_hash, generation) == (ref.study_hash, ref.generation) and ref.sequence > registered:
                 return None
+        try:
+            residence = self._store.residence(ref)
+            defect = "" if residence is Residence.PERMANENT else self._store.defect(ref)
+        except RadmeshError:
+            return None  # it cannot be read now: what is to be said of the others does not wait
         return database_pb2.InstanceUpdate(
             object=ObjectReference(self._store.store_id, ref.study_hash, ref.generation, ref.sequence).message(),
-            residence=int(self._store.residence(ref)),  # type: ignore[arg-type]
-            defect=self._store.defect(ref),
+            residence=int(residence),  # type: ignore[arg-type]
+            defect=defect,
         )
 
     def start(self) -> None:

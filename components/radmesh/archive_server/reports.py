@@ -4,9 +4,11 @@ A set of object ids in a small LMDB environment, durable before the change itsel
 object's state at that time, so an entry too many does no harm and none is lost.
 """
 
+import contextlib
 import secrets
 import struct
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,7 @@ import lmdb
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.runtime.context import Context
+from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.lifecycle import Worker
 from radmesh.study_store import Ref
 
@@ -31,6 +34,7 @@ class Reports:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._changing = threading.Lock()
         self._environment = lmdb.open(str(folder), map_size=1 << 30, max_dbs=0, sync=True, metasync=True)
 
     def add(self, refs: Iterable[Ref]) -> None:
@@ -38,6 +42,18 @@ class Reports:
         with self._environment.begin(write=True) as transaction:
             for ref in refs:
                 transaction.put(_key(ref), secrets.token_bytes(8))
+
+    @contextlib.contextmanager
+    def changing(self, refs: Sequence[Ref]) -> Iterator[None]:
+        """Add objects around a change of theirs: it is reported, whenever the process ends or the reporter looks.
+
+        Added before, a change is reported that a crash came after. Added again after it, what the reporter has said
+        of an object meanwhile, which was its state before, does not count.
+        """
+        with self._changing:
+            self.add(refs)
+            yield
+            self.add(refs)
 
     def first(self, limit: int, after: Ref | None = None) -> list[tuple[Ref, bytes]]:
         """Objects to be reported, with what ``remove`` needs, in order of their ids."""
@@ -52,7 +68,7 @@ class Reports:
 
     def remove(self, reported: Iterable[tuple[Ref, bytes]]) -> None:
         """Forget those that were not added again since they were read."""
-        with self._environment.begin(write=True) as transaction:
+        with self._changing, self._environment.begin(write=True) as transaction:
             for ref, version in reported:
                 if transaction.get(_key(ref)) == version:
                     transaction.delete(_key(ref))
@@ -106,7 +122,17 @@ class Reporter:
         return POLL_SECONDS
 
     def _send(self, batch: Sequence[tuple[tuple[Ref, bytes], database_pb2.InstanceUpdate]]) -> None:
-        if batch:
-            request = database_pb2.UpdateInstancesRequest(updates=[update for _, update in batch])
+        if not batch:
+            return
+        request = database_pb2.UpdateInstancesRequest(updates=[update for _, update in batch])
+        try:
             self._registry.UpdateInstances(request, timeout=CALL_SECONDS)
-            self._reports.remove(item for item, _ in batch)
+        except RadmeshError as error:
+            if error.reason != "OBJECT_NOT_FOUND":
+                raise
+            # One object that the database does not know has the whole batch refused; of it there is nothing to say.
+            if len(batch) > 1:
+                for one in batch:
+                    self._send([one])
+                return
+        self._reports.remove(item for item, _ in batch)

@@ -1,7 +1,8 @@
 """The gRPC edge: parse, call, answer."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Final
 
 from radmesh.api.archive.v1 import archive_pb2 as pb
@@ -9,7 +10,7 @@ from radmesh.api.common.v1 import common_pb2
 from radmesh.dicom.uids import study_hash
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Call
-from radmesh.study_store import LmdbStudyStore, StudyState
+from radmesh.study_store import LmdbStudyStore, Ref, StudyState
 from radmesh.transfer.model import ObjectReference
 
 _HASH: Final = re.compile(r"[0-9a-f]{32}")
@@ -32,9 +33,11 @@ def _position(token: str) -> tuple[int, int]:
 class ArchiveService:
     """archive.v1.ArchiveService."""
 
-    def __init__(self, store: LmdbStudyStore, evicted: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, store: LmdbStudyStore, changing: Callable[[Sequence[Ref]], AbstractContextManager[None]]
+    ) -> None:
         self._store = store
-        self._evicted = evicted
+        self._changing = changing
 
     def _generations(self, name: str) -> list[StudyState]:
         found = [s for s in self._store.studies() if s.study_hash == name and s.state != "REMOVED"]
@@ -106,7 +109,8 @@ class ArchiveService:
         freed = 0
         for state in self._generations(study_hash(request.study_instance_uid)):
             if state.state in ("OPEN", "SEALED"):
-                freed += self._store.evict(state.study_hash, state.generation)
                 # The database hears of the new residence of every object.
-                self._evicted(state.study_hash, state.generation)
+                refs = [Ref(state.study_hash, state.generation, number) for number in range(1, state.last + 1)]
+                with self._changing(refs):
+                    freed += self._store.evict(state.study_hash, state.generation)
         return pb.EvictStudyResponse(bytes=freed)

@@ -31,6 +31,8 @@ from radmesh_native.crc32c import crc32c
 
 BLOCK: Final = 1_048_560
 MANIFESTS_CACHED: Final = 8
+CHECKS_CACHED: Final = 64
+"""Generations of which only the CRC-32C are kept: a few bytes an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Tier:
         self._log = log
         self._lock = threading.Lock()
         self._manifests: OrderedDict[tuple[str, int], tuple[tuple[int, int], dict[int, Entry]]] = OrderedDict()
+        self._checks: OrderedDict[tuple[str, int], dict[int, Sequence[int]]] = OrderedDict()
 
     # -- names
 
@@ -191,7 +194,24 @@ class Tier:
             self._manifests[key] = (state, entries)
             while len(self._manifests) > MANIFESTS_CACHED:
                 self._manifests.popitem(last=False)
+            self._checks[key] = {sequence: entry.checks for sequence, entry in entries.items()}
+            while len(self._checks) > CHECKS_CACHED:
+                self._checks.popitem(last=False)
         return entries
+
+    def checks(self, ref: Ref) -> Sequence[int] | None:
+        """CRC-32C of every 1,048,560 bytes of an object; None if the tier does not have it."""
+        key = (ref.study_hash, ref.generation)
+        with self._lock:
+            found = self._checks.get(key, {}).get(ref.sequence)
+            if found is not None:
+                self._checks.move_to_end(key)
+        if found is None:
+            # A tier that cannot be read now keeps nobody from the cache.
+            with contextlib.suppress(OSError):
+                entry = self.entries(*key).get(ref.sequence)
+                found = None if entry is None else entry.checks
+        return found
 
     def entry(self, ref: Ref) -> Entry:
         """One object of the tier.

@@ -85,16 +85,25 @@ class Tiering:
         now = self._clock.monotonic()
         with self._lock:
             due = [k for k, (a, b) in self._waiting.items() if now - b >= self._quiet or now - a >= _LONGEST_WAIT]
+        # What cannot be copied keeps no other study, and no other object of its own, from the tier.
+        failure: RadmeshError | None = None
         for key in due:
             if self._worker.stopping:
                 return 0.0
             with self._lock:
                 before = self._waiting.get(key)
-            if self._settle(*key):
+            try:
+                settled = self._settle(*key)
+            except RadmeshError as error:
+                failure = failure or error
+                continue
+            if settled:
                 with self._lock:
                     # Something that came meanwhile keeps it in the queue.
                     if self._waiting.get(key) == before:
                         self._waiting.pop(key, None)
+        if failure is not None:
+            raise failure
         self._status.clear_alarm("TIER_FAILED")
         return min(_LOOK_SECONDS, max(0.05, self._quiet / 2))
 
@@ -107,16 +116,25 @@ class Tiering:
                 return True
             raise
         batch: list[Entry] = []
+        failure: RadmeshError | None = None
         for ref in missing:
             self._yield()
             if self._worker.stopping:
                 break
-            batch.append(self._copy(ref))
+            try:
+                batch.append(self._copy(ref))
+            except RadmeshError as error:
+                failure = failure or error
+                if error.reason == "TIER_FAILED":
+                    break
+                continue
             if len(batch) == _BATCH:
                 self._finish(batch)
                 batch = []
         if batch:
             self._finish(batch)
+        if failure is not None:
+            raise failure
         return not self._worker.stopping
 
     def _copy(self, ref: Ref) -> Entry:
@@ -130,9 +148,8 @@ class Tiering:
     def _finish(self, batch: list[Entry]) -> None:
         refs = [entry.row.ref for entry in batch]
         self._tier.settle(batch)
-        # Before the change itself: a crash between the two reports once too often, never once too little.
-        self._reports.add(refs)
-        self._store.set_permanent(refs)
+        with self._reports.changing(refs):
+            self._store.set_permanent(refs)
         self.copied += len(refs)
         self._counter.inc(len(refs))
         self._reporter.wake()
