@@ -6,8 +6,11 @@ In order: the Database Server's placement; while that is silent, the last placem
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import datetime, timedelta
 from typing import Any, Final
+
+import lmdb
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
@@ -56,7 +59,8 @@ class Admission:
         self._admissions = context.metrics.counter("radmesh_admissions")
         self._lock = threading.Lock()
         self._tickets: OrderedDict[bytes, tuple[datetime, common_pb2.SignedTicket, str]] = OrderedDict()
-        self._asking: dict[bytes, threading.Lock] = {}
+        self._asking: dict[tuple[bytes, str], Future[common_pb2.SignedTicket]] = {}
+        self._revocations = 0
         self._own: OrderedDict[bytes, datetime] = OrderedDict()
         self._worker: Worker = context.worker("stores", self._step, most_pause=1.0)
 
@@ -88,16 +92,21 @@ class Admission:
             RadmeshError: NO_STORE: no archive answers and the spool is full.
         """
         digest = key.digest()
+        # One question a key: associations that begin together share the answer, also that of a silent database.
         with self._lock:
-            asking = self._asking.setdefault(digest, threading.Lock())
-        # One question a key: associations that begin together share the answer.
-        with asking:
+            answer = self._asking.get((digest, avoid))
+            mine = answer is None
+            if answer is None:
+                answer = self._asking[digest, avoid] = Future()
+        if mine:
             try:
-                known = None if avoid else self._known(digest)
-                return known or self._ask(key, digest, avoid)
+                answer.set_result((None if avoid else self._known(digest)) or self._ask(key, digest, avoid))
+            except BaseException as error:  # noqa: BLE001 - raised below, in all who wait
+                answer.set_exception(error)
             finally:
                 with self._lock:
-                    self._asking.pop(digest, None)
+                    del self._asking[digest, avoid]
+        return answer.result()
 
     def _known(self, digest: bytes) -> common_pb2.SignedTicket | None:
         with self._lock:
@@ -107,9 +116,11 @@ class Admission:
                 return None
             return found[1]
 
-    def _remember(self, digest: bytes, ticket: common_pb2.SignedTicket, study: str) -> None:
+    def _remember(self, digest: bytes, ticket: common_pb2.SignedTicket, study: str, revocations: int) -> None:
         expire = common_pb2.Ticket.FromString(ticket.payload).expire_time
         with self._lock:
+            if revocations != self._revocations:
+                return  # it may be older than what made tickets void: it is used once
             self._tickets[digest] = (expire.ToDatetime(self._context.clock.now().tzinfo), ticket, study)
             while len(self._tickets) > _MOST:
                 self._tickets.popitem(last=False)
@@ -117,6 +128,7 @@ class Admission:
     def forget(self, study_instance_uid: str = "") -> None:
         """Revoke the tickets of a study, or all."""
         with self._lock:
+            self._revocations += 1
             gone = [
                 d for d, (_, _, study) in self._tickets.items() if not study_instance_uid or study == study_instance_uid
             ]
@@ -127,6 +139,7 @@ class Admission:
         request = database_pb2.PlaceStudyRequest(
             admission_key=key_message(key), verification=verification_of(key), avoid_store_id=avoid
         )
+        revocations = self._revocations
         try:
             ticket: common_pb2.SignedTicket = self._placement.PlaceStudy(request, timeout=self._timeout).ticket
         except RadmeshError as error:
@@ -136,9 +149,13 @@ class Admission:
                 raise
             self._context.log.warning("database does not place studies", reason=error.reason)
             return self._without_database(key, digest, avoid)
-        self._remember(digest, ticket, key.study_instance_uid)
+        self._remember(digest, ticket, key.study_instance_uid, revocations)
         store_id = common_pb2.Ticket.FromString(ticket.payload).store_id
-        self._memory.place(key.study_instance_uid, store_id)
+        try:
+            self._memory.place(key.study_instance_uid, store_id)
+        except lmdb.Error as error:
+            # The archive takes the object all the same.
+            self._context.log.warning("a placement cannot be remembered", error=type(error).__name__)
         self._admissions.labels("archive").inc()
         return ticket
 

@@ -1,0 +1,352 @@
+"""Admission with a real Database Server: who decides where an object goes, and what happens while nobody answers."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+from component_mesh import Components, item
+from database_support import at_once, uid
+from transfer_support import wait_for
+
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.database.v1 import database_pb2
+from radmesh.dicom.admission import AdmissionKey
+from radmesh.network_gateway import admission
+from radmesh.network_gateway.admission import Admission, Revocation
+from radmesh.network_gateway.placements import Memory
+from radmesh.runtime.errors import RadmeshError
+from radmesh.transfer.model import Ticket
+
+SPOOL = ("spool-0", "unix:/spool", b"s" * 16)
+ISSUED = {"database-server": "database", "network-gateway": "gateway"}
+
+
+class World:
+    """A database, stores that only send heartbeats, and the gateway's admission without its servers."""
+
+    def __init__(self, folder: Path, transport: str = "unix") -> None:
+        self.mesh = Components(folder, transport)
+        self.mesh.database(store_timeout=60)
+        self.context = self.mesh.context("network-gateway")
+        self.registry = self.mesh.client("archive-server-0", database_pb2, "RegistryService", "database-server")
+        self.full = False
+        self.asked: list[str] = []
+        self.memory: Memory
+        self.open()
+
+    def open(self) -> None:
+        self.memory = Memory(self.context.data / "placements")
+        self.admission = Admission(self.context, self.memory, 2.0, lambda: None if self.full else SPOOL)
+        real = self.admission._placement
+
+        class Counted:
+            """The real service; says what it was asked."""
+
+            def PlaceStudy(_, request: Any, **options: Any) -> Any:  # noqa: N805
+                self.asked.append(request.admission_key.study_instance_uid)
+                return real.PlaceStudy(request, **options)
+
+        self.admission._placement = Counted()
+        self.revocation = Revocation(self.context, self.admission)
+
+    def start(self) -> None:
+        self.admission.start()
+        self.revocation.start()
+        wait_for(lambda: self.revocation._revision >= 0)
+
+    def stop(self) -> None:
+        self.revocation.stop(2.0)
+        self.admission.stop(2.0)
+        self.memory.close()
+
+    def beat(self, number: int = 0, *, accepting: bool = True) -> None:
+        request = database_pb2.HeartbeatRequest(
+            store_id=f"archive-{number}",
+            kind=common_pb2.STORE_KIND_ARCHIVE,
+            target=f"unix:/archive-{number}",
+            epoch=bytes([number]) * 16,
+            free_bytes=10**12,
+            accepting=accepting,
+        )
+        who = f"archive-server-{number}"
+        self.mesh.client(who, database_pb2, "RegistryService", "database-server").Heartbeat(request, timeout=5.0)
+
+    def known(self, *numbers: int) -> None:
+        """Wait until the gateway knows that these archives live."""
+        self.admission._worker.wake()
+        wait_for(lambda: {a.store_id for a in self.memory.archives if a.alive} == {f"archive-{n}" for n in numbers})
+
+    def admit(self, study: object = "a", avoid: str = "", **changes: Any) -> Ticket:
+        ticket = Ticket.parse(self.admission.admit(key(study, **changes), avoid))
+        assert self.context.credentials.ticket_verify(ticket.issuer, ticket.payload, ticket.signature)
+        assert ticket.study_instance_uid == uid("study", study)
+        assert ticket.admission_key == key(study, **changes).digest()
+        return ticket
+
+    def close(self) -> None:
+        self.stop()
+        self.mesh.close()
+
+
+def key(study: object = "a", **changes: Any) -> AdmissionKey:
+    return item(study, 1, **changes).key
+
+
+def where(ticket: Ticket) -> tuple[str, str]:
+    return ticket.store_id, ISSUED[ticket.issuer]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    memory = Path("/dev/shm")
+    path = Path(tempfile.mkdtemp(prefix="rm-", dir=memory if memory.is_dir() else None))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def world(folder: Path) -> Iterator[World]:
+    made = World(folder)
+    yield made
+    made.close()
+
+
+def database_down(world: World) -> None:
+    world.mesh.kill("database-server")
+
+
+def test_the_database_signs_and_the_ticket_is_kept(world: World) -> None:
+    world.beat()
+    first = world.admit()
+    assert where(first) == ("archive-0", "database")
+    assert (first.target, first.epoch) == ("unix:/archive-0", bytes(16))
+    assert world.admit() == first
+    assert len(world.asked) == 1
+    other = world.admit(PatientName="Other^Patient")
+    assert other.admission_key != first.admission_key
+    assert len(world.asked) == 2
+    assert world.mesh.places() == {uid("study", "a"): "archive-0"}
+
+
+def test_a_ticket_that_ends_soon_is_not_given(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.beat()
+    world.admit()
+    now = world.context.clock.now()
+    late = type("Late", (), {"now": lambda _: now.replace(year=now.year + 1)})()
+    digest = key().digest()
+    assert world.admission._known(digest)
+    monkeypatch.setattr(world.admission, "_context", type("C", (), {"clock": late})())
+    assert world.admission._known(digest) is None
+
+
+def test_twenty_at_once_are_one_question(world: World) -> None:
+    world.beat()
+    answers = at_once(*[world.admit] * 20)
+    assert {where(t) for t in answers} == {("archive-0", "database")}
+    assert len({t.payload for t in answers}) == 1
+    assert len(world.asked) == 1
+    assert not world.admission._asking
+
+
+def test_twenty_at_once_share_the_answer_also_when_the_database_is_down(world: World) -> None:
+    world.beat()
+    world.start()
+    world.known(0)
+    world.admit()
+    database_down(world)
+    world.admission.forget()
+    world.asked.clear()
+    answers = at_once(*[world.admit] * 20)
+    assert {where(t) for t in answers} == {("archive-0", "gateway")}, "one question, one answer: the known placement"
+    assert len(world.asked) == 1
+    assert not world.admission._asking
+
+
+def test_an_error_is_shared_too(world: World) -> None:
+    database_down(world)
+    world.full = True
+    answers = at_once(*[world.admit] * 10)
+    assert {getattr(a, "reason", a) for a in answers} == {"NO_STORE"}
+    assert not world.admission._asking
+
+
+def test_what_is_void_before_it_comes_is_not_kept(world: World) -> None:
+    world.beat()
+    real = world.admission._placement
+
+    class Slow:
+        """A hold comes while the answer is under way."""
+
+        def PlaceStudy(self, request: Any, **options: Any) -> Any:
+            answer = real.PlaceStudy(request, **options)
+            world.admission.forget(request.admission_key.study_instance_uid)
+            return answer
+
+    world.admission._placement = Slow()
+    world.admit()
+    assert world.admission._known(key().digest()) is None
+
+
+def test_avoid(world: World) -> None:
+    world.beat(0)
+    world.beat(1)
+    first = world.admit()
+    other = world.admit(avoid=first.store_id)
+    assert other.store_id != first.store_id
+    assert world.admit().store_id == other.store_id, "the new ticket is the one that is kept"
+
+
+def test_no_archive_is_the_spool_and_full_is_no_store(world: World) -> None:
+    ticket = world.admit()
+    assert where(ticket) == ("spool-0", "gateway")
+    assert (ticket.target, ticket.epoch) == SPOOL[1:]
+    world.beat(0, accepting=False)
+    assert where(world.admit()) == ("spool-0", "gateway")
+    world.full = True
+    with pytest.raises(RadmeshError) as caught:
+        world.admit()
+    assert caught.value.reason == "NO_STORE"
+    world.beat(0)
+    assert where(world.admit()) == ("archive-0", "database"), "as soon as there is an archive"
+
+
+def test_database_down(world: World) -> None:
+    world.beat()
+    world.start()
+    world.known(0)
+    world.admit("a")
+    database_down(world)
+    world.admission.forget()
+    assert where(world.admit("a")) == ("archive-0", "gateway"), "the last known placement"
+    assert where(world.admit("a")) == ("spool-0", "gateway"), "who asks again could not use it"
+    assert where(world.admit("b")) == ("spool-0", "gateway"), "nothing is known"
+    world.full = True
+    for study in ("a", "b"):
+        with pytest.raises(RadmeshError) as caught:
+            world.admit(study)
+        assert caught.value.reason == "NO_STORE"
+
+
+def test_database_down_and_the_archive_is_to_be_avoided(world: World) -> None:
+    world.beat()
+    world.start()
+    world.known(0)
+    world.admit()
+    database_down(world)
+    assert where(world.admit(avoid="archive-0")) == ("spool-0", "gateway")
+
+
+def test_a_restart_without_the_database_still_knows(world: World) -> None:
+    world.beat()
+    world.start()
+    world.known(0)
+    world.admit()
+    database_down(world)
+    world.stop()
+    world.open()
+    assert where(world.admit()) == ("archive-0", "gateway")
+    world.mesh.database(store_timeout=60)
+    world.beat()
+    wait_for(lambda: where(world.admit()) == ("archive-0", "database"))
+
+
+def test_a_change_of_stores_revokes_within_a_second(world: World) -> None:
+    world.beat(0)
+    world.start()
+    world.known(0)
+    world.admit()
+    assert world.admission._known(key().digest())
+    world.beat(0, accepting=False)
+    wait_for(lambda: world.admission._known(key().digest()) is None, 1.0)
+    assert where(world.admit()) == ("spool-0", "gateway")
+
+
+def test_a_hold_revokes_its_study_within_a_second(world: World) -> None:
+    world.beat(0)
+    world.start()
+    world.known(0)
+    wait_for(lambda: _watching(world))
+    world.admit("a")
+    world.admit("b")
+    feed = world.mesh.running["database-server"]._feed
+    feed.write(lambda _connection: (None, [("hold", uid("study", "a"))]))
+    wait_for(lambda: world.admission._known(key("a").digest()) is None, 1.0)
+    assert world.admission._known(key("b").digest())
+
+
+def _watching(world: World) -> bool:
+    return world.revocation._call is not None and world.revocation._revision >= 0
+
+
+def test_the_feed_goes_on_where_it_was_when_the_database_is_back(world: World) -> None:
+    world.beat(0)
+    world.start()
+    world.known(0)
+    world.admit()
+    database_down(world)
+    world.mesh.database(store_timeout=60)
+    world.beat(0, accepting=False)
+    wait_for(lambda: world.admission._known(key().digest()) is None)
+
+
+def test_a_failing_disk_of_the_gateway_refuses_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.beat(0)
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise lmdb.DiskError("mdb_put: No space left on device")
+
+    monkeypatch.setattr(world.memory, "place", failing)
+    assert where(world.admit()) == ("archive-0", "database")
+
+
+def test_what_is_kept_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_MOST", 3)
+    world.beat(0)
+    for study in range(6):
+        world.admit(study)
+    assert len(world.admission._tickets) == 3
+    database_down(world)
+    for study in range(6, 12):
+        world.admit(study)
+    assert len(world.admission._own) <= 3
+
+
+@pytest.mark.parametrize("study", ["", "1" * 65])
+def test_impossible_keys_are_refused_by_name(folder: Path, study: str) -> None:
+    mesh = Components(folder)
+    mesh.database()
+    mesh.gateway()
+    try:
+        odd = AdmissionKey("CT1", study, "", "", "", "", "")
+        wait_for(lambda: _reason(lambda: mesh.admit(odd)) == "FIELD_INVALID")
+    finally:
+        mesh.close()
+
+
+def _reason(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except RadmeshError as error:
+        return error.reason
+    return ""
+
+
+@pytest.mark.parametrize("transport", ["unix", "tls"])
+def test_the_whole_gateway(folder: Path, transport: str) -> None:
+    mesh = Components(folder, transport)
+    try:
+        mesh.database()
+        mesh.gateway()
+        wait_for(lambda: _reason(lambda: mesh.admit(key())) == "")
+        spooled = mesh.admit(key())
+        assert where(spooled) == ("spool-0", "gateway")
+        mesh.archive()
+        wait_for(lambda: where(mesh.admit(key())) == ("archive-0", "database"))
+        (committed,) = mesh.send(item("a", 1), by="gateway")
+        assert committed.object.store_id == "archive-0"
+    finally:
+        mesh.close()
