@@ -52,11 +52,20 @@ class Drain:
     def _step(self) -> float:
         if not any(a.alive and a.accepting for a in self._memory.archives):
             return _LOOK_SECONDS
+        failure: RadmeshError | None = None
         for state in self._spool.studies():
             if self._worker.stopping:
                 return 0.0
             if state.state in ("OPEN", "SEALED") and state.last and state.registered >= state.last:
-                self._drain(state.study_hash, state.generation, state.last)
+                try:
+                    self._drain(state.study_hash, state.generation, state.last)
+                except RadmeshError as error:
+                    if error.transient or error.reason == "NO_ARCHIVE":
+                        raise
+                    # A study that cannot be moved keeps no other in the spool.
+                    failure = failure or error
+        if failure is not None:
+            raise failure
         return _LOOK_SECONDS
 
     def _drain(self, study_hash: str, generation: int, last: int) -> None:
