@@ -5,13 +5,16 @@ Imports stay light: what a command needs is imported when it runs, so that `radm
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from radmesh.client.cluster import Cluster
+    from radmesh.client.model import Study
 
+# Below this many columns a list of studies is not a table.
+_WIDE = 150
 ROLES = ("none", "technologist", "radiologist", "administrator")
 # Exit codes, as `radmesh --help` lists them; errors that are raised get theirs from radmesh.mesh.cli.
 OK, PARTIAL = 0, 1
@@ -159,6 +162,27 @@ def _table(title: str, columns: list[str], rows: list[list[str]], *, right: tupl
     console.print(table)
 
 
+def _width() -> int:
+    """Return the columns of the terminal; of a file, as many as anybody wants."""
+    import shutil  # noqa: PLC0415
+
+    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 240
+
+
+def _lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)  # noqa: T201
+
+
+def _status_text(study: "Study") -> str:
+    """Return what is worth saying of a study's status, such as "held (PATIENT_MISMATCH), dictated"."""
+    said = [study.reading.lower()]
+    if study.verification != "NOT_REQUIRED":
+        reason = f" ({study.verification_reason})" if study.verification_reason else ""
+        said.insert(0, study.verification.lower() + reason)
+    return ", ".join(said)
+
+
 def _progress(*, quiet: bool) -> Any:
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import (  # noqa: PLC0415
@@ -262,24 +286,34 @@ def run_find(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json({"studies": studies, "more": more})
         return OK
-    rows = [
-        [
-            s.study_date,
-            s.patient_name.rstrip("^="),
-            s.patient_id,
-            ",".join(s.modalities),
-            s.study_description,
-            str(s.instance_count),
-            size_text(s.bytes),
-            s.verification.lower() + (f" ({s.verification_reason})" if s.verification_reason else ""),
-            s.reading.lower(),
-            s.study_instance_uid,
-        ]
-        for s in studies
-    ]
-    columns = ["date", "patient", "id", "mod", "description", "inst", "size", "verification", "reading", "study"]
-    if rows:
-        _table("", columns, rows, right=(5, 6))
+    if studies and _width() < _WIDE:
+        # A study a paragraph: a table this narrow would break the UIDs, which are for copying.
+        _lines(
+            f"{s.study_date} {s.patient_name.rstrip('^=')} {s.patient_id}  {','.join(s.modalities)}"
+            f" {s.study_description}"
+            f"  {s.instance_count} instances, {size_text(s.bytes)}, {_status_text(s)}\n  {s.study_instance_uid}"
+            for s in studies
+        )
+    elif studies:
+        _table(
+            "",
+            ["date", "patient", "id", "mod", "description", "inst", "size", "status", "study"],
+            [
+                [
+                    s.study_date,
+                    s.patient_name.rstrip("^="),
+                    s.patient_id,
+                    ",".join(s.modalities),
+                    s.study_description,
+                    str(s.instance_count),
+                    size_text(s.bytes),
+                    _status_text(s),
+                    s.study_instance_uid,
+                ]
+                for s in studies
+            ],
+            right=(5, 6),
+        )
     note = f"the first {len(studies)}; more with --limit" if more else f"{len(studies)} studies"
     print(note, file=sys.stderr)  # noqa: T201
     return OK
@@ -435,7 +469,8 @@ def _print_status(status: Any) -> None:
     rows = []
     for c in status.components:
         uptime = str(status.time - c.start_time).split(".")[0] if c.start_time else ""
-        figures = "  ".join(f"{name} {value:g}" for name, value in sorted(c.figures.items()))
+        # What is nought says nothing; --json has all.
+        figures = "  ".join(f"{name} {value:g}" for name, value in sorted(c.figures.items()) if value)
         rows.append([c.instance, c.state.lower(), str(c.pid or ""), uptime, figures])
     _table("", ["component", "state", "pid", "uptime", "figures"], rows)
     _table(
