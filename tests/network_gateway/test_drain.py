@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,11 @@ def test_what_the_archive_has_already_is_there_once(mesh: Components) -> None:
     spooled(mesh, one, two)
     mesh.archive()
     in_archive(mesh, "a", [one, two])
+
+
+def test_a_queryable_header_that_says_nothing_drains_too(mesh: Components) -> None:
+    odd = replace(item("a", 1), queryable=b"")
+    spooled(mesh, odd)
+    wait_for(lambda: mesh.residences("a") == [SPOOL])
+    mesh.archive()
+    in_archive(mesh, "a", [odd])

@@ -4,6 +4,7 @@ Every step may be repeated: an archive that has the object already says so, a re
 removed stays removed. Objects of a study go in the order in which they came.
 """
 
+from dataclasses import replace
 from typing import Any, Final
 
 from radmesh.api.common.v1 import common_pb2
@@ -90,7 +91,7 @@ class Drain:
             sender = self._sender = Sender(
                 self._context.channels.get, self._admit, self._context.clock, tickets=self._tickets
             )
-        key = AdmissionKey.of(row.header.calling_ae_title, QueryableHeader.parse(row.queryable))
+        key = _key(row)
         sender.begin(row.header, key, row.queryable)
         with self._spool.read(row.ref) as reader:
             for data in reader:
@@ -117,9 +118,7 @@ class Drain:
 
     def _check(self, row: IndexRow, where: ObjectReference) -> None:
         """Read the archive's copy back and compare its digest with what was received."""
-        ticket = self._tickets.get(
-            AdmissionKey.of(row.header.calling_ae_title, QueryableHeader.parse(row.queryable)).digest()
-        )
+        ticket = self._tickets.get(_key(row).digest())
         target = ticket.target if ticket is not None else ""
         archive = next((a for a in self._memory.archives if a.store_id == where.store_id), None)
         channel = self._context.channels.get(target or (archive.target if archive else ""))
@@ -138,3 +137,9 @@ class Drain:
         )
         answer: Any = self._placement.PlaceStudy(request, timeout=2.0)
         return Ticket.parse(answer.ticket)
+
+
+def _key(row: IndexRow) -> AdmissionKey:
+    """The admission key of a spooled object; its study is known also where the queryable header does not name it."""
+    key = AdmissionKey.of(row.header.calling_ae_title, QueryableHeader.parse(row.queryable))
+    return replace(key, study_instance_uid=row.header.study_instance_uid)
