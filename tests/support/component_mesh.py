@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,10 +238,3 @@ class Components:
 
 def refs(committed: list[Committed]) -> list[Ref]:
     return [c.object.ref for c in committed]
-
-
-def alarms(component: Any) -> set[str]:
-    return {reason for reason, _, _ in component._context.status.alarms()}
-
-
-Wait = Callable[[], Any]
