@@ -13,12 +13,16 @@ from faults_support import Running, Sending, check_everything, make_items, wait_
 
 KILLS = 20
 OBJECTS = 500
+BATCH = OBJECTS // (KILLS + 1)
 COMPONENTS = ("database-server", "archive-server", "network-gateway", "gateway-proxy", "application-server")
+# Of the gateway proxy: process 0 is the parent, the others accept associations; there are two at least.
+ACCEPTORS = {"acceptor 1": 1, "acceptor 2": 2}
+VICTIMS = (*COMPONENTS, *ACCEPTORS, "radmesh up")
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 
-def kill(running: Running, victim: str, rng: random.Random) -> None:
+def kill(running: Running, victim: str) -> None:
     """Kill one process of the victim with -9, and wait until it has been replaced."""
     if victim == "radmesh up":
         children = [pid for pids in running.ready()["pids"].values() for pid in pids]
@@ -27,9 +31,9 @@ def kill(running: Running, victim: str, rng: random.Random) -> None:
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 10, "no child outlives radmesh up")
         running.start()
         return
-    component = "gateway-proxy" if victim == "acceptor" else victim
+    component = "gateway-proxy" if victim in ACCEPTORS else victim
     pids = running.pids(component)
-    pid = rng.choice(pids[1:]) if victim == "acceptor" else pids[0]
+    pid = pids[ACCEPTORS.get(victim, 0)]
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     wait_for(
@@ -37,22 +41,29 @@ def kill(running: Running, victim: str, rng: random.Random) -> None:
     )
 
 
-@pytest.mark.parametrize("victim", [*COMPONENTS, "acceptor", "radmesh up"])
+@pytest.mark.parametrize("victim", VICTIMS)
 def test_killed_while_objects_are_sent(victim: str) -> None:
-    seed = 1000 + [*COMPONENTS, "acceptor", "radmesh up"].index(victim)
+    seed = 1000 + VICTIMS.index(victim)
     rng = random.Random(seed)
     began = time.monotonic()
+    busy = 0
     with Running() as running:
         gate = threading.Semaphore(0)
-        sending = Sending(running.dicom_port, make_items(OBJECTS, seed, large=1_500_000), gate=gate)
+        sending = Sending(running.dicom_port, make_items(OBJECTS, seed, large=2_500_000), gate=gate)
         sending.start()
-        for _ in range(KILLS):
-            # Each kill meets objects on their way, at a moment that the seed chooses.
-            gate.release(OBJECTS // (KILLS + 1))
-            time.sleep(rng.uniform(0.0, 0.12))
-            kill(running, victim, rng)
+        for number in range(1, KILLS + 1):
+            # Each kill meets objects on their way, after a progress and some milliseconds that the seed chooses.
+            progress = len(sending.acknowledged) + rng.randrange(BATCH * 2 // 3)
+            gate.release(BATCH)
+            wait_for(lambda least=progress: len(sending.acknowledged) >= least, 60, "objects are acknowledged")
+            time.sleep(rng.uniform(0.0, 0.01))
+            busy += len(sending.acknowledged) < BATCH * number
+            kill(running, victim)
         gate.release(OBJECTS)
         sending.join(120)
-        counts = check_everything(running, sending)
-    print(f"\nkilled {victim} {KILLS} times: {counts}, {time.monotonic() - began:.0f} s, statuses {sending.statuses}")
-    assert counts["acknowledged"] == OBJECTS
+        counts = check_everything(running, sending, read=50)
+    seconds = time.monotonic() - began
+    print(f"\n{victim}: {KILLS} kills, {busy} of them amid objects, {counts}, {seconds:.0f} s, {sending.statuses}")
+    assert counts["acknowledged"] == counts["found"] == OBJECTS
+    # What no object met would prove nothing.
+    assert busy > KILLS // 2

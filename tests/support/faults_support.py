@@ -11,8 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -38,9 +38,15 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 class Running:
     """`radmesh up` on a data directory of its own; ends with the test."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, room: Mapping[str, int] | None = None) -> None:
+        """Start it; `room`: bytes of a file system of its own for an instance, by its name. Only root can have one."""
         self.data = Path(tempfile.mkdtemp(prefix="rm-", dir=SHM if SHM.is_dir() else None))
-        self._arguments = arguments
+        self.arguments = arguments
+        self._rooms = dict(room or {})
+        for instance, size in self._rooms.items():
+            folder = self.data / instance
+            folder.mkdir(mode=0o700)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", folder], check=True)
         self._ports: tuple[str, ...] = ("--dicom-port", "0", "--grpc-port", "0")
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("RADMESH_")}
         self.start()
@@ -48,7 +54,7 @@ class Running:
     def start(self) -> None:
         (self.data / "ready.json").unlink(missing_ok=True)
         self.process = subprocess.Popen(
-            [RADMESH, "up", "--data", self.data, *self._ports, *self._arguments],
+            [RADMESH, "up", "--data", self.data, *self._ports, *self.arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=self._environment,
@@ -70,6 +76,30 @@ class Running:
 
     def pids(self, component: str) -> list[int]:
         return list(self.ready().get("pids", {}).get(component, ()))
+
+    def make_room(self, instance: str, size: int) -> None:
+        """Let the file system of an instance grow to `size` bytes."""
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.data / instance], check=True)
+
+    @contextmanager
+    def without(self, how: str, *components: str) -> Iterator[None]:
+        """Take components away: "silent" ones stand still, "gone" ones are killed and not started again meanwhile."""
+        pids = [self.pids(component)[0] for component in components]
+        # The supervisor cannot start what is gone while it stands still itself.
+        still = pids if how == "silent" else [self.process.pid]
+        for pid in still:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            if how == "gone":
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
+            yield
+        finally:
+            for pid in still:
+                os.kill(pid, signal.SIGCONT)
+        if how == "gone":
+            for component, pid in zip(components, pids, strict=True):
+                wait_for(lambda c=component, p=pid: {p} != set(self.pids(c)) != set(), 30, f"{component} is back")
 
     def cluster(self) -> Cluster:
         return Cluster.local(self.data, password=(self.data / "admin-password").read_text().strip())
@@ -100,6 +130,8 @@ class Running:
             print(self.logs())
         if self.process.poll() is None:
             self.stop()
+        for instance in self._rooms:
+            subprocess.run(["umount", "-l", self.data / instance], check=False)
         shutil.rmtree(self.data, ignore_errors=True)
 
 
@@ -166,12 +198,12 @@ class Sending:
             until = time.monotonic() + self.patience
             tries = 0
             while time.monotonic() < until:
-                tries += 1
                 try:
                     if client is None:
                         client = raw_dicom.Client(self.port, timeout=30.0)
                         if not client.accepted:
                             raise ConnectionError("refused")
+                    tries += 1
                     status = client.store(item.data_set, item.sop_instance_uid).status
                 except (OSError, AssertionError, IndexError):
                     if client is not None:
@@ -192,8 +224,33 @@ class Sending:
                 client.release()
 
 
-def check_everything(running: Running, sending: Sending, *, seconds: float = 10.0, read: int = 40) -> dict[str, int]:
-    """Every acknowledged object is there exactly once, as it was sent, and registered in time."""
+def send(running: Running, items: list[Item], *, seconds: float = 120.0, **settings: Any) -> Sending:
+    """Send, and wait until every object is answered."""
+    sending = Sending(running.dicom_port, items, **settings)
+    sending.start()
+    sending.join(seconds)
+    return sending
+
+
+def residences(running: Running) -> dict[str, int]:
+    """How many copies are where."""
+    counts: dict[str, int] = {}
+    with running.cluster() as cluster:
+        for study in cluster.find():
+            for instance in cluster.instances(study.study_instance_uid, variants=True):
+                for place in instance.locations:
+                    kind = f"{place.store_id.split('-')[0]} {place.residence}"
+                    counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def check_everything(
+    running: Running, sending: Sending, *, seconds: float = 10.0, read: int = 40, readable: set[str] | None = None
+) -> dict[str, int]:
+    """Every acknowledged object is there exactly once, as it was sent, and registered in time; nothing else is.
+
+    `read`: how many are read back; `readable`: which can be, if not all.
+    """
     found: dict[str, list[Any]] = {}
     with running.cluster() as cluster:
 
@@ -210,7 +267,8 @@ def check_everything(running: Running, sending: Sending, *, seconds: float = 10.
             assert len(there) == 1, f"{uid} is there {len(there)} times"
             assert there[0][1].sha256 == sent[uid].sha256
             assert there[0][1].locations
-        for uid in random.Random(1).sample(sorted(sending.acknowledged), min(read, len(sending.acknowledged))):
+        choice = sorted(set(sending.acknowledged) if readable is None else readable)
+        for uid in random.Random(1).sample(choice, min(read, len(choice))):
             study, instance = found[uid][0]
             assert b"".join(cluster.read(study, instance)) == sent[uid].data_set
     return {"acknowledged": len(sending.acknowledged), "found": len(found), "resent": sending.resent}
