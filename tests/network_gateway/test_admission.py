@@ -200,6 +200,20 @@ def test_avoid(world: World) -> None:
     assert world.admit().store_id == other.store_id, "the new ticket is the one that is kept"
 
 
+def test_the_only_archive_is_to_be_avoided(world: World) -> None:
+    """It has no room for one large object, or has just died: the database would name it again."""
+    world.beat()
+    world.start()
+    world.known(0)
+    first = world.admit()
+    assert where(first) == ("archive-0", "database")
+    assert where(world.admit(avoid="archive-0")) == ("spool-0", "gateway")
+    # The others of the study go on into the archive.
+    assert world.admit() == first
+    world.full = True
+    assert where(world.admit(avoid="archive-0")) == ("archive-0", "database")
+
+
 def test_no_archive_is_the_spool_and_full_is_no_store(world: World) -> None:
     ticket = world.admit()
     assert where(ticket) == ("spool-0", "gateway")

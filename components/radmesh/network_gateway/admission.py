@@ -149,8 +149,11 @@ class Admission:
                 raise
             self._context.log.warning("database does not place studies", reason=error.reason)
             return self._without_database(key, digest, avoid)
-        self._remember(digest, ticket, key.study_instance_uid, revocations)
         store_id = common_pb2.Ticket.FromString(ticket.payload).store_id
+        if store_id == avoid and self._spool() is not None:
+            # The only archive, which has no room for this object or is just dying: the database knows neither yet.
+            return self._to_spool(key, digest)
+        self._remember(digest, ticket, key.study_instance_uid, revocations)
         try:
             self._memory.place(key.study_instance_uid, store_id)
         except lmdb.Error as error:
