@@ -22,7 +22,7 @@ from radmesh_gateway_proxy.tally import BYTES, COMMANDS, OPEN, OUTCOMES, Board
 _PORT_PATIENCE: Final = 5.0
 _START_PATIENCE: Final = 60.0
 _BACKLOG: Final = 1024
-_PAUSE_FIRST, _PAUSE_MOST = 0.1, 5.0
+_PAUSE_FIRST, _PAUSE_MOST = 0.1, 1.0
 _HEALTHY_SECONDS: Final = 10.0
 _TURN_SECONDS: Final = 0.1
 _PUBLISH_SECONDS: Final = 1.0
