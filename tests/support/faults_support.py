@@ -16,11 +16,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import raw_dicom
 
 from radmesh.client import Cluster
+from radmesh.runtime.errors import RadmeshError
 
 RADMESH = Path(sys.executable).with_name("radmesh")
 SHM = Path("/dev/shm")
@@ -102,7 +103,17 @@ class Running:
                 wait_for(lambda c=component, p=pid: {p} != set(self.pids(c)) != set(), 30, f"{component} is back")
 
     def cluster(self) -> Cluster:
-        return Cluster.local(self.data, password=(self.data / "admin-password").read_text().strip())
+        """Sign in; a component that was away may be out of reach for another moment."""
+
+        def signed_in() -> Cluster | None:
+            try:
+                return Cluster.local(self.data, password=(self.data / "admin-password").read_text().strip())
+            except RadmeshError as error:
+                if not error.transient:
+                    raise
+                return None
+
+        return cast("Cluster", wait_for(signed_in, 10, "somebody can sign in"))
 
     def logs(self) -> str:
         """The last lines of every log, for a test that failed."""
