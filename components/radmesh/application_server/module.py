@@ -80,6 +80,7 @@ class ApplicationServer:
                 studies,
                 registry,
                 audit,
+                sessions,
                 lambda: Sender(context.channels.get, admit, context.clock, tickets=tickets),
             ),
             codecs=_BULK,

@@ -13,7 +13,7 @@ from radmesh.application_server.intake import Intake
 from radmesh.application_server.sessions import SessionCache
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
-from radmesh.runtime.rpc import Call, Person
+from radmesh.runtime.rpc import Call, Person, roles_of
 from radmesh.transfer.codec import Bulk
 from radmesh.transfer.model import ObjectReference
 from radmesh.transfer.reader import Location, read_object
@@ -23,6 +23,7 @@ CHUNK_MAX: Final = 1_048_560
 _ARCHIVES: Final = archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"]
 _STATUS: Final = common_pb2.DESCRIPTOR.services_by_name["StatusService"]
 _STATUS_SECONDS: Final = 2.0
+_STORERS: Final = roles_of(pb.DESCRIPTOR.services_by_name["StudyService"].methods_by_name["StoreInstances"])
 # Best first: what is in a cache, then what is in a permanent tier, then a spool.
 _BEST: Final = (2, 1, 3, 4, 0)
 
@@ -72,13 +73,21 @@ class StudyService:
     """application.v1.StudyService."""
 
     def __init__(
-        self, context: Context, queries: Any, studies: Any, registry: Any, audit: Audit, sender: Callable[[], Any]
+        self,
+        context: Context,
+        queries: Any,
+        studies: Any,
+        registry: Any,
+        audit: Audit,
+        sessions: SessionCache,
+        sender: Callable[[], Any],
     ) -> None:
         self._context = context
         self._queries = queries
         self._studies = studies
         self._registry = registry
         self._audit = audit
+        self._sessions = sessions
         self._sender = sender
 
     @staticmethod
@@ -115,6 +124,15 @@ class StudyService:
         self._queries.GetStudy(database_pb2.GetStudyRequest(study_instance_uid=request.study_instance_uid))
         self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
         answer: database_pb2.ListHistoryResponse = self._studies.ListHistory(request)
+        return answer
+
+    def ListCorrections(
+        self, request: database_pb2.ListCorrectionsRequest, call: Call
+    ) -> database_pb2.ListCorrectionsResponse:
+        """List corrections of a study's demographics."""
+        self._queries.GetStudy(database_pb2.GetStudyRequest(study_instance_uid=request.study_instance_uid))
+        self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
+        answer: database_pb2.ListCorrectionsResponse = self._studies.ListCorrections(request)
         return answer
 
     def ReadInstance(self, request: pb.ReadInstanceRequest, call: Call) -> Iterator[Bulk[pb.ReadInstanceResponse]]:
@@ -162,6 +180,9 @@ class StudyService:
         intake = Intake(sender, f"user:{person.name}", call.peer, self._registry)
         try:
             for first in requests:
+                # A stream may last for hours: a role that was taken away, or a session that ended, ends it too.
+                if self._sessions.get(person.token).role not in _STORERS:
+                    raise RadmeshError("ROLE_REFUSED", "the role has changed, and may not store")
                 yield self._store(intake, first, requests, call)
         finally:
             sender.close()
@@ -171,13 +192,19 @@ class StudyService:
     ) -> pb.StoreInstancesResponse:
         label, syntax = first.fields.label[:256], first.fields.transfer_syntax_uid
         ended = False
+        broken: RadmeshError | None = None
 
         def chunks() -> Iterator[bytes]:
-            nonlocal ended
+            nonlocal ended, broken
             message = first
             while True:
                 if len(message.data) > CHUNK_MAX:
-                    raise RadmeshError("CHUNK_TOO_LARGE", f"a message has at most {CHUNK_MAX} bytes of data")
+                    broken = RadmeshError("CHUNK_TOO_LARGE", f"a message has at most {CHUNK_MAX} bytes of data")
+                elif message is not first and message.fields.transfer_syntax_uid:
+                    # Whoever gave up one object and began another must not have both stored as one.
+                    broken = RadmeshError("TRANSFER_INVALID", "an object began before the one before it had ended")
+                if broken:
+                    raise broken
                 # Set before the data is handed out: whoever stops there must not wait for another message.
                 ended = message.fields.last
                 if message.data:
@@ -186,17 +213,19 @@ class StudyService:
                     return
                 following = next(requests, None)
                 if following is None:
-                    raise RadmeshError("TRANSFER_INVALID", "the stream ended within an object")
+                    broken = RadmeshError("TRANSFER_INVALID", "the stream ended within an object")
+                    raise broken
                 message = following
 
         source = chunks()
         try:
             stored = intake.store(syntax, source)
         except RadmeshError as error:
-            while not ended:
+            while not (ended or broken):
                 # What is left of the object is passed over: the stream goes on with the next.
-                if next(source, None) is None:
-                    break
+                next(source, None)
+            if broken:
+                raise
             return pb.StoreInstancesResponse(label=label, outcome=error.reason, message=error.message)
         self._audit.access("STUDY_STORE", call, stored.study_instance_uid)
         return pb.StoreInstancesResponse(

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -205,6 +205,21 @@ class Cluster:
                 return
             request.page_token = page.next_page_token
 
+    def corrections(self, study_instance_uid: str) -> list[model.Correction]:
+        """Return the corrections of a study's demographics that are in force, by keyword.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND.
+        """
+        request = database_pb2.ListCorrectionsRequest(study_instance_uid=study_instance_uid)
+        found: list[model.Correction] = []
+        while True:
+            page = self._unary(self._studies.ListCorrections, request)
+            found += [convert.correction(message) for message in page.corrections if message.in_force]
+            if not page.next_page_token:
+                return sorted(found, key=lambda correction: correction.keyword)
+            request.page_token = page.next_page_token
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, study_instance_uid: str, instance: model.Instance) -> Iterator[bytes]:
@@ -238,14 +253,23 @@ class Cluster:
         if offset != instance.length or digest.hexdigest() != instance.sha256:
             raise RadmeshError("OBJECT_CORRUPT", "the bytes received are not the bytes stored: fetch again")
 
-    def fetch(self, study_instance_uid: str, instance: model.Instance, path: Path) -> int:
-        """Write an instance to `path` as a DICOM Part 10 file, as it was stored; return the file's bytes.
+    def fetch(
+        self,
+        study_instance_uid: str,
+        instance: model.Instance,
+        path: Path,
+        *,
+        corrections: Sequence[model.Correction] = (),
+    ) -> tuple[str, ...]:
+        """Write an instance to `path` as a DICOM Part 10 file; return the keywords whose values were corrected in it.
 
+        Without `corrections`, and where none of them changes anything, its data set is what was stored, byte by byte.
         The file appears when it is whole.
 
         Raises:
-            RadmeshError: as `read`, and FILE_NOT_WRITTEN.
+            RadmeshError: as `read`, and FILE_NOT_WRITTEN, CORRECTION_NOT_APPLIED.
         """
+        changed: tuple[str, ...] = ()
         partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
         meta = part10.preamble_and_meta(
             sop_class_uid=instance.sop_class_uid,
@@ -258,13 +282,16 @@ class Cluster:
                 file.write(meta)
                 for data in self.read(study_instance_uid, instance):
                     file.write(data)
-                size = file.tell()
+            if corrections:
+                from radmesh.client import overlay  # noqa: PLC0415 - brings pydicom
+
+                changed = overlay.apply(partial, corrections)
             partial.replace(path)
         except OSError as error:
             raise RadmeshError("FILE_NOT_WRITTEN", f"cannot write {path}: {error.strerror or error}") from error
         finally:
             partial.unlink(missing_ok=True)
-        return size
+        return changed
 
     # -- storing ------------------------------------------------------------------------------------------------------
 
@@ -272,8 +299,8 @@ class Cluster:
         """Store DICOM files; yield a result for each, in order.
 
         An object is answered after it is durable. A file that cannot be read, and an object that is refused, give a
-        result
-        with the reason; the rest goes on. A cut connection is taken up again for 10 s: sending twice stores once.
+        result with the reason; the rest goes on. A cut connection is taken up again for 10 s: sending
+        twice stores once.
 
         Raises:
             RadmeshError: SESSION_EXPIRED, ROLE_REFUSED, PEER_UNAVAILABLE.
@@ -295,38 +322,52 @@ class Cluster:
     def _store_once(self, paths: list[Path]) -> Iterator[model.StoreResult]:
         """Send files over one stream; yield results in order, as far as the stream lives."""
         failed: dict[int, model.StoreResult] = {}
+        cut = False
 
         def requests() -> Iterator[application_pb2.StoreInstancesRequest]:
+            nonlocal cut
             for number, path in enumerate(paths):
+                begun = False
                 try:
-                    with path.open("rb") as file:
-                        yield from _file_requests(str(number), file)
+                    for request in _file_requests(str(number), path):
+                        yield request
+                        begun = True
                 except RadmeshError as error:
                     failed[number] = model.StoreResult(str(path), error.reason, error.message)
                 except OSError as error:
                     failed[number] = model.StoreResult(str(path), "FILE_UNREADABLE", error.strerror or str(error))
+                    if begun:
+                        # Half of it is on its way, and only the end of the stream makes the cluster forget it.
+                        cut = True
+                        return
 
         responses = self._studies.StoreInstances(requests(), metadata=self._metadata)
         following = 0
-        for answer in responses:
-            number = int(answer.label)
-            # A file that could not be read was never sent: its result stands where its answer would.
-            while following < number:
-                yield failed[following]
-                following += 1
-            following = number + 1
-            yield model.StoreResult(
-                path=str(paths[number]),
-                outcome=answer.outcome,
-                message=answer.message,
-                study_instance_uid=answer.study_instance_uid,
-                sop_instance_uid=answer.identity.sop_instance_uid,
-                transfer_syntax_uid=answer.identity.transfer_syntax_uid,
-                sha256=answer.identity.sha256.hex(),
-                registered=answer.registered,
-            )
+        try:
+            for answer in responses:
+                number = int(answer.label)
+                # A file that could not be read was never sent: its result stands where its answer would.
+                while following < number:
+                    yield failed[following]
+                    following += 1
+                following = number + 1
+                yield model.StoreResult(
+                    path=str(paths[number]),
+                    outcome=answer.outcome,
+                    message=answer.message,
+                    study_instance_uid=answer.study_instance_uid,
+                    sop_instance_uid=answer.identity.sop_instance_uid,
+                    transfer_syntax_uid=answer.identity.transfer_syntax_uid,
+                    sha256=answer.identity.sha256.hex(),
+                    registered=answer.registered,
+                )
+        except grpc.RpcError as error:
+            if not cut or from_rpc_error(error).reason != "TRANSFER_INVALID":
+                raise
         while following < len(paths):
             if following not in failed:
+                if cut:
+                    return
                 raise RadmeshError(
                     "PEER_UNAVAILABLE", "the cluster closed the stream before it had answered: try again"
                 )
@@ -464,22 +505,26 @@ class Cluster:
             raise from_rpc_error(error) from None
 
 
-def _file_requests(label: str, file: BinaryIO) -> Iterator[application_pb2.StoreInstancesRequest]:
+def _file_requests(label: str, path: Path) -> Iterator[application_pb2.StoreInstancesRequest]:
     """Cut a DICOM file into requests; its preamble and group 0002 stay behind."""
-    transfer_syntax_uid = part10.seek_data_set(file)
-    data = file.read(_CHUNK)
-    first = True
-    while True:
-        following = file.read(_CHUNK)
-        yield application_pb2.StoreInstancesRequest(
-            transfer_syntax_uid=transfer_syntax_uid if first else "",
-            label=label if first else "",
-            last=not following,
-            data=data,
-        )
-        if not following:
-            return
-        data, first = following, False
+    if path.exists() and not path.is_file():
+        # A pipe would be waited for without end.
+        raise RadmeshError("FILE_UNREADABLE", "this is no file")
+    with path.open("rb") as file:
+        transfer_syntax_uid = part10.seek_data_set(file)
+        data = file.read(_CHUNK)
+        first = True
+        while True:
+            following = file.read(_CHUNK)
+            yield application_pb2.StoreInstancesRequest(
+                transfer_syntax_uid=transfer_syntax_uid if first else "",
+                label=label if first else "",
+                last=not following,
+                data=data,
+            )
+            if not following:
+                return
+            data, first = following, False
 
 
 def _enum(enum: Any, prefix: str, name: str, field: str) -> Any:

@@ -236,13 +236,13 @@ def _files(paths: list[str]) -> Iterator[Path]:
 def run_store(arguments: argparse.Namespace) -> int:
     """Store files; exit code 1 if any was not stored."""
     files = list(_files(arguments.paths))
-    sizes = {str(path): path.stat().st_size for path in files}
+    sizes = {str(path): path.stat().st_size for path in files if path.exists()}
     results = []
     with connect(arguments) as cluster, _progress(quiet=arguments.json) as progress:
         task = progress.add_task("storing", total=sum(sizes.values()))
         for result in cluster.store(files):
             results.append(result)
-            progress.advance(task, sizes[result.path])
+            progress.advance(task, sizes.get(result.path, 0))
             if not result.stored and not arguments.json:
                 progress.console.print(
                     f"{result.path}: {result.outcome}: {result.message}", markup=False, soft_wrap=True
@@ -390,11 +390,7 @@ def run_get(arguments: argparse.Namespace) -> int:
     written: list[dict[str, Any]] = []
     with connect(arguments) as cluster, _progress(quiet=arguments.json) as progress:
         study = cluster.study(arguments.study).study
-        if study.corrected and not arguments.as_stored:
-            raise RadmeshError(
-                "CORRECTION_NOT_APPLIED",
-                "the study's demographics were corrected, which no file made here would show: use --as-stored",
-            )
+        corrections = cluster.corrections(arguments.study) if study.corrected and not arguments.as_stored else []
         instances = list(
             cluster.instances(
                 arguments.study,
@@ -415,11 +411,18 @@ def run_get(arguments: argparse.Namespace) -> int:
             suffix = "" if instance.current else f".variant-{instance.sha256[:8]}"
             path = arguments.out / f"{_safe(instance.sop_instance_uid)}{suffix}.dcm"
             try:
-                cluster.fetch(arguments.study, instance, path)
+                changed = cluster.fetch(arguments.study, instance, path, corrections=corrections)
             except RadmeshError as error:
                 failed.append({"instance": instance.sop_instance_uid, "reason": error.reason, "message": error.message})
             else:
-                written.append({"path": str(path), "instance": instance.sop_instance_uid, "sha256": instance.sha256})
+                written.append(
+                    {
+                        "path": str(path),
+                        "instance": instance.sop_instance_uid,
+                        "sha256": instance.sha256,
+                        "corrected": changed,
+                    }
+                )
             progress.advance(task, instance.length)
 
         with ThreadPoolExecutor(4) as pool:
@@ -429,7 +432,9 @@ def run_get(arguments: argparse.Namespace) -> int:
     else:
         for failure in failed:
             print(f"{failure['instance']}: {failure['reason']}: {failure['message']}", file=sys.stderr)  # noqa: T201
-        print(f"{len(written)} files in {arguments.out}" + (f", {len(failed)} failed" if failed else ""))  # noqa: T201
+        corrected = sum(bool(item["corrected"]) for item in written)
+        notes = [f"{corrected} with corrected values"] * bool(corrected) + [f"{len(failed)} failed"] * bool(failed)
+        print(", ".join((f"{len(written)} files in {arguments.out}", *notes)))  # noqa: T201
     return PARTIAL if failed else OK
 
 

@@ -105,6 +105,18 @@ def instance(m: database_pb2.Instance) -> model.Instance:
     )
 
 
+def correction(m: database_pb2.Correction) -> model.Correction:
+    """Convert a correction."""
+    return model.Correction(
+        keyword=m.keyword,
+        original_value=m.original_value,
+        value=m.value,
+        source=m.source,
+        actor=m.actor,
+        time=m.time.ToDatetime(tzinfo=UTC),
+    )
+
+
 def user(m: database_pb2.User) -> model.User:
     """Convert a user."""
     return model.User(

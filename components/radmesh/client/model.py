@@ -101,6 +101,18 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
+class Correction:
+    """A corrected value that is laid over a study: DICOM keyword, what was received, what it is now, and from where."""
+
+    keyword: str
+    original_value: str
+    value: str
+    source: str
+    actor: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class StoreResult:
     """What became of one file.
 
