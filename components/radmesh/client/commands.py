@@ -5,16 +5,16 @@ Imports stay light: what a command needs is imported when it runs, so that `radm
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from radmesh.client.tables import Column
 
 if TYPE_CHECKING:
     from radmesh.client.cluster import Cluster
     from radmesh.client.model import Study
 
-# Below this many columns a list of studies is not a table.
-_WIDE = 150
 ROLES = ("none", "technologist", "radiologist", "administrator")
 # Exit codes, as `radmesh --help` lists them; errors that are raised get theirs from radmesh.mesh.cli.
 OK, PARTIAL = 0, 1
@@ -75,6 +75,7 @@ def register(subparsers: Any) -> None:
     evict.add_argument("study", metavar="STUDY_UID")
 
     status = command("status", "what runs where, and how it is", run_status)
+    status.add_argument("--verbose", action="store_true", help="all figures, also those that are nought")
     status.add_argument("--watch", action="store_true", help="again every two seconds, until interrupted")
 
     _register_users(command("users", "list and change users", run_users))
@@ -145,33 +146,26 @@ def _print_json(value: Any) -> None:
     print(json.dumps(jsonable(value), ensure_ascii=False, indent=2))  # noqa: T201
 
 
-def _table(title: str, columns: list[str], rows: list[list[str]], *, right: tuple[int, ...] = ()) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+def _table(title: str, columns: "list[Column]", rows: list[list[str]]) -> None:
+    from radmesh.client import tables  # noqa: PLC0415
 
-    table = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for number, name in enumerate(columns):
-        # UIDs are for copying: they are never cut.
-        table.add_column(name, justify="right" if number in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=240)
-    console.print(table)
+    if rows:
+        tables.show(title, columns, rows)
 
 
-def _width() -> int:
-    """Return the columns of the terminal; of a file, as many as anybody wants."""
-    import shutil  # noqa: PLC0415
-
-    return shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 240
+def _note(text: str) -> None:
+    """Say what is no result: it goes beside what programs read."""
+    print(text, file=sys.stderr)  # noqa: T201
 
 
-def _lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)  # noqa: T201
+def _moment(time: Any) -> str:
+    return str(time.strftime("%Y-%m-%d %H:%M:%S")) if time else ""
+
+
+def _counted(number: int, noun: str) -> str:
+    """Return "1 study", "2 studies"."""
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun if noun.endswith("s") else noun + "s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def _status_text(study: "Study") -> str:
@@ -256,12 +250,24 @@ def run_store(arguments: argparse.Namespace) -> int:
             counts[result.outcome] = counts.get(result.outcome, 0) + 1
         summary = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
         studies = sorted({result.study_instance_uid for result in results if result.stored})
-        print(f"{len(results)} files: {summary or 'nothing to store'}")  # noqa: T201
+        print(f"{_counted(len(results), 'file')}: {summary or 'nothing to store'}")  # noqa: T201
         for study in studies[:20]:
             print(f"  {study}")  # noqa: T201
         if len(studies) > 20:
             print(f"  … and {len(studies) - 20} more studies")  # noqa: T201
+        for reason in sorted({result.outcome for result in failed}):
+            _note(f"  {reason}: {_remedy(reason)}")
     return PARTIAL if failed else OK
+
+
+def _remedy(reason: str) -> str:
+    """Return what to do; what a person stores stays in the person's file, and is not in the rejects store."""
+    from radmesh.runtime.reasons import REASONS  # noqa: PLC0415
+
+    if reason not in REASONS:
+        return "radmesh --version and the cluster's differ: use the same"
+    kept = [part for part in REASONS[reason].remedy.split("; ") if "rejects store" not in part]
+    return "; ".join(kept) or "export the file from its source again"
 
 
 def run_find(arguments: argparse.Namespace) -> int:
@@ -286,36 +292,35 @@ def run_find(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json({"studies": studies, "more": more})
         return OK
-    if studies and _width() < _WIDE:
-        # A study a paragraph: a table this narrow would break the UIDs, which are for copying.
-        _lines(
-            f"{s.study_date} {s.patient_name.rstrip('^=')} {s.patient_id}  {','.join(s.modalities)}"
-            f" {s.study_description}"
-            f"  {s.instance_count} instances, {size_text(s.bytes)}, {_status_text(s)}\n  {s.study_instance_uid}"
-            for s in studies
-        )
-    elif studies:
-        _table(
-            "",
-            ["date", "patient", "id", "mod", "description", "inst", "size", "status", "study"],
+    _table(
+        "",
+        [
+            Column("date"),
+            Column("patient", cut=True),
+            Column("id"),
+            Column("mod"),
+            Column("description", cut=True),
+            Column("inst", right=True),
+            Column("size", right=True),
+            Column("status", cut=True),
+            Column("study", below=True),
+        ],
+        [
             [
-                [
-                    s.study_date,
-                    s.patient_name.rstrip("^="),
-                    s.patient_id,
-                    ",".join(s.modalities),
-                    s.study_description,
-                    str(s.instance_count),
-                    size_text(s.bytes),
-                    _status_text(s),
-                    s.study_instance_uid,
-                ]
-                for s in studies
-            ],
-            right=(5, 6),
-        )
-    note = f"the first {len(studies)}; more with --limit" if more else f"{len(studies)} studies"
-    print(note, file=sys.stderr)  # noqa: T201
+                s.study_date,
+                s.patient_name.rstrip("^="),
+                s.patient_id,
+                ",".join(s.modalities),
+                s.study_description,
+                str(s.instance_count),
+                size_text(s.bytes),
+                _status_text(s),
+                s.study_instance_uid,
+            ]
+            for s in studies
+        ],
+    )
+    _note(f"the first {len(studies)}; more with --limit" if more else _counted(len(studies), "study"))
     return OK
 
 
@@ -331,21 +336,34 @@ def run_show(arguments: argparse.Namespace) -> int:
         return OK
     s = detail.study
     facts = [
-        ("patient", f"{s.patient_name.rstrip('^=')}  {s.patient_id} {s.issuer_of_patient_id}".rstrip()),
+        ("study", s.study_instance_uid),
+        ("patient", f"{s.patient_name.rstrip('^=')}  {s.patient_id} {s.issuer_of_patient_id}"),
         ("born, sex", f"{s.patient_birth_date} {s.patient_sex}"),
-        ("study", f"{s.study_date} {s.study_time}  {s.study_description}"),
+        ("date", f"{s.study_date} {s.study_time}"),
+        ("description", s.study_description),
         ("accession", s.accession_number),
         ("referring", s.referring_physician_name.rstrip("^=")),
-        ("status", f"verification {s.verification.lower()} {s.verification_reason}, reading {s.reading.lower()}"),
+        ("status", _status_text(s)),
+        ("corrected", "yes: 'get' writes corrected values, 'get --as-stored' what was received" if s.corrected else ""),
         ("from", ", ".join(s.stations)),
-        ("holds", f"{s.series_count} series, {s.instance_count} instances, {size_text(s.bytes)}"),
+        (
+            "holds",
+            f"{s.series_count} series, {_counted(s.instance_count, 'instance')}, {size_text(s.bytes)}",
+        ),
     ]
     if s.defective_count or s.variant_count:
-        facts.append(("look at", f"{s.defective_count} defective, {s.variant_count} variants"))
-    _table(s.study_instance_uid, ["", ""], [list(fact) for fact in facts])
+        facts.append(("look at", f"{s.defective_count} defective, {_counted(s.variant_count, 'variant')}"))
+    _table("", [Column(""), Column("")], [list(fact) for fact in facts if fact[1].strip()])
     _table(
-        "\nseries",
-        ["no", "mod", "description", "body part", "inst", "series"],
+        "series",
+        [
+            Column("no"),
+            Column("mod"),
+            Column("description", cut=True),
+            Column("body part", cut=True),
+            Column("inst", right=True),
+            Column("series", below=True),
+        ],
         [
             [
                 r.series_number,
@@ -357,25 +375,29 @@ def run_show(arguments: argparse.Namespace) -> int:
             ]
             for r in detail.series
         ],
-        right=(4,),
     )
-    if instances:
-        _table(
-            "\ninstances",
-            ["no", "bytes", "residence", "notes", "sha256", "instance"],
+    _table(
+        "instances",
+        [
+            Column("no"),
+            Column("bytes", right=True),
+            Column("residence"),
+            Column("notes", below=True),
+            Column("sha256"),
+            Column("instance", below=True),
+        ],
+        [
             [
-                [
-                    i.instance_number,
-                    str(i.length),
-                    ", ".join(f"{x.store_id}: {x.residence.lower()}" for x in i.locations),
-                    " ".join(filter(None, (i.variant and f"variant: {i.variant}", i.defect, *i.remarks))),
-                    i.sha256[:16],
-                    i.sop_instance_uid,
-                ]
-                for i in instances
-            ],
-            right=(1,),
-        )
+                i.instance_number,
+                str(i.length),
+                ", ".join(f"{x.store_id}: {x.residence.lower().replace('_', ' ')}" for x in i.locations),
+                " ".join(filter(None, (i.variant and f"variant: {i.variant}", i.defect, *i.remarks))),
+                i.sha256[:16],
+                i.sop_instance_uid,
+            ]
+            for i in instances
+        ],
+    )
     return OK
 
 
@@ -434,7 +456,7 @@ def run_get(arguments: argparse.Namespace) -> int:
             print(f"{failure['instance']}: {failure['reason']}: {failure['message']}", file=sys.stderr)  # noqa: T201
         corrected = sum(bool(item["corrected"]) for item in written)
         notes = [f"{corrected} with corrected values"] * bool(corrected) + [f"{len(failed)} failed"] * bool(failed)
-        print(", ".join((f"{len(written)} files in {arguments.out}", *notes)))  # noqa: T201
+        print(", ".join((f"{_counted(len(written), 'file')} in {arguments.out}", *notes)))  # noqa: T201
     return PARTIAL if failed else OK
 
 
@@ -464,23 +486,61 @@ def run_status(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 _print_json({"healthy": status.healthy, "status": status})
             else:
-                _print_status(status)
+                _print_status(status, verbose=arguments.verbose)
             if not arguments.watch:
                 return OK if status.healthy else PARTIAL
             time.sleep(2)
 
 
-def _print_status(status: Any) -> None:
+# What says most, first; without --verbose a component shows the first few of them that are not nought.
+_FIGURES = (
+    *("unregistered", "spooled", "rejects", "objects", "permanent", "megabytes", "associations_open"),
+    *("objects_stored", "bytes_received", "associations_total", "associations_refused", "drained", "revision"),
+)
+_FEW = 4
+
+
+def _figures(figures: dict[str, float], *, every: bool) -> str:
+    """Return figures of a component, such as "objects 163, permanent 162"."""
+
+    def rank(name: str) -> tuple[int, str]:
+        return (_FIGURES.index(name) if name in _FIGURES else len(_FIGURES), name)
+
+    said: list[str] = []
+    for name in sorted(figures, key=rank):
+        value = figures[name]
+        if not every and (not value or len(said) == _FEW):
+            continue
+        number = f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+        said.append(f"{name.replace('_', ' ')} {size_text(value) if name.startswith('bytes') else number}")
+    return ", ".join(said)
+
+
+def _print_status(status: Any, *, verbose: bool) -> None:
     rows = []
     for c in status.components:
         uptime = str(status.time - c.start_time).split(".")[0] if c.start_time else ""
-        # What is nought says nothing; --json has all.
-        figures = "  ".join(f"{name} {value:g}" for name, value in sorted(c.figures.items()) if value)
-        rows.append([c.instance, c.state.lower(), str(c.pid or ""), uptime, figures])
-    _table("", ["component", "state", "pid", "uptime", "figures"], rows)
+        rows.append([c.instance, c.state.lower(), str(c.pid or ""), uptime, _figures(c.figures, every=verbose)])
     _table(
-        "\nstores",
-        ["store", "kind", "state", "room", "unregistered"],
+        "",
+        [
+            Column("component"),
+            Column("state"),
+            Column("pid"),
+            Column("uptime", right=True),
+            Column("figures", below=True),
+        ],
+        rows,
+    )
+    _table(
+        "stores",
+        [
+            Column("store"),
+            Column("kind"),
+            Column("state"),
+            Column("room", right=True),
+            Column("unregistered", right=True),
+        ],
         [
             [
                 s.store_id,
@@ -491,11 +551,12 @@ def _print_status(status: Any) -> None:
             ]
             for s in status.stores
         ],
-        right=(3, 4),
     )
-    alarms = [[c.instance, a.reason, a.message] for c in status.components for a in c.alarms]
-    if alarms:
-        _table("\nalarms", ["component", "reason", "what"], alarms)
+    _table(
+        "alarms",
+        [Column("component"), Column("reason"), Column("what", below=True)],
+        [[c.instance, a.reason, a.message] for c in status.components for a in c.alarms],
+    )
 
 
 def run_users(arguments: argparse.Namespace) -> int:
@@ -550,16 +611,8 @@ def run_users(arguments: argparse.Namespace) -> int:
     elif users:
         _table(
             "",
-            ["user", "role", "name", "last sign-in"],
-            [
-                [
-                    u.name,
-                    u.role,
-                    u.display_name,
-                    u.last_sign_in_time.isoformat(" ", "seconds") if u.last_sign_in_time else "",
-                ]
-                for u in users
-            ],
+            [Column("user"), Column("role"), Column("name", cut=True), Column("last sign-in (UTC)")],
+            [[u.name, u.role, u.display_name, _moment(u.last_sign_in_time)] for u in users],
         )
     else:
         print(f"{arguments.name} removed")  # noqa: T201
@@ -595,21 +648,29 @@ def run_rejects(arguments: argparse.Namespace) -> int:
             else:
                 _table(
                     "",
-                    ["received", "from", "reason", "tag", "what", "size", "id"],
+                    [
+                        Column("received (UTC)"),
+                        Column("from", cut=True),
+                        Column("reason"),
+                        Column("tag"),
+                        Column("size", right=True),
+                        Column("what", below=True),
+                        Column("id", below=True),
+                    ],
                     [
                         [
-                            r.receive_time.isoformat(" ", "seconds"),
+                            _moment(r.receive_time),
                             f"{r.calling_ae_title} {r.source_address}",
                             r.reason,
                             r.tag,
-                            r.message,
                             size_text(r.length) + (" (cut)" if r.cut else ""),
+                            r.message,
                             r.id,
                         ]
                         for r in rejects
                     ],
-                    right=(5,),
                 )
+                _note(_counted(len(rejects), "reject"))
     return OK
 
 
@@ -618,18 +679,25 @@ def run_audit(arguments: argparse.Namespace) -> int:
     with connect(arguments) as cluster:
         events = list(
             cluster.audit(
-                action=arguments.action, actor=arguments.actor, object=arguments.object, limit=arguments.limit
+                action=arguments.action, actor=arguments.actor, object=arguments.object, limit=arguments.limit + 1
             )
         )
+    more = len(events) > arguments.limit
+    events = events[: arguments.limit]
     if arguments.json:
-        _print_json({"events": events})
-    else:
-        _table(
-            "",
-            ["time", "who", "from", "what", "outcome", "object"],
-            [
-                [e.time.isoformat(" ", "seconds"), e.actor, e.source_address, e.action, e.outcome, e.object]
-                for e in events
-            ],
-        )
+        _print_json({"events": events, "more": more})
+        return OK
+    _table(
+        "",
+        [
+            Column("time (UTC)"),
+            Column("who", cut=True),
+            Column("from"),
+            Column("what"),
+            Column("outcome"),
+            Column("object", below=True),
+        ],
+        [[_moment(e.time), e.actor, e.source_address, e.action, e.outcome, e.object] for e in events],
+    )
+    _note(f"the last {len(events)}; more with --limit" if more else _counted(len(events), "event"))
     return OK
