@@ -118,6 +118,9 @@ class MethodCodec:
 
 PersonAuthenticator = Callable[[str], Person]
 
+# Answers of a component that does serve: the caller's channel is not to ask again, which would take up its deadline.
+_FINAL = frozenset(("NO_ARCHIVE", "NO_STORE"))
+
 
 def to_status(error: RadmeshError) -> Any:
     """Return the grpc.Status of an error: one google.rpc.ErrorInfo. Texts that do not fit are cut, never the reason."""
@@ -125,7 +128,10 @@ def to_status(error: RadmeshError) -> Any:
     detail = AnyMessage()
     detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     status = status_pb2.Status(code=error.code.value[0], message=_cut(error.message, _MAX_TEXT), details=[detail])
-    return rpc_status.to_status(status)
+    answer: Any = rpc_status.to_status(status)
+    if error.reason not in _FINAL:
+        return answer
+    return answer._replace(trailing_metadata=(*answer.trailing_metadata, ("grpc-retry-pushback-ms", "-1")))
 
 
 def _cut(text: object, most: int) -> str:
