@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 from pydicom import dcmread, dcmwrite
 from pydicom.charset import convert_encodings
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.filebase import DicomFileLike
 from pydicom.filewriter import write_dataset
@@ -32,6 +32,7 @@ _VRS: Final = {
     "ReferringPhysicianName": "PN",
 }
 _UTF_8: Final = "ISO_IR 192"
+_UNDEFINED: Final = 0xFFFFFFFF
 
 
 def apply(path: Path, corrections: Sequence[Correction], now: datetime | None = None) -> tuple[str, ...]:
@@ -49,6 +50,7 @@ def apply(path: Path, corrections: Sequence[Correction], now: datetime | None = 
     try:
         with path.open("rb") as file, corrected.open("wb") as out:
             head = dcmread(file, stop_before_pixels=True)
+            _check_end(head, file)
             changed = _correct(head, corrections, now or datetime.now(UTC))
             if not changed:
                 return ()
@@ -75,6 +77,17 @@ def apply(path: Path, corrections: Sequence[Correction], now: datetime | None = 
     finally:
         corrected.unlink(missing_ok=True)
     return changed
+
+
+def _check_end(head: FileDataset, file: BinaryIO) -> None:
+    """Refuse a data set that ends within an element: pydicom leaves that element out without a word."""
+    last = head.get_item(max(head.keys())) if head else None
+    if isinstance(last, RawDataElement) and head.file_meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
+        whole = last.length == _UNDEFINED or last.value_tell + last.length == file.tell()
+    else:
+        whole = last is not None
+    if not whole:
+        raise RadmeshError("CORRECTION_NOT_APPLIED", "the data set ends within an element: use --as-stored")
 
 
 def _correct(dataset: FileDataset, corrections: Sequence[Correction], now: datetime) -> tuple[str, ...]:
@@ -112,11 +125,16 @@ def _correct(dataset: FileDataset, corrections: Sequence[Correction], now: datet
 
 
 def _carries(dataset: Dataset, value: str) -> bool:
-    """Whether the data set's character set has every character of `value`; of code extensions only ASCII is asked."""
+    """Whether the data set's character set has every character of `value`.
+
+    Of code extensions, of the default repertoire (which pydicom takes for Latin-1) and of ISO_IR 13 (for Shift JIS)
+    only ASCII is asked.
+    """
     if value.isascii():
         return True
-    encodings = convert_encodings(dataset.get("SpecificCharacterSet") or "ISO_IR 6")
-    if len(encodings) != 1:
+    charset = dataset.get("SpecificCharacterSet") or "ISO_IR 6"
+    encodings = convert_encodings(charset)
+    if len(encodings) != 1 or charset in ("ISO_IR 6", "ISO_IR 13"):
         return False
     try:
         codecs.encode(value, encodings[0], "strict")
