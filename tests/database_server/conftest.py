@@ -8,7 +8,8 @@ import pytest
 from database_support import Parts
 from postgres_support import Postgres
 
-from radmesh.database_server.engine import Database
+from radmesh.database_server.schema import MIGRATIONS
+from radmesh.sql.engine import Database
 
 BACK_ENDS = ("sqlite", "postgresql")
 FOLDER = Path(__file__).parent
@@ -60,7 +61,7 @@ def postgres() -> Iterator[Postgres]:
     server = Postgres()
     try:
         server.run("CREATE DATABASE template")
-        Database(server.url("template")).close()
+        Database(server.url("template"), MIGRATIONS).close()
         yield server
     finally:
         server.stop()
@@ -85,7 +86,7 @@ def url(back_end: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
 
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
-    opened = Database(url)
+    opened = Database(url, MIGRATIONS)
     yield opened
     opened.close()
 

@@ -14,9 +14,9 @@ from alembic.migration import MigrationContext
 from database_support import Parts, at_once, meeting, record
 from postgres_support import Postgres
 
-from radmesh.database_server.engine import Database
-from radmesh.database_server.schema import audit, changes, instances, metadata, stores, studies
+from radmesh.database_server.schema import MIGRATIONS, audit, changes, instances, metadata, stores, studies
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database
 
 
 def test_the_migrations_make_what_the_tables_say(database: Database) -> None:
@@ -31,17 +31,17 @@ def test_the_migrations_make_what_the_tables_say(database: Database) -> None:
 
 
 def test_a_second_start_changes_nothing(url: str) -> None:
-    first = Database(url)
+    first = Database(url, MIGRATIONS)
     Parts(first).register(record())
     first.close()
-    second = Database(url)
+    second = Database(url, MIGRATIONS)
     assert [row["instance_count"] for row in Parts(second).rows(studies)] == [1]
     second.close()
 
 
 def test_two_starts_at_once_on_an_empty_database(postgres: Postgres) -> None:
     url = postgres.create()
-    answers = at_once(lambda: Database(url), lambda: Database(url))
+    answers = at_once(lambda: Database(url, MIGRATIONS), lambda: Database(url, MIGRATIONS))
     for answer in answers:
         assert isinstance(answer, Database), answer
         assert Parts(answer).feed.revision() == 0
@@ -142,7 +142,7 @@ def test_a_deadlock_is_tried_again(database: Database) -> None:
 
 
 def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/radmesh.sqlite")
+    database = Database(f"sqlite:///{tmp_path}/radmesh.sqlite", MIGRATIONS)
     parts = Parts(database)
     parts.register(record(sop=0))
     pages: list[int] = []
@@ -176,15 +176,15 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(RadmeshError) as error:
-        Database(f"sqlite:///{tmp_path}/none/radmesh.sqlite")
+        Database(f"sqlite:///{tmp_path}/none/radmesh.sqlite", MIGRATIONS)
     assert error.value.reason == "DATABASE_UNAVAILABLE"
     with pytest.raises(RadmeshError) as error:
-        Database(f"postgresql+psycopg://postgres@/x?host={tmp_path}")
+        Database(f"postgresql+psycopg://postgres@/x?host={tmp_path}", MIGRATIONS)
     assert error.value.reason == "DATABASE_UNAVAILABLE"
 
 
 def test_a_backup_of_a_database_in_use(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/radmesh.sqlite")
+    database = Database(f"sqlite:///{tmp_path}/radmesh.sqlite", MIGRATIONS)
     parts = Parts(database)
     parts.register(*(record(sop=sop) for sop in range(50)))
     stop = threading.Event()
@@ -204,7 +204,7 @@ def test_a_backup_of_a_database_in_use(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "copy.sqlite") as check:
         assert check.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     check.close()
-    copy = Database(f"sqlite:///{tmp_path}/copy.sqlite")
+    copy = Database(f"sqlite:///{tmp_path}/copy.sqlite", MIGRATIONS)
     restored = Parts(copy)
     assert restored.study()["instance_count"] == len(restored.rows(instances)) >= 50
     restored.register(record(study=1, sop="after"))

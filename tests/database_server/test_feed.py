@@ -10,11 +10,11 @@ import pytest
 import sqlalchemy as sa
 from database_support import Parts, at_once, record, uid
 
-from radmesh.database_server.engine import Database
 from radmesh.database_server.feed import Change, Feed
-from radmesh.database_server.schema import changes
+from radmesh.database_server.schema import MIGRATIONS, changes
 from radmesh.runtime.clock import ManualClock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database
 
 
 def take(feed: Feed, after: int, count: int, kinds: tuple[str, ...] = ()) -> list[Change]:
@@ -143,7 +143,7 @@ def test_a_watcher_misses_nothing_of_many_writers(parts: Parts) -> None:
 
 
 def test_another_process_is_seen_by_polling(url: str) -> None:
-    here, there = Database(url), Database(url)
+    here, there = Database(url, MIGRATIONS), Database(url, MIGRATIONS)
     watching, writing = Parts(here), Parts(there)
     found: list[Change] = []
     watcher = threading.Thread(target=lambda: found.extend(take(watching.feed, 0, 1)))

@@ -7,9 +7,9 @@ import pytest
 import sqlalchemy as sa
 from database_support import Parts
 
-from radmesh.database_server import outbox
-from radmesh.database_server.outbox import Dispatcher
 from radmesh.database_server.schema import outbox as table
+from radmesh.sql import outbox
+from radmesh.sql.outbox import Dispatcher
 
 
 class Receiver:
@@ -33,7 +33,7 @@ class Receiver:
 def add(parts: Parts, key: str, *payloads: str, topic: str = "reports") -> None:
     def work(connection: sa.Connection) -> None:
         for payload in payloads:
-            outbox.append(connection, topic, key, payload)
+            outbox.append(connection, table, topic, key, payload)
 
     parts.database.write(work)
 
@@ -45,7 +45,7 @@ def receiver() -> Receiver:
 
 @pytest.fixture
 def dispatcher(parts: Parts, receiver: Receiver) -> Dispatcher:
-    return Dispatcher(parts.database, parts.clock, "reports", receiver)
+    return Dispatcher(parts.database, parts.clock, table, "reports", receiver)
 
 
 def test_rows_go_out_in_order_and_are_gone(parts: Parts, receiver: Receiver, dispatcher: Dispatcher) -> None:
@@ -60,7 +60,7 @@ def test_rows_go_out_in_order_and_are_gone(parts: Parts, receiver: Receiver, dis
 
 def test_a_decision_that_failed_tells_nothing(parts: Parts, receiver: Receiver, dispatcher: Dispatcher) -> None:
     def work(connection: sa.Connection) -> None:
-        outbox.append(connection, "reports", "a", "1")
+        outbox.append(connection, table, "reports", "a", "1")
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -108,9 +108,9 @@ def test_a_crash_between_effect_and_removal_doubles_nothing(parts: Parts, receiv
         raise Crash
 
     with pytest.raises(Crash):
-        Dispatcher(parts.database, parts.clock, "reports", dies).step()
+        Dispatcher(parts.database, parts.clock, table, "reports", dies).step()
     assert receiver.effects == {"a": ["1"]}
-    Dispatcher(parts.database, parts.clock, "reports", receiver).step()
+    Dispatcher(parts.database, parts.clock, table, "reports", receiver).step()
     assert receiver.effects == {"a": ["1", "2"]}
     assert [payload for _, _, payload in receiver.calls] == ["1", "1", "2"]
     assert len({number for number, _, _ in receiver.calls}) == 2

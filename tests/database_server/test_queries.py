@@ -22,11 +22,11 @@ from database_support import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radmesh.database_server.engine import Database
 from radmesh.database_server.queries import Cursor, StudyFilter, Viewer, _pattern
 from radmesh.database_server.registry import name_key
-from radmesh.database_server.schema import patients, studies
+from radmesh.database_server.schema import MIGRATIONS, patients, studies
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database
 
 
 def studies_of(parts: Parts, *attributes: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ _LETTERS = st.text("abÄß山^= *?%_\\'\"", max_size=8)
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    opened = Database(f"sqlite:///{tmp_path_factory.mktemp('names')}/names.sqlite")
+    opened = Database(f"sqlite:///{tmp_path_factory.mktemp('names')}/names.sqlite", MIGRATIONS)
     yield opened
     opened.close()
 

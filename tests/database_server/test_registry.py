@@ -30,9 +30,9 @@ from database_support import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from radmesh.database_server.engine import Database
 from radmesh.database_server.registry import Record, _Parsed, name_key
 from radmesh.database_server.schema import (
+    MIGRATIONS,
     admissions,
     instances,
     locations,
@@ -45,6 +45,7 @@ from radmesh.database_server.schema import (
 from radmesh.dicom.header import TAGS
 from radmesh.runtime.clock import SystemClock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database
 
 TRANSFER_SYNTAX, HEADER = 1, 2
 
@@ -516,7 +517,7 @@ def test_registered_in_any_pieces_it_is_the_same(data: st.DataObject, tmp_path_f
     folder = tmp_path_factory.mktemp("pieces")
     ends = []
     for number in range(2):
-        database = Database(f"sqlite:///{folder}/{number}.sqlite")
+        database = Database(f"sqlite:///{folder}/{number}.sqlite", MIGRATIONS)
         parts = Parts(database)
         rest = list(entries)
         while rest:

@@ -24,12 +24,13 @@ from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2 as pb
 from radmesh.database_server import service
 from radmesh.database_server.config import Section
-from radmesh.database_server.engine import Database, time_of
 from radmesh.database_server.module import DatabaseServer, module
 from radmesh.database_server.registry import Record
+from radmesh.database_server.schema import MIGRATIONS
 from radmesh.dicom.admission import AdmissionKey
 from radmesh.runtime.clock import ManualClock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database, time_of
 
 SERVICES = pb.DESCRIPTOR.services_by_name
 PASSWORD = "correct horse battery"
@@ -419,9 +420,10 @@ def test_whatever_is_asked_has_an_answer_or_a_reason(
 _WRITER = """
 import sys
 from database_support import Parts, record
-from radmesh.database_server.engine import Database
+from radmesh.database_server.schema import MIGRATIONS
+from radmesh.sql.engine import Database
 url, first = sys.argv[1], int(sys.argv[2])
-parts = Parts(Database(url))
+parts = Parts(Database(url, MIGRATIONS))
 parts.beat()
 for number in range(first, first + 100000):
     batch = [record(study=number % 3, sop=number * 4 + n, sequence=0) for n in range(4)]
@@ -448,7 +450,7 @@ def test_what_was_acknowledged_survives_kill_9(url: str) -> None:
         acknowledged += [int(line) for line in writer.stdout.read().splitlines()]
         writer.stdout.close()
         first = acknowledged[-1] + 1
-        database = Database(url)
+        database = Database(url, MIGRATIONS)
         parts = Parts(database)
         known = {row["sop_instance_uid"] for study in range(3) for row in _instances(parts, study)}
         for number in acknowledged:

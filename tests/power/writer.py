@@ -33,14 +33,15 @@ class Database:
     def __init__(self, path: Path) -> None:
         from database_support import Parts, header
 
-        from radmesh.database_server.engine import Database as Engine
+        from radmesh.database_server.schema import MIGRATIONS
+        from radmesh.sql.engine import Database as Engine
 
-        self.parts = Parts(Engine(f"sqlite:///{path}"))
+        self.parts = Parts(Engine(f"sqlite:///{path}", MIGRATIONS))
         self.header = header
 
     def __call__(self, rows: list[Any]) -> None:
-        from radmesh.database_server.engine import micros
         from radmesh.database_server.registry import Record
+        from radmesh.sql.engine import micros
 
         records = [
             Record(

@@ -13,7 +13,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from radmesh.database_server.accounts import Accounts
-from radmesh.database_server.engine import Database, micros
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.jobs import Jobs
 from radmesh.database_server.placement import Placement
@@ -24,6 +23,7 @@ from radmesh.dicom.admission import AdmissionKey
 from radmesh.dicom.header import TAGS, WANTED, QueryableHeader
 from radmesh.dicom.uids import study_hash
 from radmesh.runtime.clock import Clock, ManualClock
+from radmesh.sql.engine import Database, micros
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 JPEG = "1.2.840.10008.1.2.4.70"

@@ -14,7 +14,6 @@ from typing import Any, Final
 import argon2
 import sqlalchemy as sa
 
-from radmesh.database_server.engine import Database, micros, time_of
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.queries import Cursor, page
 from radmesh.database_server.registry import clean
@@ -22,6 +21,7 @@ from radmesh.database_server.schema import audit, sessions, users
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.files import write_atomic
+from radmesh.sql.engine import Database, micros, time_of
 
 NONE, TECHNOLOGIST, RADIOLOGIST, ADMINISTRATOR = 1, 2, 3, 4
 _NAME: Final = re.compile(r"[a-z0-9._@-]{1,64}")

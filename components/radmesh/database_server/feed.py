@@ -7,10 +7,10 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from radmesh.database_server.engine import Database, micros, time_of
 from radmesh.database_server.schema import changes, feed
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database, micros, time_of
 
 # What another process of the same PostgreSQL committed is seen after this.
 _POLL_SECONDS = 0.5

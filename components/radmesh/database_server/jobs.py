@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from radmesh.database_server.engine import Database, micros
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.queries import Cursor, page
 from radmesh.database_server.schema import jobs
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database, micros
 
 QUEUED, LEASED, SUCCEEDED, FAILED = 1, 2, 3, 4
 _PAYLOAD_MAX: Final = 64 * 1024

@@ -4,15 +4,16 @@ from radmesh.api.database.v1 import database_pb2
 from radmesh.database_server import service
 from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.config import Section
-from radmesh.database_server.engine import Database
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.jobs import Jobs
 from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries
 from radmesh.database_server.registry import Registry
+from radmesh.database_server.schema import MIGRATIONS
 from radmesh.database_server.statuses import Statuses
 from radmesh.runtime.context import Context
 from radmesh.runtime.rpc import Server
+from radmesh.sql.engine import Database
 
 _SERVICES = database_pb2.DESCRIPTOR.services_by_name
 
@@ -22,7 +23,7 @@ class DatabaseServer:
 
     def __init__(self, config: Section, context: Context) -> None:
         self._context = context
-        self._database = Database(config.url or f"sqlite:///{context.data / 'radmesh.sqlite'}")
+        self._database = Database(config.url or f"sqlite:///{context.data / 'radmesh.sqlite'}", MIGRATIONS)
         clock = context.clock
         self._feed = Feed(self._database, clock, config.history)
         registry = Registry(self._database, self._feed, clock, config.store_timeout)

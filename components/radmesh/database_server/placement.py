@@ -5,11 +5,11 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from radmesh.database_server.engine import Database, micros
 from radmesh.database_server.registry import Registry
 from radmesh.database_server.schema import placements
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database, micros
 
 ARCHIVE: Final = 1
 # Studies placed within this time count against a store: room alone would send every new study to the same one.

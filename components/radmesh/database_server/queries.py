@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from radmesh.database_server.engine import Database
 from radmesh.database_server.registry import HELD, WORST, sort_number
 from radmesh.database_server.schema import (
     admissions,
@@ -24,6 +23,7 @@ from radmesh.database_server.schema import (
     studies,
 )
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database
 
 # A message has 4 MiB at most; a row without its long texts has about so much.
 _PAGE_BYTES: Final = 3 << 20

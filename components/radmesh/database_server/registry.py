@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from radmesh.database_server.engine import Database, micros
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.schema import (
     admissions,
@@ -24,6 +23,7 @@ from radmesh.database_server.schema import (
 from radmesh.dicom.header import TAGS, QueryableHeader
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database, micros
 
 # RegistrationOutcome and VariantKind of database.v1
 NEW, ALREADY, VARIANT, OTHER_STUDY = 1, 2, 3, 4

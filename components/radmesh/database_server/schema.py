@@ -1,5 +1,7 @@
 """The tables. Times are microseconds since 1970 UTC; enumerations are the numbers of database.v1 and common.v1."""
 
+from pathlib import Path
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -16,6 +18,8 @@ from sqlalchemy import (
     text,
 )
 
+from radmesh.sql.outbox import outbox_table
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -24,6 +28,7 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+MIGRATIONS = Path(__file__).parent / "migrations"
 # SQLite gives INTEGER PRIMARY KEY, and only that, a number by itself.
 Key = BigInteger().with_variant(Integer, "sqlite")
 
@@ -253,18 +258,7 @@ changes = Table(
     _text("key"),
     _number("time"),
 )
-outbox = Table(
-    "outbox",
-    metadata,
-    Column("id", Key, primary_key=True),
-    Column("topic", String(64), nullable=False),
-    Column("key", String(256), nullable=False),
-    _text("payload"),
-    _number("attempts"),
-    _number("next_time"),
-    _text("error"),
-    Index(None, "topic", "key", "id"),
-)
+outbox = outbox_table(metadata)
 users = Table(
     "users",
     metadata,

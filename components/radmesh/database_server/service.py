@@ -10,7 +10,6 @@ from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2 as pb
 from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.checks import checked, invalid
-from radmesh.database_server.engine import micros, time_of
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.jobs import Jobs
 from radmesh.database_server.placement import Placement
@@ -20,6 +19,7 @@ from radmesh.database_server.statuses import Statuses
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.rpc import Call
 from radmesh.runtime.security import Credentials
+from radmesh.sql.engine import micros, time_of
 
 TICKET_SECONDS: Final = 60
 _WAIT_SECONDS: Final = 2.0

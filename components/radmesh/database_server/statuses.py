@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from radmesh.database_server.engine import Database, micros
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.queries import OVERLAID, Cursor
 from radmesh.database_server.registry import (
@@ -21,6 +20,7 @@ from radmesh.database_server.registry import (
 from radmesh.database_server.schema import admissions, corrections, history, instances, patients, studies
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.sql.engine import Database, micros
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,11 +37,16 @@ def time_of(value: int) -> datetime:
 class Database:
     """An engine, migrated to the present schema.
 
+    Args:
+        url: SQLAlchemy URL of an SQLite or PostgreSQL database.
+        migrations: Alembic's script location.
+
     Raises:
         RadmeshError: DATABASE_UNAVAILABLE.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, migrations: Path) -> None:
+        self._migrations = migrations
         self.url = sa.make_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._writer = threading.Lock()
@@ -84,7 +89,7 @@ class Database:
 
     def _migrate(self) -> None:
         configuration = Config()
-        configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        configuration.set_main_option("script_location", str(self._migrations))
         with self.engine.connect() as connection:
             if not self.sqlite:
                 connection.exec_driver_sql("SELECT pg_advisory_lock(7233451)")

@@ -10,30 +10,48 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 
-from radmesh.database_server.engine import Database, micros
-from radmesh.database_server.schema import outbox
 from radmesh.runtime.clock import Clock
+from radmesh.sql.engine import Database, micros
 
 Consumer = Callable[[int, str, str], None]
+Key = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 _MOST_PAUSE = timedelta(minutes=5)
 
 
-def append(connection: sa.Connection, topic: str, key: str, payload: str) -> None:
+def outbox_table(metadata: sa.MetaData) -> sa.Table:
+    """Return the table of an outbox."""
+    return sa.Table(
+        "outbox",
+        metadata,
+        sa.Column("id", Key, primary_key=True),
+        sa.Column("topic", sa.String(64), nullable=False),
+        sa.Column("key", sa.String(256), nullable=False),
+        sa.Column("payload", sa.Text, nullable=False, server_default=""),
+        sa.Column("attempts", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("next_time", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("error", sa.Text, nullable=False, server_default=""),
+        sa.Index(None, "topic", "key", "id"),
+    )
+
+
+def append(connection: sa.Connection, table: sa.Table, topic: str, key: str, payload: str) -> None:
     """Add a row within a transaction."""
-    connection.execute(sa.insert(outbox).values(topic=topic, key=key, payload=payload))
+    connection.execute(sa.insert(table).values(topic=topic, key=key, payload=payload))
 
 
 class Dispatcher:
     """Hands the rows of one topic to its consumer; `step` is for a Worker."""
 
-    def __init__(self, database: Database, clock: Clock, topic: str, consumer: Consumer) -> None:
+    def __init__(self, database: Database, clock: Clock, table: sa.Table, topic: str, consumer: Consumer) -> None:
         self._database = database
         self._clock = clock
+        self._table = table
         self._topic = topic
         self._consumer = consumer
 
     def step(self) -> float:
         """Deliver what is due; return the seconds until the next look."""
+        outbox = self._table
         first = (
             sa.select(sa.func.min(outbox.c.id).label("id"))
             .where(outbox.c.topic == self._topic)
@@ -57,6 +75,7 @@ class Dispatcher:
                 self._deliver(row)
 
     def _deliver(self, row: sa.Row[tuple[object, ...]]) -> None:
+        outbox = self._table
         try:
             self._consumer(row.id, row.key, row.payload)
         except Exception as error:  # noqa: BLE001 - whatever it was, the row stays
