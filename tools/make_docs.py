@@ -1,5 +1,7 @@
 """`make docs`: writes the pages of docs/ that are made from the code's tables; `--check` says which are out of date."""
 
+# ruff: noqa: SLF001 - argparse tells what it has only in private.
+
 import argparse
 import sys
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.database_server.queries import OVERLAID
 from radmesh.dicom import header
-from radmesh.mesh import reference
+from radmesh.mesh import cli, reference
 from radmesh.runtime import metrics, reasons
 from radmesh.runtime.rpc import callers_of, roles_of
 
@@ -58,9 +60,42 @@ def overlay_document() -> str:
     return "\n".join(lines) + "\n"
 
 
+def cli_document() -> str:
+    """Return docs/reference/cli.md."""
+    lines = [
+        "# Commands",
+        "",
+        "Made by `make docs` from the command's own parsers, which also print it: `radmesh COMMAND --help`.",
+        "",
+        *str(cli.parser().epilog).splitlines(),
+    ]
+
+    def walk(parser: argparse.ArgumentParser, summary: str) -> None:
+        groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        if groups:
+            for group in groups:
+                helps = {choice.dest: choice.help or "" for choice in group._choices_actions}
+                for name, child in group.choices.items():
+                    walk(child, helps.get(name, ""))
+            return
+        lines.extend(["", f"## {parser.prog}", "", f"{summary[:1].upper()}{summary[1:]}.", ""])
+        lines.extend(["| argument | what |", "| --- | --- |"])
+        for action in parser._actions:
+            if action.help in (argparse.SUPPRESS, None) or isinstance(action, argparse._HelpAction):
+                continue
+            names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+            shown = action.metavar or "/".join(map(str, action.choices or ())) or action.dest.upper()
+            value = f" {shown}" if action.option_strings and action.nargs != 0 else ""
+            lines.append(f"| `{names}{value}` | {str(action.help).replace('|', '/')} |")
+
+    walk(cli.parser(), "")
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": reasons.document,
     "metrics.md": metrics.document,
+    "reference/cli.md": cli_document,
     "reference/config.md": reference.document,
     "reference/header.md": header.document,
     "reference/overlay.md": overlay_document,

@@ -88,7 +88,10 @@ class Cluster:
         folder = Path(data or os.environ.get("RADMESH_DATA") or "radmesh-data")
         try:
             ready = json.loads((folder / "ready.json").read_bytes())
-        except (OSError, ValueError) as error:
+            scheme, _, target = str(ready["urls"]["grpc"]).partition("://")
+            if not target:
+                raise ValueError("not an address")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RadmeshError(
                 "CLUSTER_NOT_RUNNING",
                 f"no cluster is ready in {folder}: 'radmesh up --data {folder}' starts one, --cluster names another",
@@ -100,9 +103,8 @@ class Cluster:
                 password = (folder / "admin-password").read_text().strip()
         if password is None:
             raise RadmeshError("PASSWORD_MISSING", "give a password: --password-file, or RADMESH_PASSWORD")
-        scheme, _, target = str(ready["urls"]["grpc"]).partition("://")
         certificate = Path(ready["ca_certificate"]).read_bytes() if scheme == "grpcs" else None
-        return cls.connect(target or scheme, user=user, password=password, ca_certificate=certificate)
+        return cls.connect(target, user=user, password=password, ca_certificate=certificate)
 
     def __enter__(self) -> Self:
         return self
@@ -534,5 +536,7 @@ def _enum(enum: Any, prefix: str, name: str, field: str) -> Any:
     try:
         return enum.Value(prefix + name.upper().replace("-", "_"))
     except ValueError:
-        choices = ", ".join(key.removeprefix(prefix).lower() for key in enum if not key.endswith("_UNSPECIFIED"))
+        choices = ", ".join(
+            key.removeprefix(prefix).lower() for key, _ in enum.items() if not key.endswith("_UNSPECIFIED")
+        )
         raise RadmeshError("FIELD_INVALID", f"{field} is one of: {choices}", metadata={"field": field}) from None

@@ -6,6 +6,7 @@ Imports stay light: what a command needs is imported when it runs, so that `radm
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +57,11 @@ def register(subparsers: Any) -> None:
     find.add_argument("--limit", type=_positive, default=100, help="studies at most (100)")
 
     show = command("show", "show a study: series, and with --json every instance with its digest", run_show)
-    show.add_argument("study", metavar="STUDY_UID")
+    show.add_argument("study", metavar="STUDY_UID", help="Study Instance UID, as find lists it")
     show.add_argument("--instances", action="store_true", help="list instances too")
 
     get = command("get", "fetch a study as DICOM files", run_get)
-    get.add_argument("study", metavar="STUDY_UID")
+    get.add_argument("study", metavar="STUDY_UID", help="Study Instance UID, as find lists it")
     get.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (here); made if missing"
     )
@@ -72,7 +73,7 @@ def register(subparsers: Any) -> None:
     )
 
     evict = command("evict", "drop the cache copy of a study that is in the permanent tier", run_evict)
-    evict.add_argument("study", metavar="STUDY_UID")
+    evict.add_argument("study", metavar="STUDY_UID", help="Study Instance UID, as find lists it")
 
     status = command("status", "what runs where, and how it is", run_status)
     status.add_argument("--verbose", action="store_true", help="all figures, also those that are nought")
@@ -81,8 +82,10 @@ def register(subparsers: Any) -> None:
     _register_users(command("users", "list and change users", run_users))
 
     rejects = command("rejects", "what could not be stored as DICOM; its bytes were kept", run_rejects)
-    rejects.add_argument("action", nargs="?", choices=("list", "get", "delete"), default="list")
-    rejects.add_argument("id", nargs="?", default="")
+    rejects.add_argument(
+        "action", nargs="?", choices=("list", "get", "delete"), default="list", help="list (also without), get, delete"
+    )
+    rejects.add_argument("id", nargs="?", default="", metavar="ID", help="which, as the list names it")
     rejects.add_argument("--out", type=Path, metavar="FILE", help="where 'get' writes the bytes (ID.bin)")
 
     audit = command("audit", "who did what", run_audit)
@@ -93,8 +96,14 @@ def register(subparsers: Any) -> None:
 
 
 def _register_users(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", nargs="?", choices=("list", "add", "set", "remove"), default="list")
-    parser.add_argument("name", nargs="?", default="")
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("list", "add", "set", "remove"),
+        default="list",
+        help="list (also without), add, set, remove",
+    )
+    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="the user's name")
     parser.add_argument("--role", default="", choices=("", *ROLES), metavar="ROLE", help=", ".join(ROLES))
     parser.add_argument("--display-name", help="name for people")
     parser.add_argument(
@@ -628,11 +637,16 @@ def run_rejects(arguments: argparse.Namespace) -> int:
     with connect(arguments) as cluster:
         if arguments.action == "get":
             path = arguments.out or Path(f"{_safe(arguments.id)}.bin")
+            partial = path.with_name(f".{path.name}.part")
             try:
-                with path.open("wb") as file:
+                with partial.open("wb") as file:
                     size = cluster.read_reject(arguments.id, file)
+                partial.replace(path)
             except OSError as error:
                 raise RadmeshError("FILE_NOT_WRITTEN", f"cannot write {path}: {error.strerror}") from error
+            finally:
+                with suppress(OSError):
+                    partial.unlink()
             if arguments.json:
                 _print_json({"path": str(path), "bytes": size})
             else:

@@ -1,0 +1,214 @@
+"""What the commands promise to programs and to terminals: exit codes, JSON alone on stdout, readable tables."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from cluster_support import COMMAND, RealCluster, environment, run, save
+
+from radmesh.client import tables
+from radmesh.client.commands import size_text
+from radmesh.client.tables import Column
+
+
+@pytest.fixture(scope="module")
+def stored(cluster: RealCluster, tmp_path_factory: pytest.TempPathFactory) -> RealCluster:
+    folder = tmp_path_factory.mktemp("files")
+    names = ("Doe^John", "Ångström^Åsa", "Yamada^Tarou=山田^太郎")
+    paths = [
+        save(
+            folder,
+            n,
+            SpecificCharacterSet="ISO_IR 192",
+            PatientName=name,
+            StudyDescription="An unusually long description of a study",
+            StudyInstanceUID="1.2.826.0.1.3680043.8.498.6410818900703977717176633399987488247" + str(n),
+        )
+        for n, name in enumerate(names)
+    ]
+    assert cluster.run("store", *paths).code == 0
+    return cluster
+
+
+# -- exit codes and JSON
+
+
+def test_done_is_0(stored):
+    for arguments in (("find",), ("status",), ("users",), ("rejects",), ("audit",)):
+        assert stored.command(*arguments, "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (("show", "2.25.404"), 1, "STUDY_NOT_FOUND"),
+        (("find", "--date", "January"), 2, "FIELD_INVALID"),
+        (("find", "--date", "20240131-20240101x"), 2, "FIELD_INVALID"),
+        (("find", "--reading", "unread"), 2, "FIELD_INVALID"),
+        (("find", "--verification", "perhaps"), 2, "FIELD_INVALID"),
+        (("find", "--password-file", "/nowhere/secret"), 2, "FILE_UNREADABLE"),
+        (("find", "--user", "nobody"), 4, "PASSWORD_WRONG"),
+        (("find", "--cluster", "127.0.0.1:1"), 2, "PASSWORD_MISSING"),
+        (("find", "--ca", "/nowhere/ca.pem", "--cluster", "127.0.0.1:1"), 2, "PASSWORD_MISSING"),
+    ],
+)
+def test_errors_are_json_with_cause_and_remedy(stored, arguments, code, reason):
+    answer = stored.command(*arguments, "--json")
+    assert (answer.code, answer.reason, answer.err) == (code, reason, ""), answer
+    error = answer.json["error"]
+    assert set(error) == {"reason", "message", "remedy"}
+    assert error["message"]
+    assert error["remedy"]
+    told = stored.run(*arguments)
+    assert (told.code, told.out) == (code, "")
+    assert told.err == f"radmesh: {error['message']}\n  {reason}: {error['remedy']}\n"
+
+
+def test_wrong_usage_is_2(stored):
+    for arguments in (("find", "--limit", "0"), ("find", "--limit", "many"), ("users", "promote"), ("show",)):
+        assert run(*arguments).code == 2
+
+
+def test_a_wrong_password_is_4(stored, tmp_path):
+    (tmp_path / "wrong").write_text("wrong password")
+    answer = stored.command("find", "--json", "--password-file", tmp_path / "wrong")
+    assert (answer.code, answer.reason) == (4, "PASSWORD_WRONG")
+    assert run("find", "--cluster", stored.target, "--json", RADMESH_PASSWORD="wrong password").code == 4
+
+
+def test_a_cluster_that_is_not_there_is_3(tmp_path):
+    answer = run("status", "--json", "--data", tmp_path)
+    assert (answer.code, answer.reason) == (3, "CLUSTER_NOT_RUNNING")
+    assert f"'radmesh up --data {tmp_path}' starts one" in answer.json["error"]["message"]
+    nobody = run("status", "--json", "--cluster", "127.0.0.1:1", RADMESH_PASSWORD="x")
+    assert (nobody.code, nobody.reason) == (3, "PEER_UNAVAILABLE")
+    (tmp_path / "ready.json").write_text(
+        json.dumps({"urls": {"grpc": "grpc://127.0.0.1:1"}, "ports": {"grpc": 1}, "ca_certificate": ""})
+    )
+    gone = run("find", "--data", tmp_path, RADMESH_PASSWORD="x")
+    assert (gone.code, gone.out) == (3, "")
+    assert "PEER_UNAVAILABLE: " in gone.err
+
+
+@pytest.mark.parametrize("ready", ["", "{", "{}", '{"urls": {}}', "[]", '{"urls": {"grpc": null}}'])
+def test_a_ready_file_that_is_none_is_3(tmp_path, ready):
+    (tmp_path / "ready.json").write_text(ready)
+    answer = run("status", "--json", "--data", tmp_path, RADMESH_PASSWORD="x")
+    assert (answer.code, answer.reason) == (3, "CLUSTER_NOT_RUNNING")
+
+
+def test_an_address_elsewhere(stored):
+    password = (stored.data / "admin-password").read_text().strip()
+    assert run("find", "--cluster", stored.target, "--json", RADMESH_PASSWORD=password).code == 0
+    assert run("find", "--json", RADMESH_CLUSTER=stored.target, RADMESH_PASSWORD=password).code == 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(stored):
+    answer = subprocess.run(
+        ["/bin/sh", "-c", '"$@" | true', "sh", *COMMAND, "find", "--data", str(stored.data)],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in answer.stderr
+
+
+# -- terminals
+
+
+def on_a_terminal(cluster: RealCluster, columns: int, *arguments: object) -> list[str]:
+    """The lines that a command prints on a terminal, without colours."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments), "--data", str(cluster.data)],
+        env=environment(COLUMNS=str(columns), LINES="50", TERM="xterm"), stdout=follower, stderr=follower,
+    )  # fmt: skip
+    os.close(follower)
+    output = b""
+    try:
+        while piece := os.read(leader, 65536):
+            output += piece
+    except OSError:
+        pass  # what the end looks like
+    os.close(leader)
+    assert process.wait() in (0, 1)
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode()).replace("\r", "").splitlines()
+
+
+@pytest.mark.parametrize("columns", [80, 120, 160])
+def test_tables_fit_and_uids_are_whole(stored, columns):
+    for arguments in (
+        ("find",),
+        ("show", "1.2.826.0.1.3680043.8.498.64108189007039777171766333999874882470", "--instances"),
+        ("status",),
+        ("status", "--verbose"),
+        ("audit",),
+        ("users",),
+    ):
+        lines = on_a_terminal(stored, columns, *arguments)
+        wide = [line for line in lines if tables.columns_of(line) > columns and not line.startswith("  ")]
+        assert wide == [], arguments
+    found = on_a_terminal(stored, columns, "find")
+    for n in range(3):
+        uid = f"1.2.826.0.1.3680043.8.498.6410818900703977717176633399987488247{n}"
+        assert sum(line.endswith(uid) for line in found) == 1
+
+
+def test_progress_is_shown_on_a_terminal_and_goes_away(stored, tmp_path):
+    paths = [save(tmp_path, 100 + n) for n in range(3)]
+    lines = on_a_terminal(stored, 80, "store", *paths)
+    assert any("storing" in line for line in lines)
+    assert "3 files: 3 STORED" in lines[-4]
+
+
+def test_status_hides_noughts(stored):
+    plain, verbose = stored.run("status").out, stored.run("status", "--verbose").out
+    assert "store responses 0xC000 0" in verbose
+    assert "store responses 0xC000" not in plain
+    assert not re.search(r"[a-z] 0(,|$)", plain.partition("stores")[0], re.MULTILINE)
+    components = {c["instance"]: c["figures"] for c in stored.run("status", "--json").json["status"]["components"]}
+    assert "store_responses_0xC000" in components["gateway-proxy"]
+
+
+def test_a_table_goes_below_and_then_is_cut():
+    columns = [Column("name", cut=True), Column("n", right=True), Column("none"), Column("uid", below=True)]
+    rows = [["a" * 30, "7", "", "1.2.3"], ["山田太郎", "12", "", "1.2.840.10008"]]
+    assert tables.lines(columns, rows, 80) == [
+        "name                             n  uid",
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa   7  1.2.3",
+        "山田太郎                        12  1.2.840.10008",
+    ]
+    assert tables.lines(columns, rows, 20) == [
+        "name               n",
+        "aaaaaaaaaaaaaaa…   7",
+        "  1.2.3",
+        "山田太郎          12",
+        "  1.2.840.10008",
+    ]
+    assert tables.lines(columns, [], 20) == []
+
+
+def test_what_a_terminal_would_obey_is_not_printed():
+    assert tables.lines([Column("a")], [["x\x1b[2Jy\x07\n"]], 80) == [
+        "a",
+        "x\N{REPLACEMENT CHARACTER}[2Jy" + "\ufffd" * 2,
+    ]
+    assert tables.columns_of("A\u030angström") == len("Ångström")
+
+
+def test_sizes():
+    assert [size_text(n) for n in (0, 999, 1000, 525_500, 82_500_000_000)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "525.5 kB",
+        "82.5 GB",
+    ]
+
+
+def test_the_reference_names_every_command():
+    page = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
+    for command in ("up", "serve", "config check", "store", "find", "get", "show", "status", "users", "audit", "evict"):
+        assert f"## radmesh {command}\n" in page
