@@ -316,7 +316,7 @@ def partly_held(parts: Parts) -> Parts:
 
 
 def _admissions(parts: Parts, study: object) -> list[dict[str, Any]]:
-    rows, _ = parts.statuses.admissions(uid("study", study), 0, 100, "")
+    rows, _ = parts.statuses.admissions(uid("study", study), (), 100, "")
     return rows
 
 

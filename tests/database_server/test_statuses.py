@@ -191,15 +191,15 @@ def test_admissions_are_listed(parts: Parts) -> None:
     rows: list[dict[str, Any]] = []
     token = ""
     while True:
-        page, token = parts.statuses.admissions("", 0, 2, token)
+        page, token = parts.statuses.admissions("", (), 2, token)
         rows += page
         if not token:
             break
     assert [row["accession_number"] for row in rows] == [f"A{number}" for number in range(5)]
     assert all(row["instance_count"] == 1 and row["station"] == "CT1" for row in rows)
-    held, _ = parts.statuses.admissions("", HELD, 10, "")
+    held, _ = parts.statuses.admissions("", (HELD,), 10, "")
     assert [(row["study_instance_uid"], row["reason"]) for row in held] == [(uid("study", 3), "PATIENT_MISMATCH")]
-    mine, _ = parts.statuses.admissions(uid("study", 4), 0, 10, "")
+    mine, _ = parts.statuses.admissions(uid("study", 4), (), 10, "")
     assert [row["patient_birth_date"] for row in mine] == ["19700101"]
 
 
@@ -207,7 +207,7 @@ def test_setting_the_whole_study_sets_each_of_its_keys(parts: Parts) -> None:
     parts.register(record(sop=0), record(sop=1, station="MR1"))
     hold(parts, record(sop=1, station="MR1"), HELD)
     move(parts, "verification", "VERIFIED", reason="")
-    rows, _ = parts.statuses.admissions(STUDY, 0, 10, "")
+    rows, _ = parts.statuses.admissions(STUDY, (), 10, "")
     assert [row["verification"] for row in rows] == [VERIFIED, VERIFIED]
     assert parts.study(0, ANYBODY)["instance_count"] == 2
     move(parts, "verification", "HELD", reason="PATIENT_MISMATCH")

@@ -431,7 +431,7 @@ class StudyService:
         """List admissions."""
         rows, token = self._statuses.admissions(
             request.study_instance_uid,
-            request.verification,
+            tuple(request.verifications),
             page_size(request.page_size, 100, 1000),
             request.page_token,
         )

@@ -246,15 +246,15 @@ class Statuses:
         count, revision = self._feed.write(work)
         return int(count), revision  # type: ignore[call-overload]
 
-    def admissions(self, uid: str, verification: int, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
+    def admissions(self, uid: str, verifications: Sequence[int], size: int, token: str) -> tuple[list[dict[str, Any]], str]:
         """Return a page of admissions, and the next token."""
-        cursor = Cursor(("admissions", uid, verification))
+        cursor = Cursor(("admissions", uid, list(verifications)))
         position = cursor.read(token) or [0]
         conditions = [admissions.c.id > position[0]]
         if uid:
             conditions.append(studies.c.study_instance_uid == uid)
-        if verification:
-            conditions.append(admissions.c.verification == verification)
+        if verifications:
+            conditions.append(admissions.c.verification.in_(verifications))
         count = (
             sa.select(sa.func.count())
             .select_from(instances)
