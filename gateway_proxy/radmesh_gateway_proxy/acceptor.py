@@ -32,7 +32,7 @@ from radmesh.runtime.lifecycle import Status
 from radmesh.runtime.logs import Logger
 from radmesh.runtime.metrics import Metrics
 from radmesh.runtime.security import Credentials
-from radmesh.transfer.sender import KeepBudget, Sender, StreamWatch
+from radmesh.transfer.sender import KeepBudget, Sender
 from radmesh.transfer.tickets import TicketCache, admit_by
 from radmesh_gateway_proxy.association import Association, Peer
 from radmesh_gateway_proxy.audit import Audit
@@ -135,11 +135,10 @@ class Acceptor:
         services = database_pb2.DESCRIPTOR.services_by_name
         self._registry = context.client(services["RegistryService"], "database-server")
         self._rejects = context.target("network-gateway")
-        admit, tickets, watch = admit_by(context), TicketCache(context.clock), StreamWatch(context.clock)
+        admit, tickets = admit_by(context), TicketCache(context.clock)
         budget = KeepBudget(_KEEP_BYTES // settings.rows)
-        self._watch = watch
         self._senders = Senders(
-            lambda: Sender(context.channels.get, admit, context.clock, tickets=tickets, budget=budget, watch=watch),
+            lambda: Sender(context.line, admit, context.clock, tickets=tickets, budget=budget),
             max(1, self.config.streams // settings.rows),
         )
 
@@ -267,7 +266,6 @@ class Acceptor:
         with self._ended:
             self._ended.wait_for(lambda: not self._live, max(0.0, self.draining.until - time.monotonic()) + 1.0)
         self._senders.close()
-        self._watch.close()
         self._audit.stop(1.0)
 
 

@@ -43,6 +43,18 @@ def join(bytes prefix not None, data):
         PyBuffer_Release(&view)
 
 
+def lead(bytes prefix not None, uint64_t length):
+    cdef uint8_t tail[11]
+    cdef int k = 1
+    tail[0] = TAG
+    while length > 0x7F:
+        tail[k] = 0x80 | (length & 0x7F)
+        length >>= 7
+        k += 1
+    tail[k] = <uint8_t> length
+    return prefix + PyBytes_FromStringAndSize(<char *> tail, k + 1)
+
+
 cdef Py_ssize_t varint(const uint8_t *p, Py_ssize_t i, Py_ssize_t n, uint64_t *value) noexcept nogil:
     """Read a varint at i; return the index behind it, or -1."""
     cdef int shift = 0
@@ -56,21 +68,22 @@ cdef Py_ssize_t varint(const uint8_t *p, Py_ssize_t i, Py_ssize_t n, uint64_t *v
     return -1
 
 
-def split(bytes wire not None):
-    cdef const uint8_t *p = <const uint8_t *> PyBytes_AS_STRING(wire)
-    cdef Py_ssize_t n = PyBytes_GET_SIZE(wire)
+cdef int locate(const uint8_t *p, Py_ssize_t n, Py_ssize_t *head, Py_ssize_t *body) noexcept nogil:
+    """Find `data`: 1 with the ends of what is before it and of its tag and length, 0 if there is none, -1 if broken."""
     cdef Py_ssize_t i = 0, j = 0
     cdef uint64_t tag = 0, length = 0
     while i < n:
         j = varint(p, i, n, &tag)
         if j < 0:
-            return None
+            return -1
         if tag == TAG:
             j = varint(p, j, n, &length)
             # The last field, once: as protobuf itself writes it.
             if j < 0 or length != <uint64_t> (n - j):
-                return None
-            return wire[:i], PyMemoryView_FromObject(wire)[j:]
+                return -1
+            head[0] = i
+            body[0] = j
+            return 1
         if tag & 7 == 0:
             j = varint(p, j, n, &length)
         elif tag & 7 == 1:
@@ -78,13 +91,32 @@ def split(bytes wire not None):
         elif tag & 7 == 2:
             j = varint(p, j, n, &length)
             if j < 0 or length > <uint64_t> (n - j):
-                return None
+                return -1
             j += <Py_ssize_t> length
         elif tag & 7 == 5:
             j += 4
         else:
-            return None
+            return -1
         if j < 0 or j > n:
-            return None
+            return -1
         i = j
-    return wire, b""
+    return 0
+
+
+def split(wire not None):
+    cdef Py_buffer view
+    cdef Py_ssize_t head = 0, body = 0
+    cdef int found
+    PyObject_GetBuffer(wire, &view, PyBUF_SIMPLE)
+    try:
+        found = locate(<const uint8_t *> view.buf, view.len, &head, &body)
+        if found < 0:
+            return None
+        if found == 0:
+            return bytes(wire), b""
+        return (
+            PyBytes_FromStringAndSize(<char *> view.buf, head),
+            PyMemoryView_FromObject(wire)[body:],
+        )
+    finally:
+        PyBuffer_Release(&view)

@@ -2,10 +2,11 @@
 
 `join(prefix, data)` is the message whose other fields serialise to `prefix`, byte-identical to protobuf's, with one
 copy of `data`.
+`lead(prefix, length)` is what comes before `length` bytes of data: for who writes them after it, without a copy.
 `split(wire)` gives (prefix, data) without a copy, or None where `data` is not the one last field, or the message is
 broken: then protobuf itself has to read it.
 """
 
-from radmesh_native._bulk import join, split
+from radmesh_native._bulk import join, lead, split
 
-__all__ = ["join", "split"]
+__all__ = ["join", "lead", "split"]

@@ -184,7 +184,7 @@ class Components:
             return (self.place if by == "database" else self.admit)(admission.key, admission.avoid_store_id)
 
         sender = Sender(
-            self.context("gateway-proxy").channels.get,
+            self.context("gateway-proxy").line,
             ask,
             self.mesh.clock,
             tickets=TicketCache(self.mesh.clock),

@@ -121,9 +121,7 @@ class World:
     def senders(self, most: int = 8, **options: Any) -> Senders:
         tickets = TicketCache(self.mesh.clock)
         admit = admit_by(self.context)
-        senders = Senders(
-            lambda: Sender(self.context.channels.get, admit, self.mesh.clock, tickets=tickets, **options), most
-        )
+        senders = Senders(lambda: Sender(self.context.line, admit, self.mesh.clock, tickets=tickets, **options), most)
         self._senders.append(senders)
         return senders
 

@@ -71,9 +71,11 @@ class Mesh:
         self._contexts.append(context)
         return context
 
-    def serve(self, context: Context, service: Any, implementation: object, codecs: Any = None) -> Server:
+    def serve(self, context: Context, service: Any, implementation: Any, codecs: Any = None) -> Server:
         server = context.server(max_connection_age=None)
         server.add(service, implementation, codecs=codecs)
+        if service is TRANSFER and codecs:
+            server.add_line(service.methods_by_name["Put"], implementation.Put, codecs["Put"])
         server.start()
         self.addresses[context.component] = self.addresses[context.instance] = server.target
         self._servers.append(server)
@@ -82,6 +84,8 @@ class Mesh:
     @staticmethod
     def cut_off(server: Server) -> None:
         """End a server as abruptly as a thread can: no drain, nothing told to those who watch its health."""
+        if server._line is not None:
+            server._line.stop(0)
         server._server.stop(0).wait(10)
 
     def ticket(self, store: Any, target: str, key: AdmissionKey, seconds: float = 60.0, **changes: Any) -> Ticket:

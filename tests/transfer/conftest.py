@@ -18,13 +18,15 @@ class World:
     """A store served at ``target``; ``route`` is what tickets name, such as a cutting proxy before it."""
 
     def __init__(self, folder: Path, transport: str) -> None:
-        self.mesh = Mesh(folder, transport)
+        self.mesh = Mesh(folder, transport.partition("-")[0])
+        # The sender speaks to a line, or to grpcio's own server.
+        self.grpcio = transport.endswith("-grpcio")
         self.context = self.mesh.context("archive-server-0")
         self.client = self.mesh.context("gateway-proxy")
         self.store = open_store(folder / "store", self.mesh.clock)
         self.receiver = TransferReceiver(self.store, self.context.credentials, self.mesh.clock)
         self.server = self.mesh.serve(self.context, TRANSFER, self.receiver, self.receiver.codecs)
-        self.target = self.route = self.server.target
+        self._addresses()
         self.admissions: list[Admission] = []
         self._senders: list[Sender] = []
         self.study = uid("study", folder)
@@ -37,14 +39,18 @@ class World:
         self.store = open_store(self.mesh.folder / "store", self.mesh.clock)
         self.receiver = TransferReceiver(self.store, self.context.credentials, self.mesh.clock)
         self.server = self.mesh.serve(self.context, TRANSFER, self.receiver, self.receiver.codecs)
-        self.target = self.route = self.server.target
+        self._addresses()
+
+    def _addresses(self) -> None:
+        self.target = self.server.target
+        self.put_target = self.route = self.server.target if self.grpcio else self.server.line_target
 
     def admit(self, admission: Admission) -> Any:
         self.admissions.append(admission)
         return self.mesh.ticket(self.store, self.route, admission.key)
 
     def sender(self, **options: Any) -> Sender:
-        sender = Sender(self.client.channels.get, options.pop("admit", self.admit), self.mesh.clock, **options)
+        sender = Sender(self.client.line, options.pop("admit", self.admit), self.mesh.clock, **options)
         self._senders.append(sender)
         return sender
 
@@ -71,7 +77,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.fixture(params=["unix", "tls"])
+@pytest.fixture(params=["unix", "tls", "unix-grpcio", "tls-grpcio"])
 def world(request: pytest.FixtureRequest, folder: Path) -> Iterator[World]:
     world = World(folder, request.param)
     yield world

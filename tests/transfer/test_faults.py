@@ -40,7 +40,7 @@ def put(world: Any, data: bytes, *name: object, **options: Any) -> Any:
 @given(up=st.lists(st.integers(0, len(BIG) + 20_000), min_size=1, max_size=3), down=st.integers(0, 3_000))
 def test_cut_anywhere_while_a_large_object_is_sent(world: Any, up: list[int], down: int) -> None:
     before = len(everything(world))
-    proxy = CutProxy(world.target, world.mesh.folder, [(n, 1 << 40) for n in up] + [(1 << 40, down)])
+    proxy = CutProxy(world.put_target, world.mesh.folder, [(n, 1 << 40) for n in up] + [(1 << 40, down)])
     world.route = proxy.target
     committed = put(world, BIG, uid(up, down, before))
     assert world.read(committed.object.ref) == BIG
@@ -52,7 +52,7 @@ def test_cut_anywhere_while_a_large_object_is_sent(world: Any, up: list[int], do
 @given(up=st.integers(0, len(SMALL) + 5_000), down=st.integers(0, 1_500))
 def test_cut_anywhere_while_a_small_object_is_sent(world: Any, up: int, down: int) -> None:
     before = len(everything(world))
-    proxy = CutProxy(world.target, world.mesh.folder, [(up, 1 << 40), (1 << 40, down)])
+    proxy = CutProxy(world.put_target, world.mesh.folder, [(up, 1 << 40), (1 << 40, down)])
     world.route = proxy.target
     committed = put(world, SMALL, uid(up, down, before))
     assert world.read(committed.object.ref) == SMALL
@@ -83,7 +83,7 @@ def test_any_range_is_read(unix_world: Any, offset: int, length: int) -> None:
 def test_a_resumed_transfer_sends_only_what_is_missing(unix_world: Any) -> None:
     world = unix_world
     # Cut after two chunks: what was durable then is not sent again.
-    proxy = CutProxy(world.target, world.mesh.folder, [(int(2.5 * CHUNK), 1 << 40)])
+    proxy = CutProxy(world.put_target, world.mesh.folder, [(int(2.5 * CHUNK), 1 << 40)])
     world.route = proxy.target
     committed = put(world, BIG)
     assert proxy.connections == 2

@@ -13,11 +13,12 @@ from transfer_support import CHUNK, TRANSFER, Mesh, admission_key, object_header
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.transfer.v1 import transfer_pb2, transfer_pb2_grpc
 from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.line import Line
 from radmesh.runtime.rpc import from_rpc_error
 from radmesh.study_store import Outcome
 from radmesh.transfer.model import key_message
 from radmesh.transfer.reader import read_range
-from radmesh.transfer.sender import KeepBudget, StreamWatch, _cut, _header, _Object
+from radmesh.transfer.sender import KeepBudget, _cut, _header, _Object
 from radmesh_native.crc32c import crc32c
 
 SIZES = [0, 1, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 5_000_003]
@@ -150,7 +151,7 @@ def test_our_sender_speaks_to_a_plain_protobuf_server(folder: Any) -> None:
     class Store:
         store_id, epoch = "archive-0", b"e" * 16
 
-    sender = Sender(client.channels.get, lambda a: mesh.ticket(Store, server.target, a.key), mesh.clock)
+    sender = Sender(client.line, lambda a: mesh.ticket(Store, server.target, a.key), mesh.clock)
     data = os.urandom(3_000_000)
     sha256 = hashlib.sha256(data).digest()
     committed = sender.send(object_header(uid("s"), uid("i"), key), key, data, sha256=sha256, queryable=b"")
@@ -329,12 +330,10 @@ def test_a_store_that_does_not_answer_is_a_timeout(folder: Any) -> None:
     server = mesh.serve(mesh.context("archive-server-0"), TRANSFER, Silent())
     client = mesh.context("gateway-proxy")
     key = admission_key(uid("s"))
-    watch = StreamWatch(mesh.clock, answer_seconds=0.2)
     sender = Sender(
-        client.channels.get,
+        lambda target, path: Line(target, path, client.credentials, answer_seconds=1.0),
         lambda a: mesh.ticket(Store, server.target, a.key),
         mesh.clock,
-        watch=watch,
         resume_seconds=0.1,
     )
     with pytest.raises(RadmeshError) as caught:
@@ -343,7 +342,6 @@ def test_a_store_that_does_not_answer_is_a_timeout(folder: Any) -> None:
         )
     assert caught.value.reason == "PEER_TIMEOUT"
     sender.close()
-    watch.close()
     mesh.close()
 
 

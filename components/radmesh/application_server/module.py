@@ -81,7 +81,7 @@ class ApplicationServer:
                 registry,
                 audit,
                 sessions,
-                lambda: Sender(context.channels.get, admit, context.clock, tickets=tickets),
+                lambda: Sender(context.line, admit, context.clock, tickets=tickets),
             ),
             codecs=_BULK,
         )

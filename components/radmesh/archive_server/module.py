@@ -7,7 +7,6 @@ from pathlib import Path
 from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
-from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.archive_server.config import Section
 from radmesh.archive_server.reading import Reading
 from radmesh.archive_server.reports import Reporter, Reports
@@ -50,7 +49,13 @@ class ArchiveServer:
             context.clock,
             read=Reading(self._store, tier, context.status.raise_alarm),
         )
-        heartbeat = Heartbeat(self._store, context, common_pb2.STORE_KIND_ARCHIVE, lambda: self._server.target)
+        heartbeat = Heartbeat(
+            self._store,
+            context,
+            common_pb2.STORE_KIND_ARCHIVE,
+            lambda: self._server.target,
+            put_target=lambda: self._server.line_target,
+        )
         pump = RegistrationPump(self._store, context, heartbeat=heartbeat)
         tiering = Tiering(context, self._store, tier, self._reports, reporter, config.quiet, receiver.idle_seconds)
 
@@ -64,9 +69,7 @@ class ArchiveServer:
             if state.state == "LOST":
                 self._reports.add(e.row.ref for e in tier.entries(state.study_hash, state.generation).values())
 
-        self._server.add(
-            transfer_pb2.DESCRIPTOR.services_by_name["TransferService"], receiver, codecs=TransferReceiver.codecs
-        )
+        receiver.serve(self._server)
         self._server.add(
             archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"], ArchiveService(self._store, changing)
         )

@@ -207,6 +207,7 @@ stores = Table(
     Column("store_id", String(64), primary_key=True),
     _number("kind"),
     _text("target"),
+    _text("put_target"),
     Column("epoch", LargeBinary(16), nullable=False),
     _number("free_bytes"),
     Column("accepting", Boolean, nullable=False),

@@ -76,7 +76,7 @@ class Admission:
         answer = self._registry.ListStores(database_pb2.ListStoresRequest(), timeout=1.0)
         self._memory.set_archives(
             [
-                Archive(s.store_id, s.target, s.epoch.hex(), s.alive, s.accepting)
+                Archive(s.store_id, s.target, s.epoch.hex(), s.alive, s.accepting, s.put_target)
                 for s in answer.stores
                 if s.kind == common_pb2.STORE_KIND_ARCHIVE
             ]
@@ -176,7 +176,9 @@ class Admission:
         if archive is None or placed == avoid or again:
             return self._to_spool(key, digest)
         self._admissions.labels("known").inc()
-        return self._sign(key, digest, archive.store_id, archive.target, bytes.fromhex(archive.epoch))
+        return self._sign(
+            key, digest, archive.store_id, archive.put_target or archive.target, bytes.fromhex(archive.epoch)
+        )
 
     def _to_spool(self, key: AdmissionKey, digest: bytes) -> common_pb2.SignedTicket:
         spool = self._spool()

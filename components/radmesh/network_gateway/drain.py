@@ -88,9 +88,7 @@ class Drain:
     def _move(self, row: IndexRow) -> None:
         sender = self._sender
         if sender is None:
-            sender = self._sender = Sender(
-                self._context.channels.get, self._admit, self._context.clock, tickets=self._tickets
-            )
+            sender = self._sender = Sender(self._context.line, self._admit, self._context.clock, tickets=self._tickets)
         key = _key(row)
         sender.begin(row.header, key, row.queryable)
         with self._spool.read(row.ref) as reader:
@@ -118,10 +116,10 @@ class Drain:
 
     def _check(self, row: IndexRow, where: ObjectReference) -> None:
         """Read the archive's copy back and compare its digest with what was received."""
-        ticket = self._tickets.get(_key(row).digest())
-        target = ticket.target if ticket is not None else ""
         archive = next((a for a in self._memory.archives if a.store_id == where.store_id), None)
-        channel = self._context.channels.get(target or (archive.target if archive else ""))
+        if archive is None:
+            raise RadmeshError("STORE_UNKNOWN", "the archive is not known yet: the copy is checked later")
+        channel = self._context.channels.get(archive.target)
         with read_range(channel, where) as reader:
             for _ in reader:
                 pass

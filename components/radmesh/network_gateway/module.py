@@ -2,7 +2,6 @@
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
-from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.network_gateway.admission import Admission, Revocation
 from radmesh.network_gateway.config import Section
 from radmesh.network_gateway.drain import Drain
@@ -44,13 +43,17 @@ class NetworkGateway:
         )
         self._server: Server = context.server(max_workers=config.max_streams, max_connection_age=None)
         admission = Admission(context, self._memory, config.place_timeout, self._spool_place)
-        heartbeat = Heartbeat(self._spool, context, common_pb2.STORE_KIND_SPOOL, lambda: self._server.target)
+        heartbeat = Heartbeat(
+            self._spool,
+            context,
+            common_pb2.STORE_KIND_SPOOL,
+            lambda: self._server.target,
+            put_target=lambda: self._server.line_target,
+        )
         pump = RegistrationPump(self._spool, context, heartbeat=heartbeat)
         drain = Drain(context, self._spool, self._memory)
         receiver = TransferReceiver(self._spool, context.credentials, context.clock, rejects=self._rejects.open)
-        self._server.add(
-            transfer_pb2.DESCRIPTOR.services_by_name["TransferService"], receiver, codecs=TransferReceiver.codecs
-        )
+        receiver.serve(self._server)
         self._server.add(_GATEWAY["AdmissionService"], AdmissionService(admission))
         self._server.add(_GATEWAY["RejectService"], RejectService(self._rejects), codecs=RejectService.codecs)
         self._services = Group([admission, Revocation(context, admission), heartbeat, pump, drain])
@@ -60,7 +63,7 @@ class NetworkGateway:
         figure("drained", lambda: drain.drained)
 
     def _spool_place(self) -> tuple[str, str, bytes] | None:
-        return (self._spool.store_id, self._server.target, self._spool.epoch) if self._spool.accepting else None
+        return (self._spool.store_id, self._server.line_target, self._spool.epoch) if self._spool.accepting else None
 
     def start(self) -> None:
         """Serve."""

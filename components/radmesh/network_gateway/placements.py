@@ -22,6 +22,7 @@ class Archive:
     epoch: str
     alive: bool
     accepting: bool
+    put_target: str = ""
 
 
 class Memory:

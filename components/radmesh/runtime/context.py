@@ -13,6 +13,7 @@ from radmesh.runtime import rpc
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.lifecycle import Status, Worker
+from radmesh.runtime.line import Line
 from radmesh.runtime.logs import Logger
 from radmesh.runtime.metrics import Metrics
 from radmesh.runtime.security import Credentials
@@ -100,6 +101,14 @@ class Context:
         """Return the calls of `service` at a component, or at a target such as "unix:/…" or "host:port"."""
         target = where if ":" in where else self.target(where)
         return rpc.Client(lambda: self.channels.get(target, service), service, codecs=codecs)
+
+    def line(self, target: str, path: str) -> Line:
+        """Open a line to `target` (radmesh.runtime.line); the caller closes it.
+
+        Raises:
+            RadmeshError: PEER_UNAVAILABLE, PEER_TIMEOUT.
+        """
+        return Line(target, path, self.credentials)
 
     def server(
         self, *, max_workers: int = 64, max_connection_age: float | None = 300.0, health_listen: str = ""

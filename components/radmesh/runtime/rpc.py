@@ -20,6 +20,7 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha import reflection
@@ -31,6 +32,7 @@ from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.health import NOT_SERVING, SERVICE, SERVING, Health
 from radmesh.runtime.lifecycle import State, Status
+from radmesh.runtime.line import LineServer
 from radmesh.runtime.logs import Logger
 from radmesh.runtime.metrics import Metrics
 from radmesh.runtime.reasons import BY_CODE
@@ -146,12 +148,28 @@ def from_rpc_error(error: Exception) -> RadmeshError:
         status = rpc_status.from_call(error)
     except ValueError:
         status = None
-    if status is not None:
-        for detail in status.details:
-            info = error_details_pb2.ErrorInfo()
-            if detail.Unpack(info) and info.domain == DOMAIN:
-                return RadmeshError(info.reason, status.message, metadata=dict(info.metadata))
-    code = error.code()
+    return _from_details(error.code(), status)
+
+
+def from_status(code: int, message: str, details: bytes) -> RadmeshError:
+    """Return what a status means: google.rpc.Code, its text, and the serialised google.rpc.Status beside it."""
+    known = next((c for c in grpc.StatusCode if c.value[0] == code), grpc.StatusCode.UNKNOWN)
+    status = None
+    if details:
+        try:
+            status = status_pb2.Status.FromString(details)
+        except DecodeError:
+            status = None
+        else:
+            status.message = status.message or message
+    return _from_details(known, status)
+
+
+def _from_details(code: grpc.StatusCode, status: Any) -> RadmeshError:
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
+            return RadmeshError(info.reason, status.message, metadata=dict(info.metadata))
     reason = BY_CODE.get(code, "INTERNAL")
     return RadmeshError(reason, f"the other side answered {code.name.lower().replace('_', ' ')}")
 
@@ -231,6 +249,7 @@ class Server:
         self._health = Health()
         self._health.add_to(self._server)
         self._names.append(SERVICE)
+        self._line: LineServer | None = None
         self._health_listen = health_listen
         self._health_server: grpc.Server | None = None
         self.health_port = 0
@@ -252,6 +271,43 @@ class Server:
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self._names.append(service.full_name)
+
+    def add_line(self, method: MethodDescriptor, implementation: Any, codec: MethodCodec, *, listen: str = "") -> None:
+        """Serve one streaming rpc on a line too (radmesh.runtime.line): beside the socket, or at `listen`."""
+        if not listen:
+            if self._listen.startswith("unix:"):
+                listen = f"{self._listen}.line"
+            else:
+                listen = f"{self._listen.rpartition(':')[0]}:0"
+        name = method.full_name
+        argument = _argument(method, codec)
+        serialize = codec.response_serializer or GetMessageClass(method.output_type).SerializeToString
+
+        def behaviour(messages: Iterator[bytearray], call: Call) -> Iterator[bytes]:
+            start, code = time.perf_counter(), "CANCELLED"
+            try:
+                yield from map(serialize, implementation(argument(messages), call))
+                code = "OK"
+            except RadmeshError as error:
+                code = error.reason
+                raise
+            finally:
+                self._seconds.labels(name, code).observe(time.perf_counter() - start)
+
+        self._line = LineServer(
+            listen,
+            method,
+            behaviour,
+            identify=self._identify_component,
+            failure=lambda error: self._failure(error, name, None),
+            credentials=self._credentials,
+            most=self._max_calls,
+        )
+
+    @property
+    def line_target(self) -> str:
+        """Where the line is reached; the server's own target, where the same rpc is served, if there is none."""
+        return self._line.target if self._line is not None else self.target
 
     def start(self) -> None:
         """Listen and serve.
@@ -277,6 +333,8 @@ class Server:
             ) from error
         if self._health_listen:
             self._start_health_server()
+        if self._line is not None:
+            self._line.start()
         self._server.start()
         self._health.set(("", *self._names), SERVING)
 
@@ -298,6 +356,8 @@ class Server:
         """Take no new calls; let those that run finish for `grace` seconds."""
         self.drain()
         ended = self._server.stop(grace)
+        if self._line is not None:
+            self._line.stop(grace)
         self._health.end()
         ended.wait(grace + 5)
         if self._health_server is not None:
@@ -327,13 +387,20 @@ class Server:
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
         if self._person is not None:
             return self._identify_person(method, metadata, context)
+        names: tuple[str, ...] = ()
+        if not self._listen.startswith("unix:"):
+            peer: Mapping[str, Any] = context.auth_context()
+            names = tuple(n.decode(errors="replace") for n in peer.get("x509_subject_alternative_name", ()))
+        return self._identify_component(method, metadata, names, context)
+
+    def _identify_component(
+        self, method: MethodDescriptor, metadata: Mapping[str, str], names: tuple[str, ...], context: Any = None
+    ) -> Call:
         if self._listen.startswith("unix:"):
             instance = metadata.get(_CALLER, "")
             if not self._credentials.check_token(instance, metadata.get(_TOKEN, "")):
                 raise RadmeshError("CALLER_UNKNOWN", "the call carries no token of this cluster")
         else:
-            peer: Mapping[str, Any] = context.auth_context()
-            names = [name.decode(errors="replace") for name in peer.get("x509_subject_alternative_name", ())]
             instance = next((n.rpartition("/")[2] for n in names if n.startswith("spiffe://radmesh/")), "")
             if not instance:
                 raise RadmeshError("CALLER_UNKNOWN", "the certificate names no component of this cluster")
@@ -377,7 +444,7 @@ class Server:
             with self._lock:
                 self._calls -= 1
 
-    def _failure(self, error: Exception, method: str, context: grpc.ServicerContext) -> RadmeshError:
+    def _failure(self, error: Exception, method: str, context: grpc.ServicerContext | None) -> RadmeshError:
         """Return what the caller is told of an exception."""
         if isinstance(error, grpc.Call):
             # Raised by a call that the implementation made.
@@ -394,7 +461,7 @@ class Server:
                 method=method,
                 reason=error.reason,
                 caller=error.metadata.get("caller", ""),
-                peer=context.peer(),
+                peer=context.peer() if context is not None else "",
             )
         return error
 

@@ -205,6 +205,10 @@ class Credentials:
             text = f"cannot read {error.filename} ({error.strerror}): mount it, or make it with 'radmesh up'"
             raise RadmeshError("FILE_UNREADABLE", text) from error
 
+    def certificate_paths(self) -> tuple[Path, Path]:
+        """Return the files of certificate chain and key."""
+        return self._certificate, self._key
+
     def certificate_version(self) -> tuple[int, int]:
         """Return what changes when the certificate file is replaced."""
         return _version(self._certificate)

@@ -36,15 +36,15 @@ def encode(message: Bulk[Any]) -> bytes:
     return bulk.join(message.fields.SerializeToString(), message.data)
 
 
-def decoder(kind: type[M]) -> Callable[[bytes], Bulk[M]]:
+def decoder(kind: type[M]) -> Callable[[bytes | bytearray], Bulk[M]]:
     """A function from the wire form of ``kind`` (whose bytes field ``data`` has the number 15)."""
     parse = kind.FromString
 
-    def decode(wire: bytes) -> Bulk[M]:
+    def decode(wire: bytes | bytearray) -> Bulk[M]:
         parts = bulk.split(wire)
         if parts is not None:
             return Bulk(parse(parts[0]), parts[1])
-        fields: Any = parse(wire)  # data is not last, or repeated: as protobuf reads it
+        fields: Any = parse(bytes(wire))  # data is not last, or repeated: as protobuf reads it
         data = fields.data
         fields.ClearField("data")
         return Bulk(fields, data)

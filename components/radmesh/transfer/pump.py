@@ -166,6 +166,7 @@ class Heartbeat:
         context: of the component that owns it.
         kind: radmesh.api.common.v1.StoreKind.
         target: where the store is reached.
+        put_target: where its Put line is.
         accepting: whether it takes new objects; the store's own ``accepting`` is asked too.
     """
 
@@ -176,9 +177,11 @@ class Heartbeat:
         kind: Any,
         target: Callable[[], str],
         *,
+        put_target: Callable[[], str] = str,
         accepting: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._store, self._kind, self._target, self._accepting = store, kind, target, accepting
+        self._store, self._kind, self._accepting = store, kind, accepting
+        self._target, self._put_target = target, put_target
         self._status = context.status
         self._gauge = context.metrics.gauge("radmesh_objects_unregistered")
         self._registry = context.client(SERVICE, "database-server")
@@ -216,6 +219,7 @@ class Heartbeat:
                 store_id=store.store_id,
                 kind=self._kind,
                 target=self._target(),
+                put_target=self._put_target(),
                 epoch=store.epoch,
                 free_bytes=store.free_bytes(),
                 accepting=accepting,

@@ -15,6 +15,7 @@ from radmesh.api.common.v1 import common_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.rpc import Server
 from radmesh.study_store import ObjectHeader, ObjectReader, Outcome, Ref, Stored, StudyStore, Transfer
 from radmesh.transfer.codec import TRANSFER_CODECS, Buffer, Bulk
 from radmesh.transfer.model import CHUNK_MAX, QUERYABLE_MAX, ObjectReference, key_of
@@ -114,6 +115,12 @@ class TransferReceiver:
         self.digests = _Digests()
         self._read = read or store.read
         self.active_at = float("-inf")
+
+    def serve(self, server: Server) -> None:
+        """Serve TransferService at `server`: Put on a line too, which is what senders of the mesh use."""
+        service = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"]
+        server.add(service, self, codecs=self.codecs)
+        server.add_line(service.methods_by_name["Put"], self.Put, self.codecs["Put"])
 
     def idle_seconds(self) -> float:
         """Seconds since the last message of any Put stream: background work yields to intake."""

@@ -13,21 +13,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from typing import Any, Final
-from weakref import WeakSet
-
-import grpc
+from typing import Final
 
 from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.dicom.admission import AdmissionKey
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
-from radmesh.runtime.rpc import from_rpc_error
+from radmesh.runtime.line import Line
 from radmesh.study_store import ObjectHeader, Outcome
-from radmesh.transfer.codec import PUT, Buffer, Bulk, encode
+from radmesh.transfer.codec import PUT, Buffer
 from radmesh.transfer.model import CHUNK_MAX, Committed, ObjectReference, Ticket, key_message
 from radmesh.transfer.tickets import Admission, Admit, TicketCache
+from radmesh_native import bulk
 from radmesh_native.crc32c import crc32c
 
 WINDOW: Final = 16 << 20
@@ -118,116 +115,57 @@ class _Object:
 
 
 class _Stream:
-    """One Put call. ``send`` never blocks; what is under way is bounded by the sender's window."""
+    """One Put call, on a line of its own."""
 
-    def __init__(self, channel: grpc.Channel, clock: Clock) -> None:
+    def __init__(self, line: Line, clock: Clock) -> None:
+        self._line = line
         self._clock = clock
-        self._queue: SimpleQueue[Bulk[transfer_pb2.PutRequest] | None] = SimpleQueue()
-        method: Any = channel.stream_stream(
-            PUT, request_serializer=encode, response_deserializer=transfer_pb2.PutResponse.FromString
-        )
-        self._call = method(iter(self._queue.get, None))
         self.used_at = clock.monotonic()
-        self.waiting_since: float | None = None
-        self.overdue = False
 
     @property
     def alive(self) -> bool:
-        return bool(self._call.is_active())
+        return self._line.alive
 
-    def send(self, message: Bulk[transfer_pb2.PutRequest]) -> None:
-        self._queue.put(message)
+    def send(self, fields: transfer_pb2.PutRequest, data: Buffer = b"") -> None:
+        head = fields.SerializeToString()
+        self._line.send(bulk.lead(head, len(data)) if data else head, data)
 
     def answer(self) -> transfer_pb2.PutResponse:
-        """The next answer; a watch cancels the call when none comes."""
-        self.waiting_since = self._clock.monotonic()
-        try:
-            answer: transfer_pb2.PutResponse = next(self._call)
-        except StopIteration:
-            self.close()
-            raise RadmeshError("PEER_UNAVAILABLE", "the store ended the stream") from None
-        except grpc.RpcError as error:
-            self.close()
-            if self.overdue:
-                raise RadmeshError("PEER_TIMEOUT", "the store did not answer in time") from None
-            raise from_rpc_error(error) from None
-        finally:
-            self.waiting_since = None
+        answer = transfer_pb2.PutResponse.FromString(bytes(self._line.receive()))
         self.used_at = self._clock.monotonic()
         return answer
 
-    def close(self, *, finish: bool = False) -> None:
-        """End the call: at once, or after what was sent."""
-        self._queue.put(None)
-        if not finish:
-            self._call.cancel()
-
-
-class StreamWatch:
-    """Bounds the waits of a process's Put streams, which a deadline for the whole stream cannot."""
-
-    def __init__(self, clock: Clock, *, answer_seconds: float = 30.0) -> None:
-        self._clock = clock
-        self._seconds = answer_seconds
-        self._streams: WeakSet[_Stream] = WeakSet()
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def add(self, stream: _Stream) -> None:
-        """Watch a stream for as long as it lives."""
-        with self._lock:
-            self._streams.add(stream)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="stream-watch", daemon=True)
-                self._thread.start()
-
     def close(self) -> None:
-        """Watch no more."""
-        self._stop.set()
-
-    def _run(self) -> None:
-        while not self._clock.wait(self._stop, 1.0):
-            with self._lock:
-                streams = list(self._streams)
-            now = self._clock.monotonic()
-            for stream in streams:
-                since = stream.waiting_since
-                if since is not None and now - since > self._seconds:
-                    stream.overdue = True
-                    stream.close()
+        self._line.close()
 
 
 class Sender:
     """Sends objects to stores. One thread uses it: an association has its own.
 
     Args:
-        channels: gives the channel to a target.
+        lines: opens a Put line to a target (Context.line).
         admit: asks the Network Gateway for a ticket.
         clock: for back-off and resume time.
         tickets: the process's tickets, shared by its senders.
         budget: the process's kept bytes, shared by its senders.
-        watch: bounds waits, shared by the process's senders.
         resume_seconds: how long a lost store is sought, without progress, before the object fails.
         idle_seconds: a stream that was not used for so long is closed when the next object begins.
     """
 
     def __init__(
         self,
-        channels: Callable[[str], grpc.Channel],
+        lines: Callable[[str, str], Line],
         admit: Admit,
         clock: Clock,
         *,
         tickets: TicketCache | None = None,
         budget: KeepBudget | None = None,
-        watch: StreamWatch | None = None,
         resume_seconds: float = 10.0,
         idle_seconds: float = 30.0,
     ) -> None:
-        self._channels, self._admit, self._clock = channels, admit, clock
+        self._lines, self._admit, self._clock = lines, admit, clock
         self._tickets = tickets or TicketCache(clock)
         self._budget = budget or KeepBudget()
-        self._watch = watch or StreamWatch(clock)
         self._resume_seconds, self._idle_seconds = resume_seconds, idle_seconds
         self._streams: dict[str, _Stream] = {}
         self._object: _Object | None = None
@@ -302,7 +240,7 @@ class Sender:
             return
         if o.stream is not None and o.stream.alive:
             fields = transfer_pb2.PutRequest(transfer_id=o.identifier, abort=transfer_pb2.Abort())
-            o.stream.send(Bulk(fields))
+            o.stream.send(fields)
         self._forget()
 
     def reject(
@@ -329,7 +267,7 @@ class Sender:
             for start in range(0, len(piece), CHUNK_MAX):
                 chunk = piece if len(piece) <= CHUNK_MAX else memoryview(piece)[start : start + CHUNK_MAX]
                 fields.offset, fields.crc32c = offset, crc32c(chunk)
-                stream.send(Bulk(fields, chunk))
+                stream.send(fields, chunk)
                 offset += len(chunk)
                 fields = transfer_pb2.PutRequest(transfer_id=identifier)
                 while (answer := stream.answer()).transfer_id != identifier:
@@ -337,7 +275,7 @@ class Sender:
                 if answer.HasField("failed"):
                     raise RadmeshError(answer.failed.reason, answer.failed.message)
         fields.abort.reason, fields.abort.tag, fields.abort.message = reason, tag, message
-        stream.send(Bulk(fields))
+        stream.send(fields)
         while (answer := stream.answer()).transfer_id != identifier:
             pass
         if answer.failed.reason != "TRANSFER_ABORTED":
@@ -347,7 +285,7 @@ class Sender:
         """End all streams; an open object is aborted."""
         self.abort()
         while self._streams:
-            self._streams.popitem()[1].close(finish=True)
+            self._streams.popitem()[1].close()
 
     # -- the open object
 
@@ -414,7 +352,7 @@ class Sender:
 
     def _ask(self, o: _Object, stream: _Stream) -> Committed | None:
         """Ask where to go on: a header that comes alone is answered at once."""
-        stream.send(Bulk(self._fields(o, stream)))
+        stream.send(self._fields(o, stream))
         committed = self._take(o, stream)
         if committed is None:
             o.resume, o.sent = False, o.acked
@@ -431,7 +369,7 @@ class Sender:
         if o.commit is not None and o.sent == o.end:
             fields.commit.CopyFrom(o.commit)
             o.commit_sent = True
-        stream.send(Bulk(fields, data))
+        stream.send(fields, data)
 
     def _fields(self, o: _Object, stream: _Stream) -> transfer_pb2.PutRequest:
         if o.stream is not None:
@@ -512,15 +450,14 @@ class Sender:
             return stream
         if stream is not None:
             stream.close()
-        stream = self._streams[target] = _Stream(self._channels(target), self._clock)
-        self._watch.add(stream)
+        stream = self._streams[target] = _Stream(self._lines(target, PUT), self._clock)
         return stream
 
     def _close_idle(self) -> None:
         if len(self._streams) > 1 or self._idle_seconds <= 0:
             old = self._clock.monotonic() - self._idle_seconds
             for target in [target for target, stream in self._streams.items() if stream.used_at < old]:
-                self._streams.pop(target).close(finish=True)
+                self._streams.pop(target).close()
 
 
 def _cut(o: _Object) -> Buffer:
