@@ -5,7 +5,10 @@
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import is_dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from google.protobuf.descriptor import FileDescriptor
 
@@ -15,6 +18,7 @@ from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
+from radmesh.client import shell
 from radmesh.database_server.queries import OVERLAID
 from radmesh.dicom import header
 from radmesh.mesh import cli, reference
@@ -67,8 +71,32 @@ def cli_document() -> str:
         "",
         "Made by `make docs` from the command's own parsers, which also print it: `radmesh COMMAND --help`.",
         "",
-        *str(cli.parser().epilog).splitlines(),
+        "| exit code | |",
+        "| --- | --- |",
+        *(f"| {code} | {text} |" for code, text in shell.EXIT_CODES.items()),
+        "",
+        "What is no result (errors, counts, progress) goes to stderr; a progress bar is shown on a terminal only.",
+        "",
+        "With `--json` a command prints one JSON object on stdout and nothing on stderr. Keys stay; new ones may come.",
+        'An error is `{"error": {"reason", "message", "remedy"}}`; [errors](../errors.md) lists the reasons.',
+        "`RADMESH_DEBUG=1` shows where in the code an error came from.",
     ]
+    used: dict[str, type] = {}
+
+    def arguments(parser: argparse.ArgumentParser) -> list[str]:
+        rows = []
+        for action in parser._actions:
+            if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
+                continue
+            names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+            shown = action.metavar or "/".join(map(str, action.choices or ())) or action.dest.upper()
+            value = f" {shown}" if action.option_strings and action.nargs != 0 else ""
+            rows.append(f"| `{names}{value}` | {(action.help or '').replace('|', '/')} |")
+        return rows
+
+    common = arguments(shell.common_arguments())
+    lines.extend(["", "The commands that ask a cluster (all but up, serve, config, version) take also:", ""])
+    lines.extend(["| argument | what |", "| --- | --- |", *common])
 
     def walk(parser: argparse.ArgumentParser, summary: str) -> None:
         groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
@@ -78,18 +106,53 @@ def cli_document() -> str:
                 for name, child in group.choices.items():
                     walk(child, helps.get(name, ""))
             return
+        answers = parser.get_default("answers") or ()
         lines.extend(["", f"## {parser.prog}", "", f"{summary[:1].upper()}{summary[1:]}.", ""])
-        lines.extend(["| argument | what |", "| --- | --- |"])
-        for action in parser._actions:
-            if action.help in (argparse.SUPPRESS, None) or isinstance(action, argparse._HelpAction):
-                continue
-            names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
-            shown = action.metavar or "/".join(map(str, action.choices or ())) or action.dest.upper()
-            value = f" {shown}" if action.option_strings and action.nargs != 0 else ""
-            lines.append(f"| `{names}{value}` | {str(action.help).replace('|', '/')} |")
+        rows = [row for row in arguments(parser) if not answers or row not in common]
+        lines.extend(["| argument | what |", "| --- | --- |", *rows] if rows else [])
+        if parser.epilog:
+            lines.extend(["", f"`{str(parser.epilog).removeprefix('example: ')}`"])
+        for answer in answers:
+            keys = ", ".join(f'"{key}": {_json_type(kind, used)}' for key, kind in get_type_hints(answer).items())
+            lines.extend(["", f"JSON `{{{keys}}}`  ", str(answer.__doc__)])
+        if parser.prog in _JSON:
+            lines.extend(["", f"JSON `{_JSON[parser.prog]}`"])
 
     walk(cli.parser(), "")
+    lines.extend(["", "## In JSON", "", "Empty texts and lists, and null for a time, say that there is none."])
+    todo = list(used)
+    while todo:
+        before = set(used)
+        for kind in get_type_hints(used[todo.pop()]).values():
+            _json_type(kind, used)
+        todo += used.keys() - before
+    for name, kind in sorted(used.items()):
+        lines.extend(["", f"### {name}", "", " ".join(str(kind.__doc__).split()), "", "| key | |", "| --- | --- |"])
+        lines.extend(f"| `{key}` | {_json_type(hint, used)} |" for key, hint in get_type_hints(kind).items())
     return "\n".join(lines) + "\n"
+
+
+# What the commands that ask no cluster print with --json.
+_JSON = {
+    "radmesh config check": '{"file": text, "problems": [{"where": text, "key": text, "rule": text}]}',
+    "radmesh config print": '{setting: {"value": any, "source": text}}',
+    "radmesh version": '{"version": text}',
+}
+
+
+def _json_type(kind: Any, used: dict[str, type]) -> str:
+    """Return what a type of Python is in JSON; dataclasses are noted in `used`."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        return f"[{_json_type(arguments[0], used)}]"
+    if origin is dict:
+        return f"{{name: {_json_type(arguments[1], used)}}}"
+    if arguments:  # X | None
+        return f"{_json_type(arguments[0], used)} or null"
+    if isinstance(kind, type) and is_dataclass(kind):
+        used[kind.__name__] = kind
+        return str(kind.__name__)
+    return {str: "text", int: "integer", float: "number", bool: "true or false", datetime: "ISO 8601 time, UTC"}[kind]
 
 
 PAGES: dict[str, Callable[[], str]] = {

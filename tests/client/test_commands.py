@@ -5,13 +5,16 @@ import os
 import pty
 import re
 import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cluster_support import COMMAND, RealCluster, environment, run, save
 
-from radmesh.client import tables
-from radmesh.client.commands import size_text
+from radmesh.client import admin_commands, tables
+from radmesh.client.model import Alarm, ClusterStatus, ComponentStatus, StoreStatus
+from radmesh.client.shell import age_text, size_text
 from radmesh.client.tables import Column
 
 
@@ -45,7 +48,7 @@ def test_done_is_0(stored):
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (("show", "2.25.404"), 1, "STUDY_NOT_FOUND"),
+        (("show", "2.25.404"), 5, "STUDY_NOT_FOUND"),
         (("find", "--date", "January"), 2, "FIELD_INVALID"),
         (("find", "--date", "20240131-20240101x"), 2, "FIELD_INVALID"),
         (("find", "--reading", "unread"), 2, "FIELD_INVALID"),
@@ -85,13 +88,13 @@ def test_a_cluster_that_is_not_there_is_3(tmp_path):
     assert (answer.code, answer.reason) == (3, "CLUSTER_NOT_RUNNING")
     assert f"'radmesh up --data {tmp_path}' starts one" in answer.json["error"]["message"]
     nobody = run("status", "--json", "--cluster", "127.0.0.1:1", RADMESH_PASSWORD="x")
-    assert (nobody.code, nobody.reason) == (3, "PEER_UNAVAILABLE")
+    assert (nobody.code, nobody.reason) == (3, "CLUSTER_UNREACHABLE")
     (tmp_path / "ready.json").write_text(
         json.dumps({"urls": {"grpc": "grpc://127.0.0.1:1"}, "ports": {"grpc": 1}, "ca_certificate": ""})
     )
     gone = run("find", "--data", tmp_path, RADMESH_PASSWORD="x")
     assert (gone.code, gone.out) == (3, "")
-    assert "PEER_UNAVAILABLE: " in gone.err
+    assert "CLUSTER_UNREACHABLE: " in gone.err
 
 
 @pytest.mark.parametrize("ready", ["", "{", "{}", '{"urls": {}}', "[]", '{"urls": {"grpc": null}}'])
@@ -163,13 +166,84 @@ def test_progress_is_shown_on_a_terminal_and_goes_away(stored, tmp_path):
     assert "3 files: 3 STORED" in lines[-4]
 
 
+# -- status
+
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def cluster_status(seconds: float = 0, **figures: float) -> ClusterStatus:
+    """A cluster, `seconds` later."""
+    time = NOW + timedelta(seconds=seconds)
+    return ClusterStatus(
+        time,
+        (
+            ComponentStatus(
+                "archive-server", "archive-server-0", "SERVING", "1", 7, NOW - timedelta(hours=50), figures,
+                (Alarm("STORAGE_FULL", "no room above the reserve", time - timedelta(minutes=5)),),
+            ),
+            ComponentStatus(
+                "network-gateway", "network-gateway", "SERVING", "1", 8, NOW, {},
+                (Alarm("DRAIN_FAILING", "PEER_TIMEOUT: archive-server-0 did not answer in time"),),
+            ),
+            ComponentStatus("gateway-proxy", "gateway-proxy", "UNREACHABLE", alarms=(Alarm("PEER_UNAVAILABLE", "no"),)),
+        ),
+        (StoreStatus("archive-0", "ARCHIVE", False, True, 3_000_000_000, 1_234, time - timedelta(seconds=40)),),
+    )  # fmt: skip
+
+
+def test_status_can_be_read_by_people(capsys):
+    figures = {"objects": 1000.0, "megabytes": 525.5, "unregistered": 0.0}
+    later = {"objects": 1250.0, "megabytes": 775.5, "unregistered": 12.0}
+    admin_commands._print_status(cluster_status(2, **later), cluster_status(0, **figures), verbose=False)
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "component state pid up figures",
+        "archive-server-0 serving 7 2 d 2 h 12 unregistered, 1,250 objects (125/s), 775.5 MB (125.0 MB/s)",
+        "network-gateway serving 8 2 s",
+        "gateway-proxy unreachable",
+        "",
+        "stores",
+        "store kind state room unregistered",
+        "archive-0 archive silent 3.0 GB 1,234",
+        "",
+        "alarms",
+        "where reason for what what to do",
+        "archive-server-0 STORAGE_FULL 5 min no room above the reserve "
+        "make room in the store's file system; sending again then stores once",
+        "network-gateway DRAIN_FAILING PEER_TIMEOUT: archive-server-0 did not answer in time "
+        "the component is overloaded or stuck",
+        "gateway-proxy PEER_UNAVAILABLE no "
+        "it restarts by itself; if it does not: logs/gateway-proxy.log in the data directory says why",
+        "archive-0 SILENT 40 s the store does not tell that it lives see its component",
+        "",
+        "4 alarms",
+    ]
+
+
+def test_a_process_that_was_started_again_has_no_rate(capsys):
+    before = cluster_status(0, objects=1000.0)
+    archive = replace(before.components[0], pid=6)
+    admin_commands._print_status(cluster_status(2, objects=1.0), replace(before, components=(archive,)), verbose=False)
+    assert " 1 objects\n" in capsys.readouterr().out
+
+
 def test_status_hides_noughts(stored):
     plain, verbose = stored.run("status").out, stored.run("status", "--verbose").out
-    assert "store responses 0xC000 0" in verbose
+    assert "0 store responses 0xC000" in verbose
     assert "store responses 0xC000" not in plain
-    assert not re.search(r"[a-z] 0(,|$)", plain.partition("stores")[0], re.MULTILINE)
+    assert not re.search(r"(^| )0 [a-z]", plain.partition("stores")[0], re.MULTILINE)
+    assert plain.endswith("\nall is well\n")
     components = {c["instance"]: c["figures"] for c in stored.run("status", "--json").json["status"]["components"]}
     assert "store_responses_0xC000" in components["gateway-proxy"]
+
+
+def test_ages():
+    assert [age_text(n) for n in (-1, 0, 59.9, 60, 3599, 3600, 7500, 86_400, 90_000, 400_000)] == [
+        "0 s", "0 s", "59 s", "1 min", "59 min", "1 h", "2 h 5 min", "1 d", "1 d 1 h", "4 d 15 h",
+    ]  # fmt: skip
+
+
+# -- tables
 
 
 def test_a_table_goes_below_and_then_is_cut():

@@ -11,6 +11,8 @@ from cluster_support import RealCluster, data_set, samples, save
 from pydicom import dcmread
 from transfer_support import wait_for
 
+from radmesh.client.shell import NOT_FOUND, PARTIAL
+
 
 def outcomes(answer) -> dict[str, str]:
     return {Path(result["path"]).name: result["outcome"] for result in answer.json["results"]}
@@ -20,7 +22,7 @@ def outcomes(answer) -> dict[str, str]:
 def sampled(cluster: RealCluster):
     """Everything pydicom ships, stored; the results by path."""
     answer = cluster.run("store", "--json", *samples())
-    assert answer.code == 1  # some of the files are not storable, on purpose
+    assert answer.code == PARTIAL  # some of the files are not storable, on purpose
     return {Path(result["path"]): result for result in answer.json["results"]}
 
 
@@ -36,7 +38,7 @@ def test_a_folder_with_all_sorts_of_files(cluster, tmp_path):
     (tree / ".hidden").write_bytes(b"not looked at")
     (tree / "no-uid.dcm").write_bytes(save(tmp_path, 3, StudyInstanceUID=None).read_bytes())
     answer = cluster.run("store", tree, "--json")
-    assert answer.code == 1
+    assert answer.code == PARTIAL
     assert outcomes(answer) == {
         good.name: "STORED",
         "cut.dcm": "DATA_SET_TRUNCATED",
@@ -46,7 +48,7 @@ def test_a_folder_with_all_sorts_of_files(cluster, tmp_path):
     }
     assert (answer.json["stored"], answer.json["failed"], answer.err) == (1, 4, "")
     told = cluster.run("store", tree)
-    assert told.code == 1
+    assert told.code == PARTIAL
     assert "5 files: 1 ALREADY, 1 DATA_SET_TRUNCATED, 2 FILE_NOT_DICOM, 1 UID_MISSING" in told.out
     assert f"{tree}/letter.txt: FILE_NOT_DICOM: this is not a DICOM file" in told.err
     assert "DATA_SET_TRUNCATED: the data set ends inside an element" in told.err
@@ -204,7 +206,7 @@ def test_show_and_evict(cluster, tmp_path):
 @pytest.mark.parametrize("command", [("show",), ("get", "--out", "/nowhere"), ("evict",)])
 def test_a_study_that_is_not_there(cluster, command):
     answer = cluster.run(command[0], "2.25.404", "--json", *command[1:])
-    assert (answer.code, answer.reason) == (1, "STUDY_NOT_FOUND")
+    assert (answer.code, answer.reason) == (NOT_FOUND, "STUDY_NOT_FOUND")
     told = cluster.run(command[0], "2.25.404", *command[1:])
     assert told.out == ""
     assert "STUDY_NOT_FOUND: check the Study Instance UID" in told.err
@@ -219,7 +221,7 @@ def test_get_of_a_part_and_into_a_folder_that_cannot_be(cluster, tmp_path):
     assert cluster.run("get", "2.25.77.40", "--series", "2.25.77.40.2", "--out", out).code == 0
     assert [file.name for file in out.iterdir()] == ["2.25.77.40.2.1.dcm"]
     nothing = cluster.run("get", "2.25.77.40", "--instance", "2.25.9", "--out", out, "--json")
-    assert (nothing.code, nothing.reason) == (1, "INSTANCE_NOT_FOUND")
+    assert (nothing.code, nothing.reason) == (NOT_FOUND, "INSTANCE_NOT_FOUND")
     (tmp_path / "file").write_text("in the way")
     blocked = cluster.run("get", "2.25.77.40", "--out", tmp_path / "file", "--json")
     assert (blocked.code, blocked.reason) == (1, "FILE_NOT_WRITTEN")

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import os
+import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import grpc
+from grpc_status import rpc_status
 
 from radmesh.api.application.v1 import application_pb2, application_pb2_grpc
 from radmesh.api.common.v1 import common_pb2
@@ -27,6 +29,7 @@ _DEADLINE = 30.0
 # Protobuf copies a message several times; below 256 KiB glibc keeps the buffers instead of returning them each time.
 _CHUNK = 128 * 1024
 _RETRY_SECONDS = 10.0
+_PAUSE_SECONDS = 0.2
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -42,15 +45,22 @@ class Cluster:
     do. Methods may be called from several threads.
     """
 
-    def __init__(self, channel: grpc.Channel, *, user: str, password: str) -> None:
-        """Sign in over `channel`, which this object owns from now on."""
+    def __init__(self, channel: grpc.Channel, *, user: str, password: str, target: str = "the cluster") -> None:
+        """Sign in over `channel`, which this object owns from now on; errors call the other side `target`."""
         self._channel = channel
         self._sessions = application_pb2_grpc.SessionServiceStub(channel)
         self._studies = application_pb2_grpc.StudyServiceStub(channel)
         self._administration = application_pb2_grpc.AdministrationServiceStub(channel)
         self._metadata: tuple[tuple[str, str], ...] = ()
+        self._closed = False
         try:
             session = self._unary(self._sessions.SignIn, application_pb2.SignInRequest(name=user, password=password))
+        except RadmeshError as error:
+            channel.close()
+            cause: Any = error.__cause__
+            if error.reason == "PEER_UNAVAILABLE" and isinstance(cause, grpc.Call) and not rpc_status.from_call(cause):
+                raise RadmeshError("CLUSTER_UNREACHABLE", _why_unreachable(target, cause.details())) from error
+            raise
         except BaseException:
             channel.close()
             raise
@@ -62,16 +72,17 @@ class Cluster:
         """Connect to `target` ("host:port") and sign in.
 
         Beyond loopback the door speaks TLS only: give `ca_certificate` (PEM), the cluster's own authority as
-        `ca_certificate` of its ready.json names it.
+        `ca_certificate` of its ready.json names it, or the one that signed the certificate the door was given.
 
         Raises:
-            RadmeshError: PEER_UNAVAILABLE, PASSWORD_WRONG, TOO_MANY_ATTEMPTS.
+            RadmeshError: CLUSTER_UNREACHABLE, PASSWORD_WRONG, TOO_MANY_ATTEMPTS, FIELD_INVALID.
         """
         if ca_certificate is None:
             channel = grpc.insecure_channel(target, options=_OPTIONS)
         else:
-            channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(ca_certificate), options=_OPTIONS)
-        return cls(channel, user=user, password=password)
+            credentials = grpc.ssl_channel_credentials(ca_certificate)
+            channel = grpc.secure_channel(target, credentials, options=(*_OPTIONS, *_name_of_the_door(ca_certificate)))
+        return cls(channel, user=user, password=password, target=target)
 
     @classmethod
     def local(cls, data: str | Path | None = None, *, user: str = "admin", password: str | None = None) -> Self:
@@ -115,7 +126,10 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """Sign out and close the connection."""
+        """Sign out and close the connection; what other threads do with it ends."""
+        if self._closed:
+            return
+        self._closed = True
         with suppress(RadmeshError):
             self._unary(self._sessions.SignOut, application_pb2.SignOutRequest(), timeout=2.0)
         self._channel.close()
@@ -249,9 +263,8 @@ class Cluster:
                 break
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
-                if failure.code != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                if not _may_repeat(failure, deadline):
                     raise failure from None
-                time.sleep(0.2)
         if offset != instance.length or digest.hexdigest() != instance.sha256:
             raise RadmeshError("OBJECT_CORRUPT", "the bytes received are not the bytes stored: fetch again")
 
@@ -262,11 +275,12 @@ class Cluster:
         path: Path,
         *,
         corrections: Sequence[model.Correction] = (),
+        received: Callable[[int], object] | None = None,
     ) -> tuple[str, ...]:
         """Write an instance to `path` as a DICOM Part 10 file; return the keywords whose values were corrected in it.
 
         Without `corrections`, and where none of them changes anything, its data set is what was stored, byte by byte.
-        The file appears when it is whole.
+        The file appears when it is whole. `received` is told the length of every piece that comes.
 
         Raises:
             RadmeshError: as `read`, and FILE_NOT_WRITTEN, CORRECTION_NOT_APPLIED.
@@ -284,6 +298,8 @@ class Cluster:
                 file.write(meta)
                 for data in self.read(study_instance_uid, instance):
                     file.write(data)
+                    if received:
+                        received(len(data))
             if corrections:
                 from radmesh.client import overlay  # noqa: PLC0415 - brings pydicom
 
@@ -297,8 +313,12 @@ class Cluster:
 
     # -- storing ------------------------------------------------------------------------------------------------------
 
-    def store(self, paths: Iterable[Path]) -> Iterator[model.StoreResult]:
+    def store(
+        self, paths: Iterable[Path], *, sent: Callable[[int], object] | None = None
+    ) -> Iterator[model.StoreResult]:
         """Store DICOM files; yield a result for each, in order.
+
+        `sent` is told how many bytes of the files were handed over, in all; it is called by another thread.
 
         An object is answered after it is durable. A file that cannot be read, and an object that is refused, give a
         result with the reason; the rest goes on. A cut connection is taken up again for 10 s: sending
@@ -308,32 +328,39 @@ class Cluster:
             RadmeshError: SESSION_EXPIRED, ROLE_REFUSED, PEER_UNAVAILABLE.
         """
         waiting = deque(paths)
+        answered = 0
         deadline = time.monotonic() + _RETRY_SECONDS
         while waiting:
             try:
-                for result in self._store_once(list(waiting)):
+                for result in self._store_once(list(waiting), answered, sent or (lambda _count: None)):
+                    with suppress(OSError):
+                        answered += waiting[0].stat().st_size
                     waiting.popleft()
                     deadline = time.monotonic() + _RETRY_SECONDS
                     yield result
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
-                if failure.code != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                if not _may_repeat(failure, deadline):
                     raise failure from None
-                time.sleep(0.2)
 
-    def _store_once(self, paths: list[Path]) -> Iterator[model.StoreResult]:
+    def _store_once(
+        self, paths: list[Path], answered: int, sent: Callable[[int], object]
+    ) -> Iterator[model.StoreResult]:
         """Send files over one stream; yield results in order, as far as the stream lives."""
         failed: dict[int, model.StoreResult] = {}
         cut = False
+        count = answered
 
         def requests() -> Iterator[application_pb2.StoreInstancesRequest]:
-            nonlocal cut
+            nonlocal cut, count
             for number, path in enumerate(paths):
                 begun = False
                 try:
                     for request in _file_requests(str(number), path):
                         yield request
                         begun = True
+                        count += len(request.data)
+                        sent(count)
                 except RadmeshError as error:
                     failed[number] = model.StoreResult(str(path), error.reason, error.message)
                 except OSError as error:
@@ -501,10 +528,69 @@ class Cluster:
         self._unary(self._administration.DeleteReject, gateway_pb2.DeleteRejectRequest(id=identifier))
 
     def _unary(self, method: Any, request: Any, timeout: float = _DEADLINE) -> Any:
-        try:
-            return method(request, metadata=self._metadata, timeout=timeout)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+        deadline = time.monotonic() + min(timeout, _RETRY_SECONDS)
+        while True:
+            try:
+                return method(request, metadata=self._metadata, timeout=timeout)
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+                # A call that was not let in has not begun: it may be made again, whatever it does.
+                if failure.reason != "TOO_MANY_CALLS" or not _may_repeat(failure, deadline):
+                    raise failure from error
+
+
+def _name_of_the_door(ca_certificate: bytes) -> tuple[tuple[str, str], ...]:
+    """Return channel options: whom the door's certificate has to name.
+
+    The cluster's own authority names components, not the machines they run on: so that its certificate is good under
+    every address that the door has. Under any other authority the certificate has to name the host.
+
+    Raises:
+        RadmeshError: FIELD_INVALID.
+    """
+    from cryptography import x509  # noqa: PLC0415 - only where there is TLS
+
+    if ca_certificate.count(b"-----BEGIN CERTIFICATE-----") > 1:
+        return ()
+    try:
+        subject = x509.load_pem_x509_certificate(ca_certificate).subject
+    except ValueError as error:
+        raise RadmeshError(
+            "FIELD_INVALID", "the authority is no certificate in PEM", metadata={"field": "ca_certificate"}
+        ) from error
+    names = [str(name.value) for name in subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+    own = any(name.startswith("radmesh ") for name in names)
+    return (("grpc.ssl_target_name_override", "application-server"),) if own else ()
+
+
+def _why_unreachable(target: str, details: str | None) -> str:
+    """Return why there is no connection, from what gRPC says of it."""
+    for sign, why in (
+        ("refused", "nothing listens there: is the cluster running, and is this its clients' port?"),
+        ("resolving", "there is no host of that name"),
+        ("Hostname", "its certificate does not name this host: use a name that it has"),
+        ("CERTIFICATE_VERIFY", "its certificate is not of this authority: --ca names the cluster's own"),
+        ("andshake", "it does not speak TLS, as the door on loopback does not: leave --ca away"),
+        ("HTTP/2", "what listens there is not the clients' port"),
+        ("Socket closed", "it ends connections without TLS: give --ca, as beyond loopback"),
+    ):
+        if sign in (details or ""):
+            return f"cannot connect to {target}: {why}"
+    return f"{target} does not answer: is the cluster running, and does the network let you there?"
+
+
+def _may_repeat(failure: RadmeshError, deadline: float) -> bool:
+    """Whether the same call may succeed now; waits before it says so, as long as the cluster asks for."""
+    if failure.code != grpc.StatusCode.UNAVAILABLE and failure.reason != "TOO_MANY_CALLS":
+        return False
+    asked = failure.metadata.get("retry_after_ms", "")
+    seconds = min(int(asked) / 1000 if asked.isdecimal() else _PAUSE_SECONDS, _RETRY_SECONDS)
+    # All who were sent away together must not come back together.
+    seconds *= random.uniform(1.0, 1.5)  # noqa: S311 - no secret
+    if time.monotonic() + seconds > deadline:
+        return False
+    time.sleep(seconds)
+    return True
 
 
 def _file_requests(label: str, path: Path) -> Iterator[application_pb2.StoreInstancesRequest]:

@@ -170,7 +170,7 @@ def cluster_status(m: Any) -> model.ClusterStatus:
             pid=c.pid,
             start_time=time_of(c.start_time),
             figures=dict(c.figures),
-            alarms=tuple(model.Alarm(a.reason, a.message) for a in c.alarms),
+            alarms=tuple(model.Alarm(a.reason, a.message, time_of(a.since)) for a in c.alarms),
         )
         for c in m.components
     )
@@ -194,6 +194,7 @@ def cluster_status(m: Any) -> model.ClusterStatus:
                 accepting=s.accepting,
                 free_bytes=s.free_bytes,
                 unregistered=s.unregistered,
+                heartbeat_time=time_of(s.heartbeat_time),
             )
             for s in m.stores
         ),

@@ -182,6 +182,7 @@ class Alarm:
 
     reason: str
     message: str
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,7 @@ class StoreStatus:
     accepting: bool
     free_bytes: int
     unregistered: int
+    heartbeat_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

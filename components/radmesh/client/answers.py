@@ -1,0 +1,119 @@
+"""What the commands print with `--json`: docs/reference/cli.md is made from here, and the keys stay."""
+
+from dataclasses import dataclass
+
+from radmesh.client.model import (
+    AuditEvent,
+    ClusterStatus,
+    Instance,
+    Reject,
+    Series,
+    StoreResult,
+    Study,
+    User,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Of `store`: every file in the order given, and how many were stored and were not."""
+
+    results: tuple[StoreResult, ...]
+    stored: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Of `find`: studies, newest first; `more`: there are more than the limit."""
+
+    studies: tuple[Study, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Of `show`: a study, its series, and its instances, the variants among them."""
+
+    study: Study
+    series: tuple[Series, ...]
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file that was fetched; `sha256` is of the data set as stored, `corrected` the keywords whose values were."""
+
+    path: str
+    instance: str
+    sha256: str
+    corrected: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedFile:
+    """An instance that could not be fetched."""
+
+    instance: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Of `get`: what was written, and what failed; in no order."""
+
+    written: tuple[WrittenFile, ...]
+    failed: tuple[FailedFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """Of `evict`: the bytes given back to the cache's file system."""
+
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Of `status`; `healthy`: all serves, without an alarm."""
+
+    healthy: bool
+    status: ClusterStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """Of `users`: all; of `users add` and `set` the one; of `remove` none."""
+
+    users: tuple[User, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejects:
+    """Of `rejects`: newest first."""
+
+    rejects: tuple[Reject, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Of `rejects get`: the file that was written."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """Of `rejects delete`: which."""
+
+    deleted: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """Of `audit`: events, newest first; `more`: there are more than the limit."""
+
+    events: tuple[AuditEvent, ...]
+    more: bool
