@@ -33,6 +33,11 @@ DEFINITIONS: dict[str, Definition] = {
     "radmesh_objects_permanent": Definition("counter", "Objects copied to the permanent tier and verified there."),
     "radmesh_admissions": Definition("counter", "Tickets given, by where they lead.", ("kind",)),
     "radmesh_rejects": Definition("counter", "Objects that could not be stored as DICOM, by reason.", ("reason",)),
+    "radmesh_hl7_connections": Definition("gauge", "HL7 connections open now.", ("domain",)),
+    "radmesh_hl7_messages": Definition(
+        "counter", "HL7 messages received, by the code that answered them; HALF: cut off.", ("domain", "outcome")
+    ),
+    "radmesh_hl7_seconds": Definition("histogram", "Time from the end of an HL7 message to its answer.", ("domain",)),
     "radmesh_worker_failures": Definition(
         "counter", "Times a background worker failed and was started again.", ("worker",)
     ),
