@@ -5,6 +5,7 @@ mark only after the database's durable answer. A database that is down stops no 
 registered when it is back.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -188,7 +189,9 @@ class Heartbeat:
         self._worker: Worker = context.worker("heartbeat", self._step, most_pause=HEARTBEAT_SECONDS)
 
     def start(self) -> None:
-        """Begin; the first is sent at once."""
+        """Begin. The first is sent here: who starts after this store can have studies placed in it."""
+        with contextlib.suppress(RadmeshError):
+            self.beat()
         self._worker.start()
 
     def stop(self, grace: float) -> None:
