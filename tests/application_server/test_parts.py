@@ -78,3 +78,47 @@ def test_what_cannot_be_audited_does_not_happen_and_is_tried_again():
     accounts.fails = False
     audit.access("STUDY_READ", call(), "1.2")
     assert len(accounts.events) == 1
+
+
+def test_a_permit_ends_with_the_role_or_the_session_and_outlives_a_silent_database():
+    clock, says = ManualClock(), ["radiologist"]
+    person = Person("jo", "radiologist", "s1", "token")
+
+    def fetch(_token: str) -> Person:
+        if says[0] in ("SESSION_EXPIRED", "PEER_TIMEOUT"):
+            raise RadmeshError(says[0], "no")
+        return Person("jo", says[0], "s1", "token")
+
+    sessions = SessionCache(fetch, clock)
+    everybody, storers = sessions.permit(person, ("*",)), sessions.permit(person, ("technologist", "radiologist"))
+    for says[0], everybody_may, storers_may in (
+        ("radiologist", True, True),
+        ("technologist", True, True),
+        ("PEER_TIMEOUT", True, True),
+        ("administrator", True, False),
+        ("none", False, False),
+        ("SESSION_EXPIRED", False, False),
+    ):
+        clock.advance(2.6)
+        for permit, may in ((everybody, everybody_may), (storers, storers_may)):
+            if may:
+                permit.check()
+            else:
+                with pytest.raises(RadmeshError, match=r"SESSION_EXPIRED|ROLE_REFUSED"):
+                    permit.check()
+
+
+def test_a_silent_database_is_asked_by_a_permit_once_in_a_while():
+    clock, asked = ManualClock(), []
+
+    def fetch(token: str) -> Person:
+        asked.append(token)
+        raise RadmeshError("PEER_TIMEOUT", "silent")
+
+    permit = SessionCache(fetch, clock).permit(Person("jo", "radiologist", "s1", "token"), ("*",))
+    for _ in range(3):
+        permit.check()
+    assert asked == ["token"]
+    clock.advance(2.6)
+    permit.check()
+    assert asked == ["token"] * 2

@@ -1,12 +1,17 @@
 """Users, roles, sessions, audit and rejects, as an administrator and as everybody else meets them."""
 
 import os
+import threading
 import time
 
+import grpc
 import pytest
 from cluster_support import refused, save
 from raw_dicom import Client
 from transfer_support import wait_for
+
+from radmesh.client.cluster import _file_requests
+from radmesh.runtime.rpc import from_rpc_error
 
 PASSWORD = "correct horse battery"
 
@@ -99,31 +104,30 @@ def test_each_role_may_do_what_it_may(cluster, secret, tmp_path):
 
 def test_a_change_of_role_is_in_force_within_five_seconds_also_on_a_stream(cluster, secret, tmp_path):
     add(cluster, "tina", "technologist", secret)
-    paths = [save(tmp_path, 10 + n) for n in range(40)]
+    path = save(tmp_path, 10)
     with cluster.client("tina", PASSWORD) as tina:
         assert list(tina.find(patient_id="nobody")) == []
+        answered = threading.Semaphore(1)
 
-        stored = []
-        original = tina._studies.StoreInstances
+        def one_after_another():
+            while True:
+                answered.acquire()
+                yield from _file_requests("", path)
 
-        def paced(requests, **options):
-            def one_by_one():
-                for request in requests:
-                    time.sleep(0.25)
-                    yield request
-
-            return original(one_by_one(), **options)
-
-        tina._studies.StoreInstances = paced
+        stream = tina._studies.StoreInstances(one_after_another(), metadata=tina._metadata, timeout=30)
+        outcomes = []
         changed = 0.0
-        with refused("ROLE_REFUSED"):
-            for result in tina.store(paths):
-                stored.append(result.outcome)
+        with pytest.raises(grpc.RpcError) as raised:
+            for answer in stream:
+                outcomes.append(answer.outcome)
                 if not changed:
                     assert cluster.run("users", "set", "tina", "--role", "none").code == 0
                     changed = time.monotonic()
+                answered.release()
         assert time.monotonic() - changed < 5.0
-        assert 0 < len(stored) < len(paths)
+        answered.release()
+        assert from_rpc_error(raised.value).reason == "ROLE_REFUSED"
+        assert set(outcomes) <= {"STORED", "ALREADY"}
         with refused("ROLE_REFUSED"):
             list(tina.find(patient_id="nobody"))
 

@@ -74,10 +74,10 @@ def run(*arguments: object, **variables: str) -> Answer:
 class RealCluster:
     """`radmesh up`, its data, and commands to it."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, *arguments: str) -> None:
         self.data = data
         self.process = subprocess.Popen(
-            [*COMMAND, "up", "--data", str(data)],
+            [*COMMAND, "up", "--data", str(data), *arguments],
             env=environment(**FREE_PORTS), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         until = time.monotonic() + 60

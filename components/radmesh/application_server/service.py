@@ -23,7 +23,9 @@ CHUNK_MAX: Final = 1_048_560
 _ARCHIVES: Final = archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"]
 _STATUS: Final = common_pb2.DESCRIPTOR.services_by_name["StatusService"]
 _STATUS_SECONDS: Final = 2.0
-_STORERS: Final = roles_of(pb.DESCRIPTOR.services_by_name["StudyService"].methods_by_name["StoreInstances"])
+_STUDIES: Final = pb.DESCRIPTOR.services_by_name["StudyService"].methods_by_name
+_STORERS: Final = roles_of(_STUDIES["StoreInstances"])
+_READERS: Final = roles_of(_STUDIES["ReadInstance"])
 # Best first: what is in a cache, then what is in a permanent tier, then a spool.
 _BEST: Final = (2, 1, 3, 4, 0)
 
@@ -163,9 +165,11 @@ class StudyService:
             yield Bulk(pb.ReadInstanceResponse(instance=instance, offset=offset))
             return
         fields = pb.ReadInstanceResponse(instance=instance, offset=offset)
+        permit = self._sessions.permit(_person(call), _READERS)
         with read_object(locations, offset, request.length) as reader:
             fields.residence = reader.residence  # type: ignore[assignment]
             for data in reader:
+                permit.check()
                 fields.crc32c = crc32c(data)
                 yield Bulk(fields, data)
                 offset += len(data)
@@ -178,11 +182,10 @@ class StudyService:
         person = _person(call)
         sender = self._sender()
         intake = Intake(sender, f"user:{person.name}", call.peer, self._registry)
+        permit = self._sessions.permit(person, _STORERS)
         try:
             for first in requests:
-                # A stream may last for hours: a role that was taken away, or a session that ended, ends it too.
-                if self._sessions.get(person.token).role not in _STORERS:
-                    raise RadmeshError("ROLE_REFUSED", "the role has changed, and may not store")
+                permit.check()
                 yield self._store(intake, first, requests, call)
         finally:
             sender.close()

@@ -2,10 +2,11 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from radmesh.runtime.clock import Clock
+from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Person
 
 # A role change must be in force within 5 s (AS1); the cache holds half of that.
@@ -41,7 +42,42 @@ class SessionCache:
                 self._known.popitem(last=False)
         return person
 
+    def permit(self, person: Person, roles: Collection[str]) -> "Permit":
+        """Return what says during a long call whether it may go on."""
+        return Permit(self, person, roles, self._clock)
+
     def forget(self, token: str) -> None:
         """Drop a token that signed out."""
         with self._lock:
             self._known.pop(token, None)
+
+
+class Permit:
+    """Whether a call that may last for hours may go on: its session, and the person's role, may end meanwhile (AS1)."""
+
+    def __init__(self, sessions: SessionCache, person: Person, roles: Collection[str], clock: Clock) -> None:
+        self._sessions = sessions
+        self._token = person.token
+        self._roles = roles
+        self._clock = clock
+        self._silent_until = 0.0
+
+    def check(self) -> None:
+        """Return if the call may go on; costs nothing most of the time.
+
+        While the database is silent no role can have been changed, and what had begun goes on.
+
+        Raises:
+            RadmeshError: SESSION_EXPIRED, ROLE_REFUSED.
+        """
+        if self._clock.monotonic() < self._silent_until:
+            return
+        try:
+            person = self._sessions.get(self._token)
+        except RadmeshError as error:
+            if not error.transient:
+                raise
+            self._silent_until = self._clock.monotonic() + _KEEP_SECONDS
+            return
+        if person.role not in self._roles and not ("*" in self._roles and person.role != "none"):
+            raise RadmeshError("ROLE_REFUSED", f"the role has become {person.role}, which may not do this")

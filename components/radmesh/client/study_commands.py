@@ -87,6 +87,8 @@ def files_of(paths: list[str]) -> Iterator[Path]:
 
 def run_store(arguments: argparse.Namespace) -> int:
     """Store files."""
+    from radmesh.runtime.errors import RadmeshError  # noqa: PLC0415
+
     files = list(files_of(arguments.paths))
     total = 0
     for path in files:
@@ -95,32 +97,50 @@ def run_store(arguments: argparse.Namespace) -> int:
     results: list[model.StoreResult] = []
     with shell.connect(arguments) as cluster, shell.progress("storing", quiet=arguments.json) as progress:
         task = progress.add_task(f"0/{len(files)}", total=total)
-        for result in cluster.store(files, sent=lambda count: progress.update(task, completed=count)):
-            results.append(result)
-            progress.update(task, description=f"{len(results)}/{len(files)}")
-            if not result.stored and not arguments.json:
-                text = printable(f"{result.path}: {result.outcome}: {result.message}")
-                progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        def tell(text: str) -> None:
+            if not arguments.json:
+                progress.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+        try:
+            for result in cluster.store(files, sent=lambda count: progress.update(task, completed=count)):
+                results.append(result)
+                progress.update(task, description=f"{len(results)}/{len(files)}")
+                if not result.stored:
+                    tell(f"{result.path}: {result.outcome}: {result.message}")
+        except KeyboardInterrupt:
+            tell(f"interrupted: {len(results)} of {counted(len(files), 'file')} were answered; storing again goes on")
+            raise
+        except RadmeshError as error:
+            if not results:
+                raise
+            # What was answered stands; of the rest the last may be stored too, which storing again finds out.
+            rest = files[len(results) :]
+            results += [model.StoreResult(str(path), error.reason, error.message) for path in rest]
+            tell(f"{counted(len(rest), 'file')} not stored: {error.reason}: {error.message}")
     stored = [result for result in results if result.stored]
-    failed = [result for result in results if not result.stored]
     if arguments.json:
-        shell.print_json(answers.Stored(tuple(results), len(stored), len(failed)))
+        shell.print_json(answers.Stored(tuple(results), len(stored), len(results) - len(stored)))
     else:
-        counts: dict[str, int] = {}
-        for result in results:
-            counts[result.outcome] = counts.get(result.outcome, 0) + 1
-        summary = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(counts.items()))
-        studies = sorted({result.study_instance_uid for result in stored})
-        say(f"{counted(len(results), 'file')}: {summary}")
-        for study in studies[:20]:
-            say(f"  {study}")
-        if len(studies) > 20:
-            say(f"  … and {len(studies) - 20} more studies")
-        for reason in sorted({result.outcome for result in failed}):
-            # What a person stores stays in the person's file, and is not in the rejects store.
-            what = shell.remedy(reason, without="rejects store") or "export the file from its source again"
-            note(f"  {reason}: {what}")
-    return OK if not failed else PARTIAL if stored else shell.FAILED
+        _print_stored(results)
+    return OK if len(stored) == len(results) else PARTIAL if stored else shell.FAILED
+
+
+def _print_stored(results: list[model.StoreResult]) -> None:
+    counts: dict[str, int] = {}
+    for result in results:
+        counts[result.outcome] = counts.get(result.outcome, 0) + 1
+    summary = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(counts.items()))
+    say(f"{counted(len(results), 'file')}: {summary}")
+    studies = sorted({result.study_instance_uid for result in results if result.stored})
+    for study in studies[:20]:
+        say(f"  {study}")
+    if len(studies) > 20:
+        say(f"  … and {len(studies) - 20} more studies")
+    for reason in sorted({result.outcome for result in results if not result.stored}):
+        # What a person stores stays in the person's file, and is not in the rejects store.
+        what = shell.remedy(reason, without="rejects store") or "export the file from its source again"
+        note(f"  {reason}: {what}")
 
 
 def run_find(arguments: argparse.Namespace) -> int:
