@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,9 +64,11 @@ def test_pieces_of_any_size_are_cut_into_chunks(unix_world: Any) -> None:
 
 def test_a_cut_chunk_is_not_copied_when_it_is_whole(unix_world: Any) -> None:
     whole = os.urandom(CHUNK)
-    o = _Object(b"", unix_world.header(), unix_world.key, b"", b"", held=[whole, b"x"], held_size=CHUNK + 1)
-    assert _cut(o) is whole
-    assert o.held == [b"x"]
+    o = _Object(b"", unix_world.header(), unix_world.key, b"", b"", held=deque([whole, b"x"]), held_size=CHUNK + 1)
+    assert _cut(o) == [whole]
+    assert list(o.held) == [b"x"]
+    o.held, o.held_size = deque([b"y"] * 5000), 5000
+    assert _cut(o) == [b"y" * 5000]
 
 
 class Plain:
@@ -167,6 +170,13 @@ def failed(answer: transfer_pb2.PutResponse) -> str:
     return answer.failed.reason
 
 
+def test_chunks_that_do_not_make_up_the_object_are_refused(unix_world: Any) -> None:
+    """The digest of joined chunks is compared; a sender that says another twice has a defect, and is told."""
+    with pytest.raises(RadmeshError) as caught:
+        send(unix_world.sender(), unix_world, os.urandom(2 * CHUNK), sha256=bytes(32))
+    assert caught.value.reason == "DIGEST_MISMATCH"
+
+
 def test_bad_input_fails_one_object_and_the_stream_lives_on(plain: Plain) -> None:
     world, data, crc = plain.world, b"abc", crc32c(b"abc")
     other = admission_key(world.study, station="OTHER")
@@ -175,7 +185,6 @@ def test_bad_input_fails_one_object_and_the_stream_lives_on(plain: Plain) -> Non
     forged = ticket(store, target, world.key)
     cases: list[tuple[str, dict[str, Any]]] = [
         ("CHUNK_CORRUPT", {"crc32c": crc ^ 1}),
-        ("DIGEST_MISMATCH", {"commit": plain.commit(data, sha256=bytes(32))}),
         ("DIGEST_MISMATCH", {"commit": plain.commit(data, length=4)}),
         ("FIELD_INVALID", {"commit": plain.commit(data, sha256=b"short")}),
         ("FIELD_INVALID", {"commit": plain.commit(data, header=bytes(262_145))}),

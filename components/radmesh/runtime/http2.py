@@ -154,17 +154,15 @@ class Connection:
         self._send(frame(HEADERS, flags, self.stream, block[:_DEFAULT_FRAME]))
         assert len(block) <= _DEFAULT_FRAME
 
-    def send_message(self, head: bytes, data: Buffer = b"", *, end: bool = False) -> None:
-        """Send one gRPC message: `head` and `data`, one after the other, uncompressed."""
-        size = len(head) + len(data)
-        prefix = struct.pack(">BL", 0, size) + head
-        total = len(prefix) + len(data)
-        if total <= min(self._window, self._stream_window, self._frame_max):
-            self._spend(total)
-            lead = frame_head(DATA, _END_STREAM if end else 0, self.stream, total) + prefix
-            self._send(lead, data)
+    def send_message(self, *parts: Buffer) -> None:
+        """Send one gRPC message, uncompressed: its parts, one after the other."""
+        size = sum(map(len, parts))
+        prefix = struct.pack(">BL", 0, size)
+        if size + 5 <= min(self._window, self._stream_window, self._frame_max):
+            self._spend(size + 5)
+            self._send(frame_head(DATA, 0, self.stream, size + 5) + prefix, *parts)
             return
-        pieces = [memoryview(prefix), memoryview(data).cast("B")]
+        pieces = [memoryview(prefix), *(memoryview(part).cast("B") for part in parts)]
         while pieces:
             room = self._room()
             now: list[memoryview] = []
@@ -177,8 +175,7 @@ class Connection:
                 now.append(piece)
                 size += len(piece)
             self._spend(size)
-            flags = _END_STREAM if end and not pieces else 0
-            self._send(frame_head(DATA, flags, self.stream, size), *now)
+            self._send(frame_head(DATA, 0, self.stream, size), *now)
 
     def send_end(self) -> None:
         """Say that this side has sent everything."""

@@ -159,14 +159,14 @@ class Line:
         except OSError as error:
             raise RadmeshError("PEER_UNAVAILABLE", "the other side cannot be reached") from error
 
-    def send(self, head: bytes, data: Buffer = b"") -> None:
-        """Send one message: `head` and `data`, one after the other.
+    def send(self, *parts: Buffer) -> None:
+        """Send one message: its parts, one after the other.
 
         Raises:
             RadmeshError: the line is lost, or what the server said when it ended the call.
         """
         with self._failures():
-            self._connection.send_message(head, data)
+            self._connection.send_message(*parts)
 
     def receive(self) -> bytearray:
         """Return the next answer.

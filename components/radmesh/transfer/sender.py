@@ -30,6 +30,7 @@ from radmesh_native.crc32c import crc32c
 WINDOW: Final = 16 << 20
 LEAST_WINDOW: Final = 6 << 20
 """More than what a receiver lets be un-durable before it answers with progress."""
+PARTS_MAX: Final = 64
 AVOID_SECONDS: Final = 3.0
 """A silent store has this long to come back before another one is asked for."""
 BACKOFF_MAX: Final = 1.0
@@ -55,6 +56,10 @@ OUTCOMES: Final = {
     transfer_pb2.OUTCOME_ALREADY: Outcome.ALREADY,
     transfer_pb2.OUTCOME_VARIANT: Outcome.VARIANT,
 }
+
+
+Parts = Sequence[Buffer]
+"""Bytes as they came: a chunk is written to the line from where it lies, not joined first."""
 
 
 class _GoneError(RadmeshError):
@@ -97,13 +102,14 @@ class _Object:
     ticket: Ticket | None = None
     avoid: str = ""
     store_id: str = ""
-    kept: deque[tuple[int, Buffer]] = field(default_factory=deque)
+    kept: deque[tuple[int, int, Parts]] = field(default_factory=deque)
+    """Offset, size and bytes of each chunk."""
     base: int = 0
     end: int = 0
     sent: int = 0
     acked: int = 0
     most_acked: int = 0
-    held: list[Buffer] = field(default_factory=list)
+    held: deque[Buffer] = field(default_factory=deque)
     held_size: int = 0
     commit: transfer_pb2.Commit | None = None
     commit_sent: bool = False
@@ -126,9 +132,10 @@ class _Stream:
     def alive(self) -> bool:
         return self._line.alive
 
-    def send(self, fields: transfer_pb2.PutRequest, data: Buffer = b"") -> None:
+    def send(self, fields: transfer_pb2.PutRequest, parts: Parts = ()) -> None:
         head = fields.SerializeToString()
-        self._line.send(bulk.lead(head, len(data)) if data else head, data)
+        size = sum(map(len, parts))
+        self._line.send(bulk.lead(head, size) if size else head, *parts)
 
     def answer(self) -> transfer_pb2.PutResponse:
         answer = transfer_pb2.PutResponse.FromString(bytes(self._line.receive()))
@@ -231,7 +238,7 @@ class Sender:
     def kept(self) -> tuple[int, list[Buffer]]:
         """Offset and bytes of the open object that are still here, as for a reject."""
         o = self._open()
-        return o.base, [*(data for _, data in o.kept), *o.held]
+        return o.base, [*(part for _, _, parts in o.kept for part in parts), *o.held]
 
     def abort(self) -> None:
         """Give up the open object, if there is one; nothing of it is stored."""
@@ -267,7 +274,7 @@ class Sender:
             for start in range(0, len(piece), CHUNK_MAX):
                 chunk = piece if len(piece) <= CHUNK_MAX else memoryview(piece)[start : start + CHUNK_MAX]
                 fields.offset, fields.crc32c = offset, crc32c(chunk)
-                stream.send(fields, chunk)
+                stream.send(fields, (chunk,))
                 offset += len(chunk)
                 fields = transfer_pb2.PutRequest(transfer_id=identifier)
                 while (answer := stream.answer()).transfer_id != identifier:
@@ -299,14 +306,15 @@ class Sender:
             self._budget.add(self._object.base - self._object.end)
             self._object = None
 
-    def _keep(self, o: _Object, chunk: Buffer) -> None:
-        o.kept.append((o.end, chunk))
-        o.end += len(chunk)
-        self._budget.add(len(chunk))
+    def _keep(self, o: _Object, parts: Parts) -> None:
+        size = sum(map(len, parts))
+        o.kept.append((o.end, size, parts))
+        o.end += size
+        self._budget.add(size)
 
     def _let_go(self, o: _Object, window: int) -> None:
-        while o.kept and o.end - o.base > window and o.kept[0][0] + len(o.kept[0][1]) <= o.acked:
-            size = len(o.kept.popleft()[1])
+        while o.kept and o.end - o.base > window and o.kept[0][0] + o.kept[0][1] <= o.acked:
+            size = o.kept.popleft()[1]
             o.base += size
             self._budget.add(-size)
 
@@ -333,13 +341,13 @@ class Sender:
         committed = self._ask(o, stream) if o.resume else None
         if committed is not None:
             return committed
-        for offset, data in tuple(o.kept):
-            if offset + len(data) > o.sent:
+        for offset, size, parts in tuple(o.kept):
+            if offset + size > o.sent:
                 skip = max(0, o.sent - offset)
-                self._send(o, stream, offset + skip, memoryview(data)[skip:] if skip else data)
+                self._send(o, stream, offset + skip, _behind(parts, skip) if skip else parts)
         if o.commit is not None:
             if not o.commit_sent:
-                self._send(o, stream, o.end, b"")
+                self._send(o, stream, o.end, ())
             while (committed := self._take(o, stream)) is None:
                 self._let_go(o, self._budget.window)
             return committed
@@ -360,16 +368,19 @@ class Sender:
                 raise _GoneError
         return committed
 
-    def _send(self, o: _Object, stream: _Stream, offset: int, data: Buffer) -> None:
+    def _send(self, o: _Object, stream: _Stream, offset: int, parts: Parts) -> None:
         fields = self._fields(o, stream)
         fields.offset = offset
-        if data:
-            fields.crc32c = crc32c(data)
-        o.sent = offset + len(data)
+        check, size = 0, 0
+        for part in parts:
+            check = crc32c(part, check)
+            size += len(part)
+        fields.crc32c = check
+        o.sent = offset + size
         if o.commit is not None and o.sent == o.end:
             fields.commit.CopyFrom(o.commit)
             o.commit_sent = True
-        stream.send(fields, data)
+        stream.send(fields, parts)
 
     def _fields(self, o: _Object, stream: _Stream) -> transfer_pb2.PutRequest:
         if o.stream is not None:
@@ -460,26 +471,33 @@ class Sender:
                 self._streams.pop(target).close()
 
 
-def _cut(o: _Object) -> Buffer:
-    """Take at most CHUNK_MAX bytes of what is held: whole buffers as they are, wherever that is possible."""
-    if len(o.held) == 1 and o.held_size <= CHUNK_MAX:
-        chunk = o.held.pop()
-        o.held_size = 0
-        return chunk
+def _cut(o: _Object) -> Parts:
+    """Take at most CHUNK_MAX bytes of what is held, as they lie."""
     parts: list[Buffer] = []
     size = 0
     while o.held and size < CHUNK_MAX:
         part = o.held[0]
         room = CHUNK_MAX - size
         if len(part) <= room:
-            o.held.pop(0)
+            o.held.popleft()
         else:
             view = memoryview(part)
             part, o.held[0] = view[:room], view[room:]
         parts.append(part)
         size += len(part)
     o.held_size -= size
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    # More than the kernel takes in one call (IOV_MAX) is joined after all.
+    return parts if len(parts) <= PARTS_MAX else [b"".join(parts)]
+
+
+def _behind(parts: Parts, skip: int) -> Parts:
+    """Return what is behind the first `skip` bytes."""
+    rest: list[Buffer] = []
+    for part in parts:
+        if skip < len(part):
+            rest.append(memoryview(part)[skip:] if skip else part)
+        skip = max(0, skip - len(part))
+    return rest
 
 
 def _header(header: ObjectHeader, key: AdmissionKey | None, ticket: Ticket | None) -> transfer_pb2.Header:
