@@ -5,14 +5,15 @@ import os
 import pty
 import re
 import subprocess
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 from cluster_support import COMMAND, RealCluster, environment, run, save
 
-from radmesh.client import admin_commands, tables
+from radmesh.client import admin_commands, answers, tables
 from radmesh.client.model import Alarm, ClusterStatus, ComponentStatus, StoreStatus
 from radmesh.client.shell import age_text, size_text
 from radmesh.client.tables import Column
@@ -162,8 +163,39 @@ def test_tables_fit_and_uids_are_whole(stored, columns):
 def test_progress_is_shown_on_a_terminal_and_goes_away(stored, tmp_path):
     paths = [save(tmp_path, 100 + n) for n in range(3)]
     lines = on_a_terminal(stored, 80, "store", *paths)
-    assert any("storing" in line for line in lines)
+    assert any("storing 3/3" in line for line in lines)
     assert "3 files: 3 STORED" in lines[-4]
+    lines = on_a_terminal(stored, 80, "get", "2.25.77.100", "--out", tmp_path / "out")
+    assert any("fetching 1/1" in line for line in lines)
+    assert lines[-1].endswith(f"1 file in {tmp_path / 'out'}")
+    assert not any(
+        "\u2501" in line for line in on_a_terminal(stored, 80, "get", "2.25.77.100", "--json", "--out", tmp_path)
+    )
+
+
+def keys_of(value: Any, shape: Any) -> None:
+    """Check that JSON has the keys of a dataclass, all the way down."""
+    if is_dataclass(shape):
+        assert set(value) == {f.name for f in fields(shape)}, shape
+        for name, kind in get_type_hints(shape).items():
+            keys_of(value[name], kind)
+    elif get_origin(shape) is tuple:
+        for item in value:
+            keys_of(item, get_args(shape)[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        (("find",), answers.Found),
+        (("show", "1.2.826.0.1.3680043.8.498.64108189007039777171766333999874882470"), answers.Shown),
+        (("status",), answers.Health),
+        (("users",), answers.Users),
+        (("audit",), answers.Audited),
+    ],
+)
+def test_json_has_the_keys_that_the_reference_lists(stored, arguments, shape):
+    keys_of(stored.run(*arguments, "--json").json, shape)
 
 
 # -- status
