@@ -76,7 +76,8 @@ class Plain:
 
     def __init__(self, world: Any) -> None:
         self.world = world
-        stub = transfer_pb2_grpc.TransferServiceStub(world.client.channels.get(world.target))
+        # grpcio's client, at grpcio's server or at a line.
+        stub = transfer_pb2_grpc.TransferServiceStub(world.client.channels.get(world.put_target))
         self.requests: Any = None
         import queue
 
