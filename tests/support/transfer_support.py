@@ -38,14 +38,15 @@ CHUNK = 1_048_560
 class Mesh:
     """Credentials and contexts of a cluster in one process, over unix sockets or mutual TLS."""
 
-    def __init__(self, folder: Path, transport: str, clock: Clock | None = None) -> None:
+    def __init__(self, folder: Path, transport: str, clock: Clock | None = None, *, issue: bool = True) -> None:
         self.folder = folder
         self.transport = transport
         self.clock = clock or SystemClock()
         self.addresses: dict[str, str] = {}
         self._contexts: list[Context] = []
         self._servers: list[Server] = []
-        Authority(folder / "credentials", self.clock).issue(INSTANCES)
+        if issue:
+            Authority(folder / "credentials", self.clock).issue(INSTANCES)
 
     def listen(self, instance: str) -> str:
         if self.transport == "tls":
