@@ -22,6 +22,9 @@ from radmesh.runtime.lifecycle import Worker
 from radmesh.transfer.model import key_message
 
 TICKET_SECONDS: Final = 60
+# A database that answered so lately is slow, not silent: it is worth waiting for, rather than moving objects later.
+_LATELY: Final = timedelta(seconds=2.5)
+_PATIENCE: Final = 2.0
 # A ticket is given to callers while it lasts this much longer: they keep it for a while too.
 _MARGIN: Final = timedelta(seconds=20)
 _MOST: Final = 4096
@@ -39,7 +42,7 @@ class Admission:
     Args:
         context: of the gateway.
         memory: what is known while the database is silent.
-        place_timeout: seconds that the database has.
+        place_timeout: seconds that a database has which did not answer lately.
         spool: returns (store id, target, epoch) of the spool, or None when it is full.
     """
 
@@ -62,6 +65,7 @@ class Admission:
         self._asking: dict[tuple[bytes, str], Future[common_pb2.SignedTicket]] = {}
         self._revocations = 0
         self._own: OrderedDict[bytes, datetime] = OrderedDict()
+        self._heard: datetime | None = None
         self._worker: Worker = context.worker("stores", self._step, most_pause=1.0)
 
     def start(self) -> None:
@@ -73,7 +77,12 @@ class Admission:
         self._worker.stop(grace)
 
     def _step(self) -> float:
-        answer = self._registry.ListStores(database_pb2.ListStoresRequest(), timeout=1.0)
+        try:
+            answer = self._registry.ListStores(database_pb2.ListStoresRequest(), timeout=1.0)
+        except RadmeshError:
+            self._heard = None
+            raise
+        self._heard = self._context.clock.now()
         self._memory.set_archives(
             [
                 Archive(s.store_id, s.target, s.epoch.hex(), s.alive, s.accepting, s.put_target)
@@ -140,13 +149,17 @@ class Admission:
             admission_key=key_message(key), verification=verification_of(key), avoid_store_id=avoid
         )
         revocations = self._revocations
+        heard = self._heard
+        lately = heard is not None and self._context.clock.now() - heard < _LATELY
         try:
-            ticket: common_pb2.SignedTicket = self._placement.PlaceStudy(request, timeout=self._timeout).ticket
+            timeout = max(self._timeout, _PATIENCE) if lately else self._timeout
+            ticket: common_pb2.SignedTicket = self._placement.PlaceStudy(request, timeout=timeout).ticket
         except RadmeshError as error:
             if error.reason == "NO_ARCHIVE":
                 return self._to_spool(key, digest)
             if not error.transient and error.reason not in ("INTERNAL", "CANCELLED"):
                 raise
+            self._heard = None
             self._context.log.warning("database does not place studies", reason=error.reason)
             return self._without_database(key, digest, avoid)
         store_id = common_pb2.Ticket.FromString(ticket.payload).store_id
