@@ -1,19 +1,21 @@
 """What radmesh says in HL7: acknowledgements and reports.
 
-hl7apy builds and validates strictly (HL7 v2.2 to v2.8.2). Our own writer says the same where hl7apy cannot: in a
-version that it does not know, as acknowledgement of a message that breaks the standard's lengths, and for the few texts
-that it escapes twice. A report that does not pass is not sent; an acknowledgement always is.
+hl7apy builds reports and validates them strictly: one that does not pass is not sent. An acknowledgement is sent
+whatever a validator thinks of it, so our own writer makes it, and tests prove that hl7apy accepts it in every version.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from hl7apy.consts import VALIDATION_LEVEL
+from hl7apy.core import Component as _Hl7apyComponent
+from hl7apy.core import Field as _Hl7apyField
 from hl7apy.core import Message as _Hl7apyMessage
-from hl7apy.exceptions import HL7apyException, ValidationError
+from hl7apy.core import SubComponent as _Hl7apySubComponent
+from hl7apy.exceptions import HL7apyException, UnsupportedVersion, ValidationError
 from hl7apy.parser import parse_segments
 
 from radmesh.hl7.charsets import encode
@@ -27,6 +29,9 @@ _USUAL: Final = Separators()
 _ERR_2_FROM: Final = (2, 5)
 
 _LOCATION: Final = re.compile(r"([A-Z][A-Z0-9]{2})(?:\((\d+)\))?(?:-(\d+)(?:\((\d+)\))?(?:[.-](\d+))?(?:[.-](\d+))?)?")
+
+_STRICT: Final[dict[str, Any]] = {"validation_level": VALIDATION_LEVEL.STRICT}
+_GROUPED: Final[dict[str, Any]] = {**_STRICT, "find_groups": True}
 
 # Table 0357.
 CONDITIONS: Final = {
@@ -166,11 +171,11 @@ def acknowledge(
     }
     # MSA-3 is withdrawn as of 2.7: ERR-8 says it.
     said = _say(text[:80], separators) if numbers < (2, 7) else ""
-    segments: list[tuple[str, Mapping[int, str]]] = [("MSA", {1: code, 2: echo.field(10), 3: said})]
+    segments: list[tuple[str, Mapping[int, str]]] = [("MSA", {1: code, 2: echo.field(10, 65_536), 3: said})]
     if error is not None:
         segments.append(("ERR", _err(error, separators, numbers)))
     charset = message.charset if message else "ASCII"
-    return _write("ACK", version, separators, header, segments, charset, strict=False)
+    return encode(*_write(version, separators, header, segments, charset))[0]
 
 
 class _Echo:
@@ -180,12 +185,12 @@ class _Echo:
         self._message = message
         self._separators = separators
 
-    def field(self, number: int) -> str:
+    def field(self, number: int, longest: int = 1024) -> str:
         if self._message is None:
             return ""
         field = self._message.header.field(number)
         text = field.text if self._message.separators == self._separators else _say(field.plain, self._separators)
-        return text.replace("\n", " ")[:1024]
+        return text.replace("\n", " ")[:longest]
 
 
 def _ack_type(message: Message | None, numbers: tuple[int, ...]) -> list[str]:
@@ -227,28 +232,20 @@ def _place(location: str) -> tuple[str, str, str, str, str, str]:
 
 
 def _write(
-    structure: str,
     version: str,
     separators: Separators,
     header: Mapping[int, str],
     segments: Sequence[tuple[str, Mapping[int, str]]],
     charset: str,
-    *,
-    strict: bool,
-) -> bytes:
-    """Return a message's bytes.
+) -> tuple[str, str]:
+    """Return a message and the set to encode it in.
 
     Args:
-        structure: message structure, such as "ORU_R01".
         version: MSH-12.
         separators: MSH-1 and MSH-2.
         header: MSH-3 and later, escaped.
         segments: the others: name, and fields escaped.
         charset: wanted set; one that the text fits in is taken, and said in MSH-18.
-        strict: what does not pass the version's rules is not written.
-
-    Raises:
-        RadmeshError: HL7_REPORT_INVALID, only if `strict`.
     """
     numbers = _numbers(version)
     if numbers < (2, 7):
@@ -257,42 +254,55 @@ def _write(
     _, said = encode("\r".join((*header.values(), *body)), charset)
     if numbers >= (2, 3) and said:
         header = {**header, 18: said.replace("~", separators.repetition)}
-    text = "\r".join((_segment("MSH", header, separators), *body)) + "\r"
-    try:
-        text = _by_hl7apy(structure, version, separators, text)
-    except (HL7apyException, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        if strict:
-            # Its texts name elements and lengths, not values.
-            reason = str(error) if isinstance(error, ValidationError) else type(error).__name__
-            raise RadmeshError("HL7_REPORT_INVALID", f"no valid {structure} of version {version}: {reason}") from error
-    return encode(text, charset)[0]
+    return "\r".join((_segment("MSH", header, separators), *body)) + "\r", said or "ASCII"
 
 
-def _by_hl7apy(structure: str, version: str, separators: Separators, text: str) -> str:
-    """Build a message with hl7apy from segments, validate it strictly, and return what it writes.
+def _by_hl7apy(structure: str, version: str, text: str) -> str:
+    """Build a message from its segments with hl7apy, validate it strictly, and return what hl7apy writes.
 
-    Where hl7apy writes other fields than it was given (it escapes escape sequences that it does not know, and leaves
-    out withdrawn fields in 2.8), `text` is returned.
+    Where that says something else than the segments did, `text` is returned: hl7apy escapes some sequences twice.
+
+    Raises:
+        RadmeshError: HL7_REPORT_INVALID: not as the version's tables want it, or a version that is not known.
     """
-    characters = {
-        "SEGMENT": "\r",
-        "FIELD": separators.field,
-        "COMPONENT": separators.component,
-        "REPETITION": separators.repetition,
-        "ESCAPE": separators.escape,
-        "SUBCOMPONENT": separators.subcomponent,
-    }
-    if separators.truncation:
-        characters["TRUNCATION"] = separators.truncation
-    built = _Hl7apyMessage(
-        structure, version=version, validation_level=VALIDATION_LEVEL.STRICT, encoding_chars=characters
-    )
-    built.children = parse_segments(
-        text, version, characters, VALIDATION_LEVEL.STRICT, built.reference, find_groups=True
-    )
-    built.validate()
+    # Left to itself, hl7apy takes any observation's value for an ST, of 199 characters.
+    bare, values = [], []
+    for line in text.split("\r"):
+        parts = line.split("|")
+        if parts[0] == "OBX":
+            values.append((parts[2], parts[5]))
+            parts[5] = ""
+        bare.append("|".join(parts))
+    try:
+        built = _Hl7apyMessage(structure, version=version, **_STRICT)
+        built.children = parse_segments("\r".join(bare), version, None, references=built.reference, **_GROUPED)
+        for segment, (datatype, value) in zip(_observations(built), values, strict=True):
+            segment.add(_observed(datatype, value, version))
+        built.validate()
+    except (HL7apyException, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # The texts of the others quote values.
+        reason = str(error) if isinstance(error, ValidationError | UnsupportedVersion) else type(error).__name__
+        text = f"no valid {structure} of version {version}: {reason}"
+        raise RadmeshError("HL7_REPORT_INVALID", text) from None
     written = f"{built.to_er7()}\r"
     return written if written == text else text
+
+
+def _observations(element: Any) -> Iterator[Any]:
+    if element.name == "OBX":
+        yield element
+    elif element.classname in ("Message", "Group"):
+        for child in element.children:
+            yield from _observations(child)
+
+
+def _observed(datatype: str, value: str, version: str) -> Any:
+    """Return OBX-5 with its value in the type that OBX-2 says."""
+    component = _Hl7apyComponent("VARIES_1", datatype=datatype, version=version, **_STRICT)
+    component.add(_Hl7apySubComponent(datatype=datatype, value=value, version=version, **_STRICT))
+    field = _Hl7apyField("OBX_5", version=version, **_STRICT)
+    field.add(component)
+    return field
 
 
 def _segment(name: str, fields: Mapping[int, str], separators: Separators) -> str:
@@ -318,6 +328,155 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _time(moment: datetime) -> str:
     """Return a TS with its offset, to the second."""
     return moment.strftime("%Y%m%d%H%M%S%z")
+
+
+@dataclass(frozen=True, slots=True)
+class ReportMessage:
+    """All that an ORU^R01 of radmesh says. The same values always make the same bytes.
+
+    `control_id` is MSH-10, at most 20 characters; `time` the time of the approval (MSH-7, OBR-22). `sending` and
+    `receiving` are application and facility. Names are DICOM PN with their component groups, dates YYYYMMDD, times
+    YYYYMMDDHHMMSS or shorter. `status` is P (preliminary), F (final), C (corrected) or A (addendum: goes out as a
+    correction, its observations coded as addendum). `text` is Unicode, its paragraphs end with a line feed.
+    """
+
+    control_id: str
+    time: datetime
+    patient_id: str
+    study_instance_uid: str
+    text: str
+    status: str = "F"
+    sending: tuple[str, str] = ("RADMESH", "")
+    receiving: tuple[str, str] = ("", "")
+    issuer_of_patient_id: str = ""
+    patient_name: str = ""
+    patient_birth_date: str = ""
+    patient_sex: str = ""
+    placer_order_number: str = ""
+    filler_order_number: str = ""
+    accession_number: str = ""
+    requested_procedure_id: str = ""
+    procedure_code: str = ""
+    procedure_code_scheme: str = ""
+    procedure_description: str = ""
+    study_time: str = ""
+    referring_physician_name: str = ""
+    radiologist_id: str = ""
+    radiologist_name: str = ""
+    hl7_version: str = "2.5.1"
+    charset: str = "UNICODE UTF-8"
+
+
+def report(message: ReportMessage) -> bytes:
+    """Return a report as ORU^R01: the Study UID as first observation, then one for each paragraph (TX).
+
+    Raises:
+        RadmeshError: HL7_REPORT_INVALID: the values do not fit the HL7 version; the error names the field.
+    """
+    if message.status not in ("P", "F", "C", "A"):
+        raise RadmeshError("HL7_REPORT_INVALID", "the status of a report is P, F, C or A")
+    if not message.patient_id or not message.control_id:
+        raise RadmeshError("HL7_REPORT_INVALID", "a report needs a patient ID and a control ID")
+    say, component = _clean, _USUAL.component
+    status = "C" if message.status == "A" else message.status
+    code = (say(message.procedure_code), say(message.procedure_description), say(message.procedure_code_scheme))
+    kind = component.join(_ADDENDUM if message.status == "A" else _REPORT)
+    structure = "ORU_R01"
+    header = {
+        3: say(message.sending[0]),
+        4: say(message.sending[1]),
+        5: say(message.receiving[0]),
+        6: say(message.receiving[1]),
+        7: _time(message.time),
+        9: component.join(("ORU", "R01", structure)[: 2 if _numbers(message.hl7_version) < (2, 4) else 3]),
+        10: say(message.control_id),
+        11: "P",
+        12: message.hl7_version,
+    }
+    patient = {
+        3: _cx(message.patient_id, message.issuer_of_patient_id),
+        5: _xpn(message.patient_name),
+        7: say(message.patient_birth_date),
+        8: say(message.patient_sex),
+    }
+    order = {
+        1: "1",
+        2: say(message.placer_order_number),
+        3: say(message.filler_order_number or message.accession_number),
+        4: component.join(code if any(code) else _REPORT).rstrip(component),
+        7: say(message.study_time),
+        16: _xcn("", message.referring_physician_name),
+        18: say(message.accession_number),
+        19: say(message.requested_procedure_id),
+        22: _time(message.time),
+        24: "RAD",
+        25: status,
+        32: _USUAL.subcomponent.join(_xcn(message.radiologist_id, message.radiologist_name).split(component)),
+    }
+    observations = [("ST", component.join(_STUDY), "1", message.study_instance_uid)]
+    observations += [("TX", kind, str(n), line) for n, line in enumerate(_paragraphs(message.text), 1)]
+    segments: list[tuple[str, Mapping[int, str]]] = [("PID", patient), ("OBR", order)]
+    segments += [
+        ("OBX", {1: str(n), 2: form, 3: what, 4: sub, 5: say(value), 11: status})
+        for n, (form, what, sub, value) in enumerate(observations, 1)
+    ]
+    text, charset = _write(message.hl7_version, _USUAL, header, segments, message.charset)
+    return encode(_by_hl7apy(structure, message.hl7_version, text), charset)[0]
+
+
+# DCM and LOINC codes of what the observations are.
+_STUDY: Final = ("113014", "DICOM Study", "DCM")
+_REPORT: Final = ("18748-4", "Diagnostic imaging report", "LN")
+_ADDENDUM: Final = ("55107-7", "Addendum Document", "LN")
+# hl7apy and many receivers end at 65,536.
+_MAX_PARAGRAPH: Final = 32_000
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Give the lines of a text; one that is too long for an observation is cut at a blank."""
+    for line in text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n"):
+        rest = line.expandtabs(4)
+        while len(rest) > _MAX_PARAGRAPH:
+            blank = rest.rfind(" ", 1, _MAX_PARAGRAPH)
+            cut = blank + 1 if blank > 0 else _MAX_PARAGRAPH
+            yield rest[:cut]
+            rest = rest[cut:]
+        yield rest
+
+
+def _clean(text: str) -> str:
+    """Escape a value of ours; control characters in it are blanks."""
+    return _say(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text), _USUAL)
+
+
+def _cx(identifier: str, issuer: str) -> str:
+    """CX with the issuer as namespace, or as ISO universal ID if it is one."""
+    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)+", issuer):
+        authority = _USUAL.subcomponent.join(("", issuer, "ISO"))
+    else:
+        authority = _clean(issuer)
+    return _USUAL.component.join((_clean(identifier), "", "", authority, "PI"))
+
+
+def _xpn(name: str) -> str:
+    """Return a DICOM PN as XPN: a repetition for each of its component groups, if it has more than one."""
+    if not name.strip("^= "):
+        return f"{_USUAL.component * 6}U"  # PID-5 is required: a name of unspecified type is none
+    groups = [(group, kind) for group, kind in zip(name.split("="), "AIP", strict=False) if group.strip("^ ")]
+    if len(groups) == 1 and groups[0][1] == "A":
+        return _USUAL.component.join(_xpn_parts(groups[0][0])).rstrip(_USUAL.component)
+    return _USUAL.repetition.join(_USUAL.component.join((*_xpn_parts(g), "", "L", kind)) for g, kind in groups)
+
+
+def _xpn_parts(group: str) -> list[str]:
+    """PN has prefix before suffix, XPN suffix before prefix."""
+    family, given, middle, prefix, suffix = (*map(_clean, group.split("^")), "", "", "", "", "")[:5]
+    return [family, given, middle, suffix, prefix]
+
+
+def _xcn(identifier: str, name: str) -> str:
+    parts = _xpn_parts(name.split("=", maxsplit=1)[0])
+    return _USUAL.component.join((_clean(identifier), *parts)).rstrip(_USUAL.component)
 
 
 def batch_acknowledgement(answers: Sequence[bytes], *, separators: Separators = _USUAL) -> bytes:

@@ -26,7 +26,6 @@ _CODECS: Final = {
     "GB 18030-2000": "gb18030",
     "KS X 1001": "cp949",
     "BIG-5": "cp950",
-    "UNICODE": "utf_8",
     UTF_8: "utf_8",
     "UNICODE UTF-16": "utf_16",
     "UNICODE UTF-32": "utf_32",
@@ -40,6 +39,7 @@ _ALIASES: Final = {
     **{f"ISO8859{n}": f"8859/{n}" for n in (*range(1, 10), 15)},
     **{f"LATIN{n}": f"8859/{n}" for n in range(1, 5)},
     "USASCII": ASCII,
+    "UNICODE": UTF_8,
     "UTF8": UTF_8,
     "UTF16": "UNICODE UTF-16",
     "UTF32": "UNICODE UTF-32",
@@ -65,6 +65,8 @@ _ALIASES: Final = {
     "CP1250": "WINDOWS-1250",
     "CP1251": "WINDOWS-1251",
 }
+# With more bytes that fit no character, the text is in another set altogether.
+_MOST_STRAYS: Final = 4_096
 # Sets in which a byte is a character: nearly any bytes decode, so that they do says nothing about the declaration.
 _SINGLE_BYTE: Final = re.compile(r"8859/|ASCII|ISO IR6|WINDOWS-")
 
@@ -167,6 +169,8 @@ def _decode_single(raw: bytes, declared: Sequence[str], first: str) -> Decoded:
     except UnicodeDecodeError:
         if utf_8:
             return Decoded(utf_8, UTF_8, _remark(declared, UTF_8))
+        if raw.decode(codec, "replace").count("\ufffd") > _MOST_STRAYS:
+            codec = "cp1252"
         return Decoded(raw.decode(codec, "radmesh.hl7"), first or "WINDOWS-1252", _remark(declared, "single bytes"))
     if codec in ("iso8859_1", "iso8859_15") and re.search("[\x80-\x9f]", text):
         # No ISO 8859 text has control characters there: it comes from Windows.
@@ -220,7 +224,7 @@ def _decode_run(run: bytes, state: Sequence[str]) -> tuple[str, bool]:
         elif codec == "jis_katakana":
             codec, octets = "shift_jis", _raised(piece)
         elif codec == "jis_x_0212":
-            codec, octets = "euc_jp", re.sub(rb"[\xa1-\xfe]{2}", rb"\x8f\g<0>", _raised(piece))
+            codec, octets = "euc_jp", re.sub(rb"[\xa1-\xfe]{2}", lambda m: b"\x8f" + m[0], _raised(piece))
         elif codec in _EUC:
             codec, octets = _EUC[codec], _raised(piece)
         elif codec == "jis_roman":
@@ -254,7 +258,7 @@ def encode(text: str, charset: str) -> tuple[bytes, str]:
 
     Args:
         text: any text.
-        charset: wanted set or sets ("~" between); a text that does not fit is written in UTF-8 instead.
+        charset: wanted set or sets ("~" between); a text that would not read back is written in UTF-8 instead.
     """
     names = [canonical(name) for name in charset.split("~")]
     if any(n in ("ISO IR87", "ISO IR159", "ISO IR14") for n in names):
@@ -263,9 +267,13 @@ def encode(text: str, charset: str) -> tuple[bytes, str]:
         said = names[0] if names[0] and not names[0].startswith("UNICODE") else UTF_8
         codec = _CODECS[said]
     try:
-        return text.encode(codec), "" if said == ASCII else said
-    except UnicodeEncodeError:
-        return text.encode("utf_8", "replace"), UTF_8
+        octets = text.encode(codec)
+        # Some sets have one code for two characters.
+        if octets.decode(codec) == text:
+            return octets, "" if said == ASCII else said
+    except UnicodeError:
+        pass
+    return text.encode("utf_8", "replace"), UTF_8
 
 
 def decode_octets(octets: bytes, charset: str) -> str:

@@ -141,6 +141,8 @@ class Segment:
 
     def field(self, number: int) -> Field:
         """Return the `number`-th field, from 1 as the standard counts; an empty one if there is none."""
+        if number < 1:
+            return Field("", self.coding)
         if self.name in ("MSH", "BHS", "FHS"):
             # MSH-1 is the separator itself, and MSH-2 must not be read by the separators that it lists.
             if number <= 2:

@@ -191,7 +191,7 @@ class MllpListener:
             loose: a message whose 0x0B is missing is taken too.
             clock: for tests.
         """
-        self._bind, self._asked = bind, port
+        self._bind, self._asked, self._port = bind, port, 0
         self.handle, self.log, self.metrics, self.domain = handle, log, metrics, domain
         self.ssl_context = ssl_context
         self.idle_timeout, self.message_timeout = idle_timeout, message_timeout
@@ -207,7 +207,7 @@ class MllpListener:
     @property
     def port(self) -> int:
         """The port that is listened on; 0 before the start."""
-        return int(self._socket.getsockname()[1]) if self._socket else 0
+        return self._port
 
     def start(self) -> None:
         """Listen.
@@ -223,6 +223,7 @@ class MllpListener:
         except OSError as error:
             text = f"cannot listen for HL7 on {self._bind}:{self._asked} ({error.strerror}): choose another hl7_port"
             raise RadmeshError("PORT_IN_USE", text) from error
+        self._port = int(self._socket.getsockname()[1])
         self._thread = threading.Thread(target=self._accept, name=f"mllp-{self.port}", daemon=True)
         self._thread.start()
 
@@ -386,12 +387,12 @@ class _Connection:
         answer = self._too_long(item) if isinstance(item, TooLong) else self._handled(item)
         found = _MSA.search(answer) if answer else None
         self._listener.count(found[1].decode("ascii") if found else "NONE" if answer is None else "BATCH")
+        seconds = self._listener.clock.monotonic() - began
+        self._listener.metrics.histogram("radmesh_hl7_seconds").labels(self._listener.domain).observe(seconds)
         if answer is not None:
             self._socket.settimeout(self._listener.message_timeout)
             self._socket.sendall(frame(answer))
             self._socket.settimeout(_SLICE)
-        seconds = self._listener.clock.monotonic() - began
-        self._listener.metrics.histogram("radmesh_hl7_seconds").labels(self._listener.domain).observe(seconds)
         return True
 
     def _handled(self, message: bytes) -> bytes | None:
