@@ -348,16 +348,16 @@ def parse(raw: bytes, *, default_charset: str = "") -> Message:
     r"""Read a message.
 
     Args:
-        raw: its bytes, without MLLP's. Segments may end with \r, \n or \r\n.
+        raw: its bytes, without MLLP's. Segments may end with \r, \n or \r\n. Of a batch, the first message is read: see
+            `split_batch`.
         default_charset: the set of a message whose MSH-18 is empty (table 0211).
 
     Raises:
         RadmeshError: HL7_NOT_A_MESSAGE: it does not begin with MSH, nor with batch headers and then MSH.
     """
     raw = _one_message(raw)
-    octets = raw
-    header = _Header.read(octets)
-    decoded = charsets.decode(header.switched(octets), header.charsets, default=default_charset)
+    header = _Header.read(raw)
+    decoded = charsets.decode(header.switched(raw), header.charsets, default=default_charset)
     text = decoded.text.lstrip(_JUNK)
     remarks = [decoded.remark] if decoded.remark else []
     separators = Separators.read(text[:32])
