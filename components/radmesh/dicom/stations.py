@@ -15,6 +15,7 @@ STUDY_KEYS: Final = (
     "accession else date+modality",
 )
 PATIENT_KEYS: Final = ("id", "name", "id+name")
+ON_RIS_UNAVAILABLE: Final = ("mark", "hold")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Station:
     """One entry of [[stations]].
 
     `addresses` are addresses or networks (CIDR); none = from anywhere. `grants` are what the station may ask for.
+    `domain` is a name, or "by-object": issuer or accession number of the object tell it (radmesh.dicom.domains).
     """
 
     ae_title: str
@@ -31,6 +33,8 @@ class Station:
     verification: str = "advisory"
     study_key: str = "accession else date+modality"
     patient_key: str = "id"
+    accession_identifies_patient: bool = False
+    on_ris_unavailable: str = "mark"
     networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +49,7 @@ class Station:
             ("verification", self.verification, VERIFICATION),
             ("study_key", self.study_key, STUDY_KEYS),
             ("patient_key", self.patient_key, PATIENT_KEYS),
+            ("on_ris_unavailable", self.on_ris_unavailable, ON_RIS_UNAVAILABLE),
             *(("grants", grant, GRANTS) for grant in self.grants),
         ):
             if value not in allowed:
