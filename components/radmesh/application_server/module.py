@@ -10,6 +10,7 @@ from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.application_server import service
 from radmesh.application_server.audit import Audit
 from radmesh.application_server.config import Section
+from radmesh.application_server.ris import RisService, domains_of, managers_of
 from radmesh.application_server.sessions import SessionCache
 from radmesh.runtime.context import Context
 from radmesh.runtime.rpc import MethodCodec, Person, Server
@@ -18,6 +19,7 @@ from radmesh.transfer.sender import Sender
 from radmesh.transfer.tickets import TicketCache, admit_by
 
 _DATABASE = database_pb2.DESCRIPTOR.services_by_name
+_GATEWAY = gateway_pb2.DESCRIPTOR.services_by_name
 _DOOR = application_pb2.DESCRIPTOR.services_by_name
 _BULK = {
     "ReadInstance": MethodCodec(response_serializer=encode),
@@ -44,7 +46,7 @@ class ApplicationServer:
         queries = context.client(_DATABASE["QueryService"], "database-server")
         studies = context.client(_DATABASE["StudyService"], "database-server")
         registry = context.client(_DATABASE["RegistryService"], "database-server")
-        rejects = context.client(gateway_pb2.DESCRIPTOR.services_by_name["RejectService"], "network-gateway")
+        rejects = context.client(_GATEWAY["RejectService"], "network-gateway")
 
         def fetch(token: str) -> Person:
             session = accounts.GetSession(database_pb2.GetSessionRequest(token=token))
@@ -84,6 +86,19 @@ class ApplicationServer:
                 lambda: Sender(context.line, admit, context.clock, tickets=tickets),
             ),
             codecs=_BULK,
+        )
+        self._door.add(
+            _DOOR["RisService"],
+            RisService(
+                queries=queries,
+                studies=studies,
+                orders=context.client(_DATABASE["OrderService"], "database-server"),
+                reports=context.client(_DATABASE["ReportService"], "database-server"),
+                holds=context.client(_GATEWAY["HoldService"], "network-gateway"),
+                managers=managers_of(context),
+                domains=domains_of(context),
+                audit=audit,
+            ),
         )
         self._door.add(
             _DOOR["AdministrationService"],

@@ -10,6 +10,7 @@ from radmesh.api.database.v1 import database_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.application_server.audit import Audit
 from radmesh.application_server.intake import Intake
+from radmesh.application_server.ris import may_reconcile
 from radmesh.application_server.sessions import SessionCache
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
@@ -93,23 +94,28 @@ class StudyService:
         self._sender = sender
 
     @staticmethod
-    def _eyes(request: Any) -> Any:
-        """A person is no station, and sees what is held only with the right `reconcile`, which no role has yet."""
+    def _eyes(request: Any, call: Call) -> Any:
+        """A person is no station, and sees what is held only with the right `reconcile`."""
         request.viewer_station = ""
-        request.include_held = False
+        request.include_held = may_reconcile(_person(call))
         return request
+
+    def _see(self, study_instance_uid: str, call: Call) -> None:
+        """Return if the caller may see the study: who may not, may not see its history either."""
+        request = database_pb2.GetStudyRequest(study_instance_uid=study_instance_uid)
+        self._queries.GetStudy(self._eyes(request, call))
 
     def FindStudies(self, request: database_pb2.FindStudiesRequest, call: Call) -> database_pb2.FindStudiesResponse:
         """Find studies."""
         if not request.page_token:
             self._audit.record("STUDY_QUERY", call)
-        answer: database_pb2.FindStudiesResponse = self._queries.FindStudies(self._eyes(request))
+        answer: database_pb2.FindStudiesResponse = self._queries.FindStudies(self._eyes(request, call))
         return answer
 
     def GetStudy(self, request: database_pb2.GetStudyRequest, call: Call) -> database_pb2.StudyDetail:
         """Return a study."""
         self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
-        answer: database_pb2.StudyDetail = self._queries.GetStudy(self._eyes(request))
+        answer: database_pb2.StudyDetail = self._queries.GetStudy(self._eyes(request, call))
         return answer
 
     def FindInstances(
@@ -117,13 +123,12 @@ class StudyService:
     ) -> database_pb2.FindInstancesResponse:
         """List instances."""
         self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
-        answer: database_pb2.FindInstancesResponse = self._queries.FindInstances(self._eyes(request))
+        answer: database_pb2.FindInstancesResponse = self._queries.FindInstances(self._eyes(request, call))
         return answer
 
     def ListHistory(self, request: database_pb2.ListHistoryRequest, call: Call) -> database_pb2.ListHistoryResponse:
         """List moves of a study's status."""
-        # Whoever may not see the study may not see its history.
-        self._queries.GetStudy(database_pb2.GetStudyRequest(study_instance_uid=request.study_instance_uid))
+        self._see(request.study_instance_uid, call)
         self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
         answer: database_pb2.ListHistoryResponse = self._studies.ListHistory(request)
         return answer
@@ -132,20 +137,19 @@ class StudyService:
         self, request: database_pb2.ListCorrectionsRequest, call: Call
     ) -> database_pb2.ListCorrectionsResponse:
         """List corrections of a study's demographics."""
-        self._queries.GetStudy(database_pb2.GetStudyRequest(study_instance_uid=request.study_instance_uid))
+        self._see(request.study_instance_uid, call)
         self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
         answer: database_pb2.ListCorrectionsResponse = self._studies.ListCorrections(request)
         return answer
 
     def ReadInstance(self, request: pb.ReadInstanceRequest, call: Call) -> Iterator[Bulk[pb.ReadInstanceResponse]]:
         """Stream the data set of an instance."""
-        found = self._queries.FindInstances(
-            database_pb2.FindInstancesRequest(
-                study_instance_uid=request.study_instance_uid,
-                sop_instance_uid=request.sop_instance_uid,
-                include_variants=True,
-            )
-        ).instances
+        wanted = database_pb2.FindInstancesRequest(
+            study_instance_uid=request.study_instance_uid,
+            sop_instance_uid=request.sop_instance_uid,
+            include_variants=True,
+        )
+        found = self._queries.FindInstances(self._eyes(wanted, call)).instances
         instance = next(
             (i for i in found if (i.identity.sha256 == request.sha256 if request.sha256 else i.current)), None
         )
