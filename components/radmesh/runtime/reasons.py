@@ -114,6 +114,15 @@ REASONS: dict[str, Reason] = {
         ("JOB_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the jobs again"),
         ("RESYNC", Code.OUT_OF_RANGE, _OUT_OF_RESOURCES, 410, "read the tables, then watch from the revision that the error names"),
         ("DATABASE_UNAVAILABLE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "look at the database's disk or server"),
+        # Verification: why a study is held or unverified
+        ("AMBIGUOUS", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "several orders agree: cancel what is not meant in the RIS, or send the accession number with the images"),
+        ("DOMAIN_UNKNOWN", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "give the station its domain under [[stations]], or the domain its issuer or accession_pattern under [[domains]]"),
+        ("NO_ORDER", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "it heals when its order comes: send that, or correct the accession number in the RIS; 'radmesh release --override' goes without"),
+        ("OVERRIDDEN", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "a person answers for it: the audit says who, and why"),
+        ("OVERRIDE_REASON_MISSING", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 400, "say why in 1 to 512 characters: it goes into the history"),
+        ("PATIENT_MISMATCH", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "compare the patient of the images with that of the order, and correct the wrong one: 'radmesh holds' says what contradicts"),
+        ("RIS_UNAVAILABLE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "see 'radmesh hl7 domains'; it is verified by itself when the RIS is back"),
+        ("TIMEOUT", Code.DEADLINE_EXCEEDED, _OUT_OF_RESOURCES, 504, "the Connectivity Manager answered too late; it is verified again by itself"),
         # HL7
         ("HL7_NOT_A_MESSAGE", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "send HL7 version 2 in ER7 (pipes), one message in an MLLP frame"),
         ("HL7_TYPE_UNKNOWN", Code.UNIMPLEMENTED, _CANNOT_UNDERSTAND, 400, "send what docs/interop.md lists; the message is in the log and had no effect"),
