@@ -7,6 +7,7 @@ from pathlib import Path
 from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
+from radmesh.archive_server.checks import Checks
 from radmesh.archive_server.config import Section
 from radmesh.archive_server.reading import Reading
 from radmesh.archive_server.reports import Reporter, Reports
@@ -43,12 +44,8 @@ class ArchiveServer:
         reporter = Reporter(self._reports, self._describe, context)
         # No max_connection_age here: a connection that carries an object is not cut (CORRECTNESS rule 6).
         self._server: Server = context.server(max_workers=config.max_streams, max_connection_age=None)
-        receiver = TransferReceiver(
-            self._store,
-            context.credentials,
-            context.clock,
-            read=Reading(self._store, tier, context.status.raise_alarm),
-        )
+        reading = Reading(self._store, tier, context.status.raise_alarm)
+        receiver = TransferReceiver(self._store, context.credentials, context.clock, read=reading)
         heartbeat = Heartbeat(
             self._store,
             context,
@@ -58,6 +55,9 @@ class ArchiveServer:
         )
         pump = RegistrationPump(self._store, context, heartbeat=heartbeat)
         tiering = Tiering(context, self._store, tier, self._reports, reporter, config.quiet, receiver.idle_seconds)
+        checks = self._checks = Checks(
+            context, self._store, reading, self._reports, reporter, config.quiet, receiver.idle_seconds
+        )
 
         @contextmanager
         def changing(refs: Sequence[Ref]) -> Iterator[None]:
@@ -73,11 +73,12 @@ class ArchiveServer:
         self._server.add(
             archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"], ArchiveService(self._store, changing)
         )
-        self._services = Group([heartbeat, pump, reporter, tiering])
+        self._services = Group([heartbeat, pump, reporter, tiering, checks])
         figure = context.status.figure
         figure("objects", lambda: self._store.objects_committed)
         figure("megabytes", lambda: self._store.bytes_committed / 1e6)
         figure("permanent", lambda: tiering.copied)
+        figure("defective", lambda: checks.defective)
         figure("unregistered", lambda: sum(max(0, last - done) for _, _, done, last in self._store.unregistered()))
         commit_seconds = context.metrics.histogram("radmesh_commit_seconds")
         self._store.on_commit_seconds = commit_seconds.observe

@@ -25,6 +25,8 @@ _NICE: Final = 15
 # The process ends with it when it is at fault itself, not a decoder.
 _OUR_FAULT: Final = 70
 
+_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+
 _READY, _DECODED, _FAILED, _UNABLE = b"R", b"+", b"-", b"?"
 
 
@@ -41,7 +43,7 @@ class FrameDecoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
-    def __call__(self, frame: bytes, values: Mapping[str, Any]) -> bool | None:
+    def __call__(self, frame: bytes | bytearray, values: Mapping[str, Any]) -> bool | None:
         """Return whether one encoded frame can be decoded; None: no decoder is here for what it is.
 
         Args:
@@ -65,6 +67,11 @@ class FrameDecoder:
         process = self._process
         return process.pid if process is not None else 0
 
+    def rest(self) -> None:
+        """End the process, whose memory others can use; the next frame starts another."""
+        with self._lock:
+            self._end()
+
     def close(self) -> None:
         """End the process; a frame that is being decoded was not tried."""
         self._closed = True
@@ -80,8 +87,10 @@ class FrameDecoder:
         self._end()
         if self._closed:
             raise DecoderUnavailableError("closed")
-        # One thread each is enough for numerical libraries, whose buffers would count against the memory limit.
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        # Nothing of what this process was told in confidence. One thread is enough for numerical libraries, whose
+        # buffers would count against the memory limit.
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         try:
             self._process = process = subprocess.Popen(  # noqa: S603 - the command line is made here
                 [sys.executable, *self._command],
@@ -97,14 +106,16 @@ class FrameDecoder:
             raise DecoderUnavailableError("the process that decodes does not start")
         return process
 
-    def _ask(self, process: "subprocess.Popen[bytes]", head: bytes, frame: bytes) -> bytes:
+    def _ask(self, process: "subprocess.Popen[bytes]", head: bytes, frame: bytes | bytearray) -> bytes:
         """Return the answer; empty: the process has ended over the frame."""
         answer = self._exchange(process, (head, frame), WALL_SECONDS)
         if not answer:
             self._end()
         return answer
 
-    def _exchange(self, process: "subprocess.Popen[bytes]", parts: tuple[bytes, ...], seconds: float) -> bytes:
+    def _exchange(
+        self, process: "subprocess.Popen[bytes]", parts: tuple[bytes | bytearray, ...], seconds: float
+    ) -> bytes:
         assert process.stdin is not None
         assert process.stdout is not None
         late = threading.Event()

@@ -5,6 +5,7 @@ frame's fragments are kept, to be decoded. What cannot be decided is no defect.
 """
 
 import struct
+import sys
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ FRAGMENTS_BROKEN: Final = "FRAGMENTS_BROKEN"
 FRAME_UNDECODABLE: Final = "FRAME_UNDECODABLE"
 
 # (frame, values) -> whether it can be decoded; None: there is no decoder for it.
-Decode = Callable[[bytes, Mapping[str, Any]], bool | None]
+Decode = Callable[[bytearray, Mapping[str, Any]], bool | None]
 
 FRAME_MOST: Final = 64 << 20
 # Samples of a frame that is decoded: decoders take four bytes for each, more than once.
@@ -35,7 +36,6 @@ _UNDEFINED: Final = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _EXTENDED_OFFSETS: Final = 0x7FE00001
 _FLOAT, _DOUBLE, _PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010
-_PROVIDER_URL: Final = 0x00287FE0
 # VRs with a length of 16 bits, of 32 bits (PS3.5 7.1.2).
 _SHORT_FORM: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG_FORM: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
@@ -47,6 +47,7 @@ _NO_IMAGES: Final = (
     "1.2.840.10008.5.1.4.1.1.104.",
     *(f"1.2.840.10008.5.1.4.1.1.481.{n}" for n in (3, 4, 5, 6, 7, 8, 9)),
 )
+# Pixel Data Provider URL (0028,7FE0) says where the pixel data is (PS3.5 A.6).
 _JPIP: Final = (
     "1.2.840.10008.1.2.4.94",
     "1.2.840.10008.1.2.4.95",
@@ -211,7 +212,7 @@ def check(chunks: Iterable[bytes], sop_class_uid: str, transfer_syntax_uid: str,
         decode: is asked about the first frame of what is compressed.
 
     Returns:
-        PIXEL_DATA_MISSING, PIXEL_DATA_SHORT, PIXEL_DATA_LONG (by more than the padding to an even length),
+        PIXEL_DATA_MISSING, PIXEL_DATA_SHORT, PIXEL_DATA_LONG (by a frame or more),
         FRAGMENTS_BROKEN, FRAME_UNDECODABLE or "".
 
     Raises:
@@ -298,7 +299,6 @@ class _Check:
 
     def run(self) -> str:
         extended: array[int] | None = None
-        provided = False
         try:
             while True:
                 tag, vr, length = self._element(implicit=self._implicit)
@@ -306,7 +306,6 @@ class _Check:
                     return self._check_pixels(tag, length, extended)
                 if tag > _PIXELS and tag >> 16 != 0xFFFE:
                     break
-                provided = provided or tag == _PROVIDER_URL
                 if length == _UNDEFINED:
                     self._skip_sequence(implicit=self._implicit or vr == b"UN")
                 elif tag == _EXTENDED_OFFSETS and length <= _TABLE_MOST and length % 8 == 0:
@@ -315,7 +314,7 @@ class _Check:
                     self._source.skip(length)
         except _EndedError:
             pass
-        if self._guessed or provided or not self._image.described or self._sop_class_uid.startswith(_NO_IMAGES):
+        if self._guessed or not self._image.described or self._sop_class_uid.startswith(_NO_IMAGES):
             return ""
         return PIXEL_DATA_MISSING
 
@@ -335,15 +334,18 @@ class _Check:
         if not (image.rows and image.columns and allocated and image.frames):
             return ""
         lengths = image.lengths(allocated)
-        if there in lengths or there - 1 in lengths:
-            return ""
-        return PIXEL_DATA_SHORT if there < max(lengths) else PIXEL_DATA_LONG
+        if there < max(lengths):
+            return "" if there in lengths or there - 1 in lengths else PIXEL_DATA_SHORT
+        # Some writers pad to a block; a frame more than announced is one that nobody would see.
+        return PIXEL_DATA_LONG if there - max(lengths) >= max(lengths) // image.frames else ""
 
     # Encapsulated pixel data
 
     def _table(self, length: int, code: str) -> "array[int]":
-        size = 8 if code == "Q" else 4
-        return array("Q", struct.unpack(f"<{length // size}{code}", self._source.read(length)))
+        table = array(code, self._source.read(length))
+        if sys.byteorder == "big":
+            table.byteswap()
+        return table
 
     def _check_fragments(self, extended: "array[int] | None") -> str:
         try:
@@ -440,7 +442,7 @@ class _Check:
         }
         if self._syntax.uid in _SEQUENTIAL_JPEG:
             _mend_scan(frame)
-        return self._decode(bytes(frame), values) is not False
+        return self._decode(frame, values) is not False
 
 
 def _mend_scan(frame: bytearray) -> None:
