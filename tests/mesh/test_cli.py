@@ -112,7 +112,8 @@ def test_stations_must_agree_with_domains_and_each_other(tmp_path, capsys):
     assert cli.main(["config", "check", str(file)]) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"{file}:9: domains[1].name: west is given twice: join the two",
-        f"{file}:3: stations[0].domain: there is no domain east: add it under [[domains]], or use one of default, west",
+        f"{file}:3: stations[0].domain: there is no domain east: add it under [[domains]], or use one of by-object, "
+        "default, west",
         f"{file}:5: stations[1].ae_title: CT1 from any is already stations[0]: join them, or correct one",
     ]
 

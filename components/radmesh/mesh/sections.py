@@ -1,14 +1,14 @@
 """The parts of the configuration that belong to no single component: [mesh], [[stations]], [[domains]]."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from radmesh.dicom import stations
+from radmesh.dicom import domains, stations
 from radmesh.runtime.config import Configuration, Duration, Size, setting
 
 TRANSPORTS = ("unix", "tls")
-_LATER = "Takes effect once a RIS is connected; this version verifies nothing."
+HL7_VERSIONS = ("2.3", "2.3.1", "2.4", "2.5", "2.5.1", "2.6")
 
 
 def _ae_title(value: str) -> str | None:
@@ -38,6 +38,41 @@ def _name(value: str) -> str | None:
     if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", value):
         return None
     return "must be 1 to 32 lower-case letters, digits, - and _"
+
+
+def _domain(value: str) -> str | None:
+    return f"must be another name: {value} says that the object tells" if value == domains.BY_OBJECT else _name(value)
+
+
+def _issuer(value: str) -> str | None:
+    # PS3.5 6.2: an LO of 64 characters.
+    if len(value) <= 64 and value.isprintable() and "\\" not in value and value.strip() == value:
+        return None
+    return "must be at most 64 printable characters without backslash or spaces around"
+
+
+def _report_to(value: str) -> str | None:
+    host, _, port = value.removeprefix("mllps://").rpartition(":")
+    if not value or (re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host) and port.isdecimal() and 0 < int(port) < 65536):
+        return None
+    return 'must be "host:port" or "mllps://host:port"'
+
+
+def _charset(value: str) -> str | None:
+    from radmesh.hl7.charsets import canonical  # noqa: PLC0415 - only where a character set is given
+
+    wrong = [name for name in value.split("~") if not canonical(name)]
+    return (
+        f"must be names of HL7 table 0211, such as 8859/1 or UNICODE UTF-8, not {wrong[0] or 'empty'}"
+        if wrong
+        else None
+    )
+
+
+def _application(value: str) -> str | None:
+    if len(value) <= 180 and value.isprintable():
+        return None
+    return "must be at most 180 printable characters"
 
 
 @dataclass(frozen=True)
@@ -72,6 +107,12 @@ class Mesh:
         env="RADMESH_CREDENTIALS",
     )
     archive_servers: int = setting(1, doc="Archive servers that `radmesh up` runs.", minimum=1, maximum=16)
+    connectivity_managers: int = setting(
+        1,
+        doc="Connectivity Managers that `radmesh up` runs; `manager` of a domain says which serves it.",
+        minimum=1,
+        maximum=16,
+    )
     start_timeout: Duration = setting(
         120.0, doc="A component that is not ready after this time is killed and started again.", minimum=1
     )
@@ -101,18 +142,33 @@ class Station:
     )
     grants: tuple[str, ...] = setting(("store",), doc="What it may do.", choices=stations.GRANTS)
     domain: str = setting(
-        "default", doc="RIS domain of its studies: a name under [[domains]], or `default`.", rule=_name
+        "default",
+        doc="RIS domain of its studies: a name under [[domains]]; `default` is also the only one; `by-object`: the "
+        "issuer of the Patient ID in the object, else its accession number tells.",
+        rule=_name,
     )
     verification: str = setting(
         "advisory",
-        doc=f"What becomes of a study that the RIS does not confirm: marked, or held (`required`). {_LATER}",
+        doc="What becomes of a study that has no order: marked (`advisory`) or held (`required`). A study that "
+        "contradicts its order is held; with `off` nobody is asked.",
         choices=stations.VERIFICATION,
     )
     study_key: str = setting(
-        "accession else date+modality", doc=f"How a study finds its order. {_LATER}", choices=stations.STUDY_KEYS
+        "accession else date+modality",
+        doc="How a study finds its order; an order with its Study Instance UID is found by that.",
+        choices=stations.STUDY_KEYS,
     )
     patient_key: str = setting(
-        "id", doc=f"What of the patient must agree with the order. {_LATER}", choices=stations.PATIENT_KEYS
+        "id", doc="What of the patient must agree with the order.", choices=stations.PATIENT_KEYS
+    )
+    accession_identifies_patient: bool = setting(
+        default=False,
+        doc="Unsafe: an accession number that agrees is enough, whatever patient the object names.",
+    )
+    on_ris_unavailable: str = setting(
+        "mark",
+        doc="What becomes of a study while its RIS cannot be asked: visible and marked, or held. It heals by itself.",
+        choices=stations.ON_RIS_UNAVAILABLE,
     )
 
     def station(self) -> stations.Station:
@@ -124,17 +180,63 @@ class Station:
 class Domain:
     """[[domains]]: a RIS domain. With none listed there is one, `default`."""
 
-    name: str = setting(doc="Name of the domain.", rule=_name)
-    issuer: str = setting("", doc=f"Issuer of Patient ID (0010,0021) for studies that name none. {_LATER}")
+    name: str = setting(doc="Name of the domain.", rule=_domain)
+    issuer: str = setting("", doc="Issuer of Patient ID (0010,0021) of patients for whom none is named.", rule=_issuer)
+    accession_pattern: str = setting(
+        "",
+        doc="Regular expression that the whole of its accession numbers match: tells the domain of a station that is "
+        "`by-object`; empty = nothing does.",
+        rule=domains.pattern_problem,
+    )
+    manager: int = setting(0, doc="Number of the Connectivity Manager that serves it.", minimum=0, maximum=15)
+    hl7_port: int = setting(
+        0,
+        doc="Port on which its RIS sends HL7 (MLLP); 0 = hl7_port of [connectivity] for the first domain, any free one "
+        "for others.",
+        minimum=0,
+        maximum=65535,
+    )
+    charset: str = setting(
+        "UNICODE UTF-8", doc="Character set (HL7 table 0211) of what is sent to it; more with ~ between.", rule=_charset
+    )
+    mapping: dict[str, str] = setting(
+        {},
+        doc="Where its messages say what, first to last, such as "
+        '`mapping = { accession_number = "IPC-1, OBR-18" }`; what is not named is where it usually is.',
+    )
+    feed_timeout: Duration = setting(
+        0.0, doc="A RIS that was silent for longer counts as unavailable; 0 = is not checked.", minimum=0
+    )
+    report_to: str = setting(
+        "",
+        doc='Where approved reports go as ORU^R01: "host:port", or "mllps://host:port" with TLS; empty = nowhere.',
+        rule=_report_to,
+    )
+    hl7_version: str = setting("2.5.1", doc="HL7 version of reports.", choices=HL7_VERSIONS)
+    sending_application: str = setting("RADMESH", doc="MSH-3 of what is sent.", rule=_application)
+    sending_facility: str = setting("", doc="MSH-4 of what is sent.", rule=_application)
+    receiving_application: str = setting("", doc="MSH-5 of what is sent.", rule=_application)
+    receiving_facility: str = setting("", doc="MSH-6 of what is sent.", rule=_application)
+
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """Return `mapping` as radmesh.hl7.orders.Mapping takes it."""
+        return {name: tuple(text.replace(",", " ").split()) for name, text in self.mapping.items()}
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with `mapping`."""
+        if self.mapping:
+            from radmesh.hl7.orders import Mapping  # noqa: PLC0415 - only where a mapping is given
+
+            try:
+                Mapping(paths=self.paths())
+            except ValueError as error:
+                yield "mapping", f"cannot be used: {error}"
 
 
-def consistent(configuration: Configuration) -> Iterable[tuple[str, str]]:
-    """Yield what is wrong between [[stations]] and [[domains]]."""
-    names = [domain.name for domain in configuration["domains"]]
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            yield f"domains[{number}].name", f"{name} is given twice: join the two"
-    known = {"default", *names}
+def consistent(configuration: Configuration) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong between [mesh], [[stations]] and [[domains]]."""
+    yield from _domains_agree(configuration)
+    known = {domains.DEFAULT, domains.BY_OBJECT, *(domain.name for domain in configuration["domains"])}
     seen: dict[tuple[str, str], int] = {}
     for number, station in enumerate(configuration["stations"]):
         if station.domain not in known:
@@ -145,3 +247,17 @@ def consistent(configuration: Configuration) -> Iterable[tuple[str, str]]:
             if first != number:
                 rule = f"{station.ae_title} from {address} is already stations[{first}]: join them, or correct one"
                 yield f"stations[{number}].ae_title", rule
+
+
+def _domains_agree(configuration: Configuration) -> Iterator[tuple[str, str]]:
+    managers = configuration["mesh"].connectivity_managers
+    first: dict[tuple[str, object], int] = {}
+    for number, domain in enumerate(configuration["domains"]):
+        for key, value in (("name", domain.name), ("issuer", domain.issuer), ("hl7_port", domain.hl7_port)):
+            other = first.setdefault((key, value), number)
+            if value and other != number:
+                twice = f"{value} is that of domains[{other}] already: each domain needs its own"
+                yield f"domains[{number}].{key}", f"{value} is given twice: join the two" if key == "name" else twice
+        if domain.manager >= managers:
+            remedy = f"raise connectivity_managers of [mesh] to {domain.manager + 1}, or use 0 to {managers - 1}"
+            yield f"domains[{number}].manager", f"there is no manager {domain.manager}: {remedy}"
