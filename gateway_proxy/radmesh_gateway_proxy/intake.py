@@ -316,7 +316,9 @@ class Intake:
     def _send(self, request: Request, context: AcceptedContext, head: Head, chunks: Iterator[bytes]) -> Committed:
         queryable = head.queryable()
         uids = head.check(request)
-        key = AdmissionKey.of(self._peer.calling_ae_title, QueryableHeader.parse(queryable))
+        header = QueryableHeader.parse(queryable)
+        head.remarks += header.character_set_remarks()
+        key = AdmissionKey.of(self._peer.calling_ae_title, header)
         digest = hashlib.sha256()
         tail = head.tail()
         with self._senders.one() as sender:

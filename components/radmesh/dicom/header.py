@@ -104,47 +104,72 @@ def new_scanner(syntax: TransferSyntax) -> native.Scanner:
 
 
 @lru_cache(256)
-def _encodings(character_set: bytes) -> tuple[str, ...]:
-    """Return Python's names of a Specific Character Set (PS3.3 C.12.1.1.2); what is wrong with it is borne."""
+def _encodings(character_set: bytes) -> tuple[tuple[str, ...], str]:
+    """Return Python's names of a Specific Character Set (PS3.3 C.12.1.1.2), and the first term that nobody knows."""
     import warnings  # noqa: PLC0415 - pydicom's tables are needed for text beyond ASCII only
 
     from pydicom.charset import convert_encodings  # noqa: PLC0415
 
     terms = [term.strip() for term in character_set.decode("ascii", "replace").strip("\0 ").split("\\")]
+    unknown = ""
+    for term in filter(None, terms):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                # A second term keeps pydicom from taking what stands alone for something like it.
+                convert_encodings([term])
+            except (LookupError, UserWarning, ValueError):
+                unknown = unknown or term
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return tuple(convert_encodings(terms))
+            return tuple(convert_encodings(terms)), unknown
         except (LookupError, ValueError):
-            return ("utf-8",)
+            return ("utf-8",), unknown
+
+
+# What pydicom leaves where ISO 2022 IR 58 is designated (PS3.3 table C.12-4): nothing of the text.
+_LEFT_OVER: Final = "\x1b$)A"
+# In which no text that means something is UTF-8 by chance.
+_LATIN: Final = frozenset((b"", b"ISO_IR 6", b"ISO 2022 IR 6", b"ISO_IR 100", b"ISO 2022 IR 100"))
 
 
 def decode_text(raw: bytes, character_set: bytes, *, vr: bytes = b"LO") -> str:
     """Return text in Unicode. Never fails: a wrongly declared set is read as UTF-8 if it is that, else as Latin-1."""
+    return _decode(raw, character_set, vr)[0]
+
+
+def _decode(raw: bytes, character_set: bytes, vr: bytes) -> tuple[str, bool]:
+    """Return text in Unicode, and whether the declared set was right."""
     raw = raw.rstrip(b"\0 ")
     if raw.isascii() and b"\x1b" not in raw:
-        return raw.decode("ascii").strip(" ")
+        return raw.decode("ascii").strip(" "), True
     import warnings  # noqa: PLC0415
 
     from pydicom.charset import decode_bytes  # noqa: PLC0415
     from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS  # noqa: PLC0415
 
-    encodings = _encodings(character_set)
+    encodings, unknown = _encodings(character_set)
+    if (unknown or character_set.strip(b"\0 ") in _LATIN) and b"\x1b" not in raw:
+        try:
+            return raw.decode().strip("\0 "), False
+        except UnicodeDecodeError:
+            pass
     with warnings.catch_warnings():
         # pydicom warns and replaces where the set does not fit: that is what must be seen here.
         warnings.simplefilter("error")
         try:
-            text: str = decode_bytes(raw, encodings, PN_DELIMS if vr == b"PN" else TEXT_VR_DELIMS)
+            text = decode_bytes(raw, encodings, PN_DELIMS if vr == b"PN" else TEXT_VR_DELIMS).replace(_LEFT_OVER, "")
             if "\ufffd" not in text and "\x1b" not in text:
-                return text.strip("\0 ")
+                return text.strip("\0 "), not unknown and bool(character_set.strip(b"\0 "))
         except (LookupError, UnicodeError, UserWarning, ValueError):
             pass
     for guess in ("utf-8", *encodings[:1], "latin-1"):
         try:
-            return raw.decode(guess).replace("\x1b", "").strip("\0 ")
+            return raw.decode(guess).replace("\x1b", "").strip("\0 "), False
         except (LookupError, UnicodeDecodeError):
             continue
-    return raw.decode("latin-1").strip("\0 ")
+    return raw.decode("latin-1").strip("\0 "), False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +201,17 @@ class QueryableHeader:
         if vr in _TEXT or vr == b"UN":
             return decode_text(raw, self.raw("SpecificCharacterSet"), vr=WANTED[TAGS[keyword]])
         return raw.decode("latin-1").strip("\0 ")
+
+    def character_set_remarks(self) -> list[str]:
+        """Return what is odd about the declared character set: "CHARACTER_SET_UNKNOWN …", "CHARACTER_SET_WRONG …"."""
+        declared = self.raw("SpecificCharacterSet")
+        remarks = []
+        if declared and (unknown := _encodings(declared)[1]):
+            remarks.append(f"CHARACTER_SET_UNKNOWN {''.join(c if c.isprintable() else '?' for c in unknown)[:32]}")
+        name = self.raw("PatientName")
+        if not name.isascii() and not _decode(name, declared, b"PN")[1]:
+            remarks.append("CHARACTER_SET_WRONG 0010,0010")
+        return remarks
 
     def number(self, keyword: str) -> int:
         """Return an element's first value as a whole number; 0 if absent or none."""

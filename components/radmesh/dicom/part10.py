@@ -57,6 +57,8 @@ def seek_data_set(file: BinaryIO) -> str:
     while meta[position : position + 2] == b"\x02\x00" and position + 8 <= len(meta):
         number, vr = struct.unpack_from("<H2s", meta, position + 2)
         if vr in _LONG:
+            if position + 12 > len(meta):
+                raise RadmeshError("FILE_NOT_DICOM", "the file's meta information is cut")
             length, value = struct.unpack_from("<I", meta, position + 8)[0], position + 12
         elif vr.isalpha() and vr.isupper():
             length, value = struct.unpack_from("<H", meta, position + 6)[0], position + 8

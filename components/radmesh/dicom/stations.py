@@ -76,4 +76,4 @@ class Station:
 def match(stations: Sequence[Station], ae_title: str, address: str) -> Station | None:
     """Return the station that calls itself `ae_title` and comes from `address`, or None."""
     wanted = ae_title.strip()
-    return next((s for s in stations if s.ae_title == wanted and s.is_from(address)), None)
+    return next((s for s in stations if s.ae_title.strip() == wanted and s.is_from(address)), None)
