@@ -246,7 +246,9 @@ class Statuses:
         count, revision = self._feed.write(work)
         return int(count), revision  # type: ignore[call-overload]
 
-    def admissions(self, uid: str, verifications: Sequence[int], size: int, token: str) -> tuple[list[dict[str, Any]], str]:
+    def admissions(
+        self, uid: str, verifications: Sequence[int], size: int, token: str
+    ) -> tuple[list[dict[str, Any]], str]:
         """Return a page of admissions, and the next token."""
         cursor = Cursor(("admissions", uid, list(verifications)))
         position = cursor.read(token) or [0]
