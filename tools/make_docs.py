@@ -15,6 +15,7 @@ from google.protobuf.descriptor import FileDescriptor
 from radmesh.api.application.v1 import application_pb2
 from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.common.v1 import common_pb2
+from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
@@ -27,7 +28,16 @@ from radmesh.runtime.rpc import callers_of, roles_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PROTOS: tuple[FileDescriptor, ...] = tuple(
-    module.DESCRIPTOR for module in (application_pb2, archive_pb2, common_pb2, database_pb2, gateway_pb2, transfer_pb2)
+    module.DESCRIPTOR
+    for module in (
+        application_pb2,
+        archive_pb2,
+        common_pb2,
+        connectivity_pb2,
+        database_pb2,
+        gateway_pb2,
+        transfer_pb2,
+    )
 )
 
 
@@ -152,8 +162,17 @@ def _json_type(kind: Any, used: dict[str, type]) -> str:
     if isinstance(kind, type) and is_dataclass(kind):
         used[kind.__name__] = kind
         return str(kind.__name__)
-    return {str: "text", int: "integer", float: "number", bool: "true or false", datetime: "ISO 8601 time, UTC"}[kind]
+    return _JSON_TYPES[kind]
 
+
+_JSON_TYPES: dict[type, str] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    bytes: "bytes, base64",
+    datetime: "ISO 8601 time, UTC",
+}
 
 PAGES: dict[str, Callable[[], str]] = {
     "errors.md": reasons.document,

@@ -10,9 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from radmesh.client.cluster import Cluster
-    from radmesh.client.model import Instance, Series, StoreResult, Study, StudyDetail
+    from radmesh.client.model import (
+        Admission,
+        Domain,
+        Instance,
+        Merge,
+        Message,
+        Order,
+        Report,
+        Series,
+        StoreResult,
+        Study,
+        StudyDetail,
+    )
 
-__all__ = ["Cluster", "Instance", "Series", "StoreResult", "Study", "StudyDetail"]
+__all__ = [
+    "Admission",
+    "Cluster",
+    "Domain",
+    "Instance",
+    "Merge",
+    "Message",
+    "Order",
+    "Report",
+    "Series",
+    "StoreResult",
+    "Study",
+    "StudyDetail",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,10 +3,16 @@
 from dataclasses import dataclass
 
 from radmesh.client.model import (
+    Admission,
     AuditEvent,
     ClusterStatus,
+    Domain,
     Instance,
+    Merge,
+    Message,
+    Order,
     Reject,
+    Report,
     Series,
     StoreResult,
     Study,
@@ -117,3 +123,64 @@ class Audited:
 
     events: tuple[AuditEvent, ...]
     more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Of `orders`: by scheduled time; `more`: there are more than the limit."""
+
+    orders: tuple[Order, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """Of `holds`: oldest first; `more`: there are more than the limit."""
+
+    admissions: tuple[Admission, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Of `release`: the admissions that were verified again, as they are now."""
+
+    admissions: tuple[Admission, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """Of `report`: newest first; of `show`, `write` and `approve` the one; `more`: there are more than the limit."""
+
+    reports: tuple[Report, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Merges:
+    """Of `merges`: newest first; of `merges undo` the one; `more`: there are more than the limit."""
+
+    merges: tuple[Merge, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Domains:
+    """Of `hl7` and `hl7 domains`: by name."""
+
+    domains: tuple[Domain, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """Of `hl7 messages`: newest first, without their bytes; `more`: there are more than the limit."""
+
+    messages: tuple[Message, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShownMessage:
+    """Of `hl7 show` and `hl7 replay`: a message, with its bytes."""
+
+    message: Message

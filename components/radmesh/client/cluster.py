@@ -21,6 +21,7 @@ from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.client import convert, model
+from radmesh.client.ris import RisCalls
 from radmesh.dicom import part10
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import from_rpc_error
@@ -38,7 +39,7 @@ _OPTIONS = (
 )
 
 
-class Cluster:
+class Cluster(RisCalls):
     """A signed-in connection to a cluster's door.
 
     Every method raises `RadmeshError`: `reason` says what went wrong (docs/errors.md lists all), the message what to
@@ -50,6 +51,7 @@ class Cluster:
         self._channel = channel
         self._sessions = application_pb2_grpc.SessionServiceStub(channel)
         self._studies = application_pb2_grpc.StudyServiceStub(channel)
+        self._ris = application_pb2_grpc.RisServiceStub(channel)
         self._administration = application_pb2_grpc.AdministrationServiceStub(channel)
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._closed = False
@@ -170,8 +172,10 @@ class Cluster:
             study_date_to=last if dash else first,
             modalities=modalities,
             study_description=study_description,
-            verification=_enum(common_pb2.VerificationState, "VERIFICATION_STATE_", verification, "verification"),
-            reading=_enum(database_pb2.ReadingState, "READING_STATE_", reading, "reading"),
+            verification=convert.enum_value(
+                common_pb2.VerificationState, "VERIFICATION_STATE_", verification, "verification"
+            ),
+            reading=convert.enum_value(database_pb2.ReadingState, "READING_STATE_", reading, "reading"),
             page_size=min(limit, 1000) if limit else 500,
         )
         found = 0
@@ -441,7 +445,7 @@ class Cluster:
         request = database_pb2.CreateUserRequest(
             name=name,
             display_name=display_name,
-            role=_enum(database_pb2.Role, "ROLE_", role, "role"),
+            role=convert.enum_value(database_pb2.Role, "ROLE_", role, "role"),
             password=password,
         )
         return convert.user(self._unary(self._administration.CreateUser, request))
@@ -457,7 +461,7 @@ class Cluster:
         request = database_pb2.UpdateUserRequest(
             name=name,
             display_name=display_name,
-            role=_enum(database_pb2.Role, "ROLE_", role, "role"),
+            role=convert.enum_value(database_pb2.Role, "ROLE_", role, "role"),
             password=password,
         )
         return convert.user(self._unary(self._administration.UpdateUser, request))
@@ -613,16 +617,3 @@ def _file_requests(label: str, path: Path) -> Iterator[application_pb2.StoreInst
             if not following:
                 return
             data, first = following, False
-
-
-def _enum(enum: Any, prefix: str, name: str, field: str) -> Any:
-    """Return the enum's value of a short name, such as "administrator"; empty = unspecified."""
-    if not name:
-        return 0
-    try:
-        return enum.Value(prefix + name.upper().replace("-", "_"))
-    except ValueError:
-        choices = ", ".join(
-            key.removeprefix(prefix).lower() for key, _ in enum.items() if not key.endswith("_UNSPECIFIED")
-        )
-        raise RadmeshError("FIELD_INVALID", f"{field} is one of: {choices}", metadata={"field": field}) from None

@@ -6,8 +6,10 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from radmesh.api.common.v1 import common_pb2
+from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.client import model
+from radmesh.runtime.errors import RadmeshError
 
 
 def time_of(stamp: Timestamp) -> datetime | None:
@@ -20,6 +22,23 @@ def enum_name(enum: Any, value: int, prefix: str) -> str:
     name: str = enum.Name(value) if value in enum.values() else ""
     short = name.removeprefix(prefix)
     return "" if short == "UNSPECIFIED" else short
+
+
+def enum_value(enum: Any, prefix: str, name: str, field: str) -> Any:
+    """Return the enum's value of a short name, such as "administrator"; empty = unspecified.
+
+    Raises:
+        RadmeshError: FIELD_INVALID, naming the choices.
+    """
+    if not name:
+        return 0
+    try:
+        return enum.Value(prefix + name.upper().replace("-", "_"))
+    except ValueError:
+        choices = ", ".join(
+            key.removeprefix(prefix).lower() for key, _ in enum.items() if not key.endswith("_UNSPECIFIED")
+        )
+        raise RadmeshError("FIELD_INVALID", f"{field} is one of: {choices}", metadata={"field": field}) from None
 
 
 def study(m: database_pb2.Study) -> model.Study:
@@ -52,6 +71,8 @@ def study(m: database_pb2.Study) -> model.Study:
         corrected=m.corrected,
         version=m.version,
         last_receive_time=time_of(m.last_receive_time),
+        order_id=m.order_id,
+        report_version=m.report_version,
     )
 
 
@@ -156,6 +177,137 @@ def audit_event(m: database_pb2.AuditEvent) -> model.AuditEvent:
         outcome=m.outcome,
         object=m.object,
         detail=m.detail,
+    )
+
+
+def ris_patient(m: database_pb2.RisPatient) -> model.RisPatient:
+    """Convert a patient of a RIS."""
+    return model.RisPatient(
+        patient_id=m.patient_id,
+        issuer_of_patient_id=m.issuer_of_patient_id,
+        patient_name=m.patient_name,
+        patient_birth_date=m.patient_birth_date,
+        patient_sex=m.patient_sex,
+    )
+
+
+def order(m: database_pb2.Order) -> model.Order:
+    """Convert an order."""
+    return model.Order(
+        order_id=m.order_id,
+        domain=m.domain,
+        accession_number=m.accession_number,
+        placer_order_number=m.placer_order_number,
+        filler_order_number=m.filler_order_number,
+        study_instance_uid=m.study_instance_uid,
+        patient=ris_patient(m.patient),
+        status=enum_name(database_pb2.OrderStatus, m.status, "ORDER_STATUS_"),
+        scheduled_time=m.scheduled_time,
+        modality=m.modality,
+        station_ae_title=m.station_ae_title,
+        procedure_code=m.procedure_code,
+        procedure_description=m.procedure_description,
+        requested_procedure_id=m.requested_procedure_id,
+        referring_physician_name=m.referring_physician_name,
+        update_time=time_of(m.update_time),
+    )
+
+
+def admission(m: database_pb2.Admission) -> model.Admission:
+    """Convert an admission."""
+    key = m.admission_key
+    return model.Admission(
+        admission_key=m.admission_key_digest.hex(),
+        study_instance_uid=key.study_instance_uid,
+        station=key.station,
+        source_address=m.source_address,
+        patient_id=key.patient_id,
+        issuer_of_patient_id=key.issuer_of_patient_id,
+        patient_name=key.patient_name,
+        patient_birth_date=key.patient_birth_date,
+        patient_sex=m.patient_sex,
+        accession_number=key.accession_number,
+        study_date=m.study_date,
+        modalities=tuple(m.modalities),
+        study_description=m.study_description,
+        instance_count=m.instance_count,
+        verification=enum_name(common_pb2.VerificationState, m.verification, "VERIFICATION_STATE_"),
+        reason=m.reason,
+        mismatched_keywords=tuple(m.mismatched_keywords),
+        domain=m.domain,
+        order_id=m.order_id,
+        receive_time=time_of(m.receive_time),
+        update_time=time_of(m.update_time),
+    )
+
+
+def merge(m: database_pb2.Merge) -> model.Merge:
+    """Convert a merge of patients."""
+    return model.Merge(
+        id=m.id,
+        domain=m.domain,
+        prior=ris_patient(m.prior),
+        surviving=ris_patient(m.surviving),
+        study_count=m.study_count,
+        time=time_of(m.time),
+        undo_time=time_of(m.undo_time),
+        undo_actor=m.undo_actor,
+    )
+
+
+def report(m: database_pb2.Report) -> model.Report:
+    """Convert a report."""
+    return model.Report(
+        study_instance_uid=m.study_instance_uid,
+        version=m.version,
+        state=enum_name(database_pb2.ReportState, m.state, "REPORT_STATE_"),
+        text=m.text,
+        author=m.author,
+        approver=m.approver,
+        update_time=time_of(m.update_time),
+        approve_time=time_of(m.approve_time),
+        delivery=enum_name(database_pb2.DeliveryState, m.delivery, "DELIVERY_STATE_"),
+        delivery_reason=m.delivery_reason,
+        control_id=m.control_id,
+    )
+
+
+def domain(m: connectivity_pb2.Domain) -> model.Domain:
+    """Convert a RIS domain."""
+    return model.Domain(
+        name=m.name,
+        manager=m.manager,
+        hl7_port=m.hl7_port,
+        available=m.available,
+        last_message_time=time_of(m.last_message_time),
+        orders=m.orders,
+        messages=m.messages,
+        dead_letters=m.dead_letters,
+        reports_waiting=m.reports_waiting,
+    )
+
+
+def message(m: connectivity_pb2.Message) -> model.Message:
+    """Convert an HL7 message."""
+    return model.Message(
+        id=m.id,
+        manager=m.manager,
+        domain=m.domain,
+        direction=enum_name(connectivity_pb2.MessageDirection, m.direction, "MESSAGE_DIRECTION_"),
+        state=enum_name(connectivity_pb2.MessageState, m.state, "MESSAGE_STATE_"),
+        type=m.type,
+        control_id=m.control_id,
+        sending_application=m.sending_application,
+        sending_facility=m.sending_facility,
+        time=time_of(m.time),
+        ack_code=m.ack_code,
+        reason=m.reason,
+        error=m.error,
+        attempts=m.attempts,
+        replays=m.replays,
+        length=m.length,
+        raw=m.raw,
+        ack=m.ack,
     )
 
 

@@ -1,5 +1,6 @@
 """What the client hands out: frozen dataclasses, no protobuf."""
 
+from base64 import b64encode
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -10,7 +11,8 @@ class Study:
     """A study as the caller may see it.
 
     Dates are DICOM DA (YYYYMMDD) and times DICOM TM, as received; empty if absent. `patient_name` is Unicode, its
-    component groups joined by "=" (PS3.5 6.2.1.1). `bytes` counts the data sets of the current instances.
+    component groups joined by "=" (PS3.5 6.2.1.1). `bytes` counts the data sets of the current instances. `order_id` is
+    that of the order it is linked to, `report_version` that of the newest report; empty and 0 if there is none.
     """
 
     study_instance_uid: str
@@ -40,6 +42,8 @@ class Study:
     corrected: bool
     version: int
     last_receive_time: datetime | None
+    order_id: str = ""
+    report_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,12 +230,159 @@ class ClusterStatus:
         return all(c.state == "SERVING" and not c.alarms for c in self.components) and all(s.alive for s in self.stores)
 
 
+@dataclass(frozen=True, slots=True)
+class RisPatient:
+    """A patient as a RIS says it; the date is YYYYMMDD, `patient_name` as in a Study."""
+
+    patient_id: str
+    issuer_of_patient_id: str
+    patient_name: str
+    patient_birth_date: str
+    patient_sex: str
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A requested procedure, as the RIS told it last.
+
+    `status` is SCHEDULED, IN_PROGRESS, COMPLETED or CANCELLED; `scheduled_time` YYYYMMDDHHMMSS or shorter.
+    """
+
+    order_id: str
+    domain: str
+    accession_number: str
+    placer_order_number: str
+    filler_order_number: str
+    study_instance_uid: str
+    patient: RisPatient
+    status: str
+    scheduled_time: str
+    modality: str
+    station_ae_title: str
+    procedure_code: str
+    procedure_description: str
+    requested_procedure_id: str
+    referring_physician_name: str
+    update_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Instances of a study that one station sent with the same patient and accession number; they are held together.
+
+    `admission_key` (SHA-256, hexadecimal) names it. The patient is what the modality sent. `verification` is PENDING,
+    VERIFIED, UNVERIFIED, HELD or NOT_REQUIRED, `reason` why, and `mismatched_keywords` what contradicts the order.
+    """
+
+    admission_key: str
+    study_instance_uid: str
+    station: str
+    source_address: str
+    patient_id: str
+    issuer_of_patient_id: str
+    patient_name: str
+    patient_birth_date: str
+    patient_sex: str
+    accession_number: str
+    study_date: str
+    modalities: tuple[str, ...]
+    study_description: str
+    instance_count: int
+    verification: str
+    reason: str
+    mismatched_keywords: tuple[str, ...]
+    domain: str
+    order_id: str
+    receive_time: datetime | None
+    update_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Two patients that a RIS made one: studies of `prior` became those of `surviving`, until it is undone."""
+
+    id: int
+    domain: str
+    prior: RisPatient
+    surviving: RisPatient
+    study_count: int
+    time: datetime | None
+    undo_time: datetime | None
+    undo_actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A version of a study's report; 2 and later are addenda.
+
+    `state` is DRAFT or APPROVED. `delivery` is how it fares at the RIS: WAITING, DELIVERED, REFUSED, NOT_CONFIGURED, or
+    empty for a draft; `control_id` is MSH-10 of the message that carries it.
+    """
+
+    study_instance_uid: str
+    version: int
+    state: str
+    text: str
+    author: str
+    approver: str
+    update_time: datetime | None
+    approve_time: datetime | None
+    delivery: str
+    delivery_reason: str
+    control_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A RIS domain; `available` is false when its feed, or its Connectivity Manager, is silent for too long."""
+
+    name: str
+    manager: str
+    hl7_port: int
+    available: bool
+    last_message_time: datetime | None
+    orders: int
+    messages: int
+    dead_letters: int
+    reports_waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An HL7 message in the log of a Connectivity Manager.
+
+    `direction` is IN or OUT; `state` DONE, IGNORED (nothing in it concerns the cluster), WAITING (to be sent) or DEAD
+    (it had no effect, or the RIS refused it). `raw` and `ack` are the bytes that were sent, of one message only.
+    """
+
+    id: int
+    manager: str
+    domain: str
+    direction: str
+    state: str
+    type: str
+    control_id: str
+    sending_application: str
+    sending_facility: str
+    time: datetime | None
+    ack_code: str
+    reason: str
+    error: str
+    attempts: int
+    replays: int
+    length: int
+    raw: bytes = b""
+    ack: bytes = b""
+
+
 def jsonable(value: Any) -> Any:
     """Return `value`, a dataclass of this module or a list of them, as JSON-ready data."""
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
     if isinstance(value, dict):
         return {key: jsonable(item) for key, item in value.items()}
     if hasattr(value, "__dataclass_fields__"):

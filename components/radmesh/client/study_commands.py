@@ -217,6 +217,12 @@ def run_show(arguments: argparse.Namespace) -> int:
         ("accession", s.accession_number),
         ("referring", s.referring_physician_name.rstrip("^=")),
         ("status", _status_text(s)),
+        ("what to do", shell.remedy(s.verification_reason)),
+        ("order", s.order_id),
+        (
+            "report",
+            f"version {s.report_version}: radmesh report show {s.study_instance_uid}" if s.report_version else "",
+        ),
         ("corrected", "yes: 'get' writes corrected values, 'get --as-stored' what was received" if s.corrected else ""),
         ("from", ", ".join(s.stations)),
         (

@@ -112,6 +112,8 @@ REASONS: dict[str, Reason] = {
         ("VERSION_CONFLICT", Code.ABORTED, _OUT_OF_RESOURCES, 409, "read again and decide again"),
         ("JOB_LOST", Code.ABORTED, _OUT_OF_RESOURCES, 409, "the lease ran out and another worker has the job: drop it"),
         ("JOB_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the jobs again"),
+        ("REPORT_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the reports of the study: 'radmesh report list STUDY_UID'"),
+        ("REPORT_TOO_LONG", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 413, "a report has 256 KiB of UTF-8 at most: shorten it"),
         ("RESYNC", Code.OUT_OF_RANGE, _OUT_OF_RESOURCES, 410, "read the tables, then watch from the revision that the error names"),
         ("DATABASE_UNAVAILABLE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "look at the database's disk or server"),
         # Verification: why a study is held or unverified
