@@ -142,6 +142,46 @@ def test_what_was_sealed_is_hashed_again_before_it_is_counted_on(opened, root, m
     assert put(store, header(sop=2), body(300_000, 2)).ref == stored[2]
 
 
+def test_what_was_sealed_becomes_permanent_and_leaves(opened, root, monkeypatch):
+    """Else the cache of a disk that was full once could never be emptied."""
+    monkeypatch.setattr(environment, "MAP_SIZE", 4 << 20)
+    store = opened()
+    refs = []
+    with pytest.raises(RadmeshError):
+        refs.extend(put(store, header(sop=number), body(300_000, number)).ref for number in range(60))
+    put(store, header(sop="next"), b"next")
+    for again in range(2):
+        wait_for(lambda: not store._hashing)
+        assert store.unsettled(refs[0].study_hash, 1) == refs[again:]
+        store.set_permanent(refs[again : again + 1])
+        assert store.residence(refs[again]) is Residence.CACHE_AND_PERMANENT
+        store.close()
+        store = opened()
+    wait_for(lambda: not store._hashing)
+    store.set_permanent(refs)
+    store.mark_registered(refs[0].study_hash, 1, len(refs))
+    assert store.evict(refs[0].study_hash, 1) > 3_000_000
+    assert put(store, header(sop=0), body(300_000, 0)).outcome is Outcome.ALREADY
+
+
+def test_a_sealed_environment_is_not_written_before_it_was_hashed_again(opened, monkeypatch):
+    monkeypatch.setattr(environment, "MAP_SIZE", 4 << 20)
+    store = opened()
+    hold = threading.Event()
+    store._background.submit(hold.wait, 20)
+    ref = put(store, header(), b"1").ref
+    with pytest.raises(RadmeshError):
+        send(store, header(sop=2), body(5 * CHUNK, 2), 2)
+    for call in (lambda: store.set_permanent([ref]), lambda: store.unsettled(ref.study_hash, 1)):
+        with pytest.raises(RadmeshError) as caught:
+            call()
+        assert caught.value.reason == "STORE_BUSY"
+    hold.set()
+    wait_for(lambda: not store._hashing)
+    store.set_permanent([ref])
+    assert store.unsettled(ref.study_hash, 1) == []
+
+
 def test_a_transfer_in_a_sealed_environment_fails_and_begins_anew(opened, monkeypatch):
     monkeypatch.setattr(environment, "MAP_SIZE", 4 << 20)
     store = opened()

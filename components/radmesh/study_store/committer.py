@@ -53,11 +53,13 @@ class Operation:
     `apply` raises RadmeshError before it has written anything: that fails this operation and no other.
     """
 
-    __slots__ = ("apply", "done", "error", "finished", "result", "size")
+    __slots__ = ("apply", "done", "error", "finished", "mark", "result", "size")
 
-    def __init__(self, apply: Callable[[Any], Any], size: int) -> None:
+    def __init__(self, apply: Callable[[Any], Any], size: int, *, mark: bool = False) -> None:
         self.apply = apply
         self.size = size
+        # It notes something of an object that is there: an environment that takes no objects takes it all the same.
+        self.mark = mark
         self.result: Any = None
         self.error: RadmeshError | None = None
         self.finished = False

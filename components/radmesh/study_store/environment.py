@@ -213,7 +213,7 @@ class Environment:
             for sequence, value in values.items():
                 transaction.put(_key(kind, sequence), value)
 
-        self.committer.run(Operation(apply, 0), seconds)
+        self.committer.run(Operation(apply, 0, mark=True), seconds)
 
     def records(self, number: int, offset: int, end: int) -> Iterator[bytes]:
         """Yield the bytes of an object from `offset` to `end`. No transaction is open while the caller has them.

@@ -126,8 +126,9 @@ class LmdbStudyStore:
         self._writable_now: dict[str, Environment] = {}
         # Sealed in this process: also if the catalogue could not be told.
         self._sealed: set[Key] = set()
-        # Sealed, and not hashed again yet.
+        # Sealed, and not hashed again yet, or it could not be; of these nobody has looked yet.
         self._suspect: set[Key] = set()
+        self._hashing: set[Key] = set()
         # Folders of which this process knows that their names are durable.
         self._folders: set[Path] = set()
         # [registered sequence, last sequence] of what has changed since it was opened, or is not all registered.
@@ -186,6 +187,7 @@ class LmdbStudyStore:
                 # The process that sealed it may have ended before it had looked.
                 self._sealed.add(key)
                 self._suspect.add(key)
+                self._hashing.add(key)
                 self._background.submit(self._verify, *key)
             # OPEN, without a file, and nothing was ever registered: it had not been made yet.
         for key in studies - known:
@@ -492,9 +494,16 @@ class LmdbStudyStore:
         return RadmeshError("COMMIT_FAILED", f"the store's file system failed: {type(error).__name__}")
 
     def _commit(self, environment: Environment, batch: list[Operation]) -> None:
-        """Run a batch in one durable transaction. After any failure the environment takes nothing more."""
+        """Run a batch in one durable transaction. After any failure the environment takes no more objects."""
         if environment.sealed:
-            raise RadmeshError("COMMIT_FAILED", "an earlier commit of the study failed: send the object again")
+            for operation in batch:
+                if not operation.mark:
+                    text = "an earlier commit of the study failed: send the object again"
+                    operation.error = RadmeshError("COMMIT_FAILED", text)
+            batch = [operation for operation in batch if operation.mark]
+            if not batch:
+                return
+            self._check_hashed(environment)
         start = time.perf_counter()
         environment.begin_batch()
         try:
@@ -516,6 +525,7 @@ class LmdbStudyStore:
             environment.sealed = True
             self._sealed.add(key)
             self._suspect.add(key)
+            self._hashing.add(key)
             if self._writable_now.get(environment.study_hash) is environment:
                 del self._writable_now[environment.study_hash]
         # On a full disk this fails too; a later start then finds it open, and whole.
@@ -553,6 +563,11 @@ class LmdbStudyStore:
             self._alarm("OBJECT_CORRUPT", f"{bad} committed objects of a sealed environment are not what was stored")
         else:
             self._suspect.discard(key)
+        self._hashing.discard(key)
+
+    def _check_hashed(self, environment: Environment) -> None:
+        if (environment.study_hash, environment.generation) in self._hashing:
+            raise RadmeshError("STORE_BUSY", "what the study has is hashed again after a failed commit: try again")
 
     def _intact(self, row: IndexRow) -> bool:
         """Whether what is read of an object has the digest that it was committed with."""
@@ -917,6 +932,7 @@ class LmdbStudyStore:
         with self._environment(Ref(study_hash, generation, 0)) as environment:
             if environment.rows_only:
                 return []
+            self._check_hashed(environment)
             return [Ref(study_hash, generation, sequence) for sequence in environment.unmarked(kind)]
 
     # -- leaving -------------------------------------------------------------------------------------------------------
