@@ -7,6 +7,7 @@ from radmesh.client.model import (
     AuditEvent,
     ClusterStatus,
     Domain,
+    HistoryEntry,
     Instance,
     Merge,
     Message,
@@ -39,11 +40,12 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Of `show`: a study, its series, and its instances, the variants among them."""
+    """Of `show`: a study, its series, its instances, the variants among them, and the moves of its status."""
 
     study: Study
     series: tuple[Series, ...]
     instances: tuple[Instance, ...]
+    history: tuple[HistoryEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,6 +240,17 @@ class Cluster(RisCalls):
                 return sorted(found, key=lambda correction: correction.keyword)
             request.page_token = page.next_page_token
 
+    def history(self, study_instance_uid: str) -> list[model.HistoryEntry]:
+        """Return every move of a study's status, oldest first.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND.
+        """
+        request = database_pb2.ListHistoryRequest(study_instance_uid=study_instance_uid)
+        return list(
+            self._listed(self._studies.ListHistory, request, lambda page: map(convert.history_entry, page.entries), 0)
+        )
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, study_instance_uid: str, instance: model.Instance) -> Iterator[bytes]:

@@ -138,6 +138,18 @@ def correction(m: database_pb2.Correction) -> model.Correction:
     )
 
 
+def history_entry(m: database_pb2.HistoryEntry) -> model.HistoryEntry:
+    """Convert a move of a study's status."""
+    return model.HistoryEntry(
+        axis=m.axis,
+        before=getattr(m, "from"),
+        after=m.to,
+        reason=m.reason,
+        actor=m.actor,
+        time=m.time.ToDatetime(tzinfo=UTC),
+    )
+
+
 def user(m: database_pb2.User) -> model.User:
     """Convert a user."""
     return model.User(

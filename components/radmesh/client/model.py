@@ -117,6 +117,18 @@ class Correction:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """A move of a study's status: on which axis, from what to what, why, by whom."""
+
+    axis: str
+    before: str
+    after: str
+    reason: str
+    actor: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class StoreResult:
     """What became of one file.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from radmesh.client import answers, model, shell
-from radmesh.client.shell import OK, PARTIAL, Command, counted, note, say, size_text, table
+from radmesh.client.shell import OK, PARTIAL, Command, counted, moment, note, say, size_text, table
 from radmesh.client.tables import Column, printable
 
 
@@ -38,6 +38,7 @@ def register(command: Command) -> None:
     )
     show.add_argument("study", metavar="STUDY_UID", help="Study Instance UID, as find lists it")
     show.add_argument("--instances", action="store_true", help="list instances too")
+    show.add_argument("--history", action="store_true", help="list every move of its status too")
 
     get = command("get", "fetch a study as DICOM files", run_get, answers.Fetched, example="STUDY_UID --out fetched")
     get.add_argument("study", metavar="STUDY_UID", help="Study Instance UID, as find lists it")
@@ -204,8 +205,9 @@ def run_show(arguments: argparse.Namespace) -> int:
         instances = (
             list(cluster.instances(arguments.study, variants=True)) if arguments.json or arguments.instances else []
         )
+        history = cluster.history(arguments.study) if arguments.json or arguments.history else []
     if arguments.json:
-        shell.print_json(answers.Shown(detail.study, detail.series, tuple(instances)))
+        shell.print_json(answers.Shown(detail.study, detail.series, tuple(instances), tuple(history)))
         return OK
     s = detail.study
     facts = [
@@ -276,6 +278,11 @@ def run_show(arguments: argparse.Namespace) -> int:
             ]
             for i in instances
         ],
+    )
+    table(
+        "history",
+        [Column("time (UTC)"), Column("axis"), Column("from"), Column("to"), Column("reason", cut=True), Column("by")],
+        [[moment(h.time), h.axis, h.before.lower(), h.after.lower(), h.reason, h.actor] for h in history],
     )
     return OK
 
