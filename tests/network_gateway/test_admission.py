@@ -1,6 +1,7 @@
 """Admission with a real Database Server: who decides where an object goes, and what happens while nobody answers."""
 
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +16,15 @@ from transfer_support import wait_for
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.dicom.admission import AdmissionKey
+from radmesh.dicom.domains import Domains
 from radmesh.network_gateway import admission
-from radmesh.network_gateway.admission import Admission, Revocation
+from radmesh.network_gateway.admission import Admission
+from radmesh.network_gateway.feed import Follower
 from radmesh.network_gateway.placements import Memory
+from radmesh.network_gateway.policy import Facts
+from radmesh.network_gateway.verifier import Verifier
 from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.rpc import Server
 from radmesh.transfer.model import Ticket
 
 SPOOL = ("spool-0", "unix:/spool", b"s" * 16)
@@ -34,13 +40,23 @@ class World:
         self.context = self.mesh.context("network-gateway")
         self.registry = self.mesh.client("archive-server-0", database_pb2, "RegistryService", "database-server")
         self.full = False
+        self.patience = 0.0
         self.asked: list[str] = []
+        self.servers: dict[int, Server] = {}
         self.memory: Memory
         self.open()
 
     def open(self) -> None:
         self.memory = Memory(self.context.data / "placements")
-        self.admission = Admission(self.context, self.memory, 2.0, lambda: None if self.full else SPOOL)
+        self.admission = Admission(
+            self.context,
+            self.memory,
+            Verifier(self.context, Domains.of({}), deadline=5.0, threads=2),
+            place_timeout=2.0,
+            verify_timeout=0.2,
+            start_patience=self.patience,
+            spool=lambda: None if self.full else SPOOL,
+        )
         real = self.admission._placement
 
         class Counted:
@@ -51,7 +67,9 @@ class World:
                 return real.PlaceStudy(request, **options)
 
         self.admission._placement = Counted()
-        self.revocation = Revocation(self.context, self.admission)
+        self.revocation = Follower(
+            self.context, "revocation", ("hold", "store"), self.admission.changed, self.admission.forget
+        )
 
     def start(self) -> None:
         self.admission.start()
@@ -67,7 +85,7 @@ class World:
         request = database_pb2.HeartbeatRequest(
             store_id=f"archive-{number}",
             kind=common_pb2.STORE_KIND_ARCHIVE,
-            target=f"unix:/archive-{number}",
+            target=self.target(number),
             epoch=bytes([number]) * 16,
             free_bytes=10**12,
             accepting=accepting,
@@ -75,13 +93,21 @@ class World:
         who = f"archive-server-{number}"
         self.mesh.client(who, database_pb2, "RegistryService", "database-server").Heartbeat(request, timeout=5.0)
 
+    def target(self, number: int) -> str:
+        return self.mesh.mesh.addresses[f"archive-server-{number}"]
+
+    def serve(self, number: int = 0) -> None:
+        """An archive that answers, and no more."""
+        server = self.servers[number] = self.mesh.mesh.context(f"archive-server-{number}").server()
+        server.start()
+
     def known(self, *numbers: int) -> None:
         """Wait until the gateway knows that these archives live."""
         self.admission._worker.wake()
         wait_for(lambda: {a.store_id for a in self.memory.archives if a.alive} == {f"archive-{n}" for n in numbers})
 
     def admit(self, study: object = "a", avoid: str = "", **changes: Any) -> Ticket:
-        ticket = Ticket.parse(self.admission.admit(key(study, **changes), avoid))
+        ticket = Ticket.parse(self.admission.admit(Facts(key(study, **changes)), avoid))
         assert self.context.credentials.ticket_verify(ticket.issuer, ticket.payload, ticket.signature)
         assert ticket.study_instance_uid == uid("study", study)
         assert ticket.admission_key == key(study, **changes).digest()
@@ -89,6 +115,8 @@ class World:
 
     def close(self) -> None:
         self.stop()
+        for server in self.servers.values():
+            server.stop(0)
         self.mesh.close()
 
 
@@ -123,7 +151,7 @@ def test_the_database_signs_and_the_ticket_is_kept(world: World) -> None:
     world.beat()
     first = world.admit()
     assert where(first) == ("archive-0", "database")
-    assert (first.target, first.epoch) == ("unix:/archive-0", bytes(16))
+    assert (first.target, first.epoch) == (world.target(0), bytes(16))
     assert world.admit() == first
     assert len(world.asked) == 1
     other = world.admit(PatientName="Other^Patient")
@@ -139,7 +167,7 @@ def test_a_ticket_that_ends_soon_is_not_given(world: World, monkeypatch: pytest.
     late = type("Late", (), {"now": lambda _: now.replace(year=now.year + 1)})()
     digest = key().digest()
     assert world.admission._known(digest)
-    monkeypatch.setattr(world.admission, "_context", type("C", (), {"clock": late})())
+    monkeypatch.setattr(world.admission, "_clock", late)
     assert world.admission._known(digest) is None
 
 
@@ -153,6 +181,7 @@ def test_twenty_at_once_are_one_question(world: World) -> None:
 
 
 def test_twenty_at_once_share_the_answer_also_when_the_database_is_down(world: World) -> None:
+    world.serve()
     world.beat()
     world.start()
     world.known(0)
@@ -214,6 +243,35 @@ def test_the_only_archive_is_to_be_avoided(world: World) -> None:
     assert where(world.admit(avoid="archive-0")) == ("archive-0", "database")
 
 
+def test_the_first_archive_is_waited_for(world: World) -> None:
+    """Right after a start: its heartbeat comes a moment after the first object."""
+    world.patience = 60.0
+    world.stop()
+    world.open()
+
+    def late() -> None:
+        wait_for(lambda: len(world.asked) > 3)
+        world.beat()
+
+    first, _ = at_once(world.admit, late)
+    assert where(first) == ("archive-0", "database")
+    # From then on it is known that there is none at this moment.
+    world.beat(accepting=False)
+    world.admission.forget()
+    before = len(world.asked)
+    assert where(world.admit()) == ("spool-0", "gateway")
+    assert len(world.asked) == before + 1
+
+
+def test_the_first_archive_is_not_waited_for_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_FIRST_HEARTBEAT_SECONDS", 0.2)
+    world.patience = 60.0
+    world.stop()
+    world.open()
+    assert where(world.admit()) == ("spool-0", "gateway")
+    assert len(world.asked) > 1
+
+
 def test_no_archive_is_the_spool_and_full_is_no_store(world: World) -> None:
     ticket = world.admit()
     assert where(ticket) == ("spool-0", "gateway")
@@ -229,6 +287,7 @@ def test_no_archive_is_the_spool_and_full_is_no_store(world: World) -> None:
 
 
 def test_database_down(world: World) -> None:
+    world.serve()
     world.beat()
     world.start()
     world.known(0)
@@ -254,7 +313,37 @@ def test_database_down_and_the_archive_is_to_be_avoided(world: World) -> None:
     assert where(world.admit(avoid="archive-0")) == ("spool-0", "gateway")
 
 
+@pytest.mark.parametrize("how", ["silent", "gone", "full", "failed somebody"])
+def test_both_are_down(world: World, how: str) -> None:
+    """A known study goes to the spool at once, and the next ones without a look at the archive."""
+    listener = socket.socket(socket.AF_UNIX)
+    if how == "silent":
+        listener.bind(world.target(0).removeprefix("unix:"))
+        listener.listen(1)  # the kernel takes the connection, and nobody answers
+    elif how != "gone":
+        world.serve()
+    world.beat(accepting=True)
+    world.start()
+    world.known(0)
+    world.admit("a")
+    world.admit("b")
+    if how == "full":
+        world.beat(accepting=False)
+        wait_for(lambda: [a.accepting for a in world.memory.archives] == [False])
+    database_down(world)
+    world.admission.forget()
+    if how == "failed somebody":
+        assert where(world.admit("c", avoid="archive-0")) == ("spool-0", "gateway")
+    assert where(world.admit("a")) == ("spool-0", "gateway")
+    assert ("archive-0" in world.admission._failed) == (how != "full")
+    failed = dict(world.admission._failed)
+    assert where(world.admit("b")) == ("spool-0", "gateway")
+    assert world.admission._failed == failed, "who was silent a moment ago is not asked again"
+    listener.close()
+
+
 def test_a_restart_without_the_database_still_knows(world: World) -> None:
+    world.serve()
     world.beat()
     world.start()
     world.known(0)

@@ -112,7 +112,9 @@ class Components:
         if instance == "database-server":
             made = database_module.module(database_config.Section(**{"store_timeout": 1.5, **settings}), context)
         elif instance == "network-gateway":
-            made = gateway_module.module(gateway_config.Section(**{"reserve": 0, **settings}), context)
+            made = gateway_module.module(
+                gateway_config.Section(**{"reserve": 0, "start_patience": 0.0, **settings}), context
+            )
         else:
             made = archive_module.module(archive_config.Section(**{"reserve": 0, "quiet": 0.05, **settings}), context)
         made.start()

@@ -1,6 +1,7 @@
 """Admission: a ticket for every object whose header can be read. Never refused; where it goes depends on who answers.
 
-In order: the Database Server's placement; while that is silent, the last placement it made; the gateway's own spool.
+In order: the Database Server's placement; while that is silent, the last placement it made, if that archive answers;
+the gateway's own spool. The RIS is asked meanwhile: a ticket carries what it said in time.
 """
 
 import threading
@@ -8,14 +9,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import lmdb
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
-from radmesh.dicom.admission import AdmissionKey
 from radmesh.network_gateway.placements import Archive, Memory
+from radmesh.network_gateway.policy import PENDING, Facts
+from radmesh.network_gateway.verifier import Check, Verifier
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.lifecycle import Worker
@@ -28,12 +30,14 @@ _PATIENCE: Final = 2.0
 # A ticket is given to callers while it lasts this much longer: they keep it for a while too.
 _MARGIN: Final = timedelta(seconds=20)
 _MOST: Final = 4096
+# An archive that failed somebody, or was found silent, is left alone for so long while the database cannot tell.
+_FAILED_SECONDS: Final = 5.0
+_PROBE_SECONDS: Final = 0.5
+# Right after a start, archives have not all said that they are there.
+_FIRST_HEARTBEAT_SECONDS: Final = 2.0
+_POLL_SECONDS: Final = 0.05
 _SERVICES = database_pb2.DESCRIPTOR.services_by_name
-
-
-def verification_of(_key: AdmissionKey) -> common_pb2.VerificationState:
-    """Return the verification that an object begins with: nobody is asked until a HIS/RIS is connected."""
-    return common_pb2.VERIFICATION_STATE_NOT_REQUIRED
+_STATUS = common_pb2.DESCRIPTOR.services_by_name["StatusService"]
 
 
 class Admission:
@@ -42,7 +46,10 @@ class Admission:
     Args:
         context: of the gateway.
         memory: what is known while the database is silent.
+        verifier: asks the RIS.
         place_timeout: seconds that a database has which did not answer lately.
+        verify_timeout: seconds that an admission waits for the RIS.
+        start_patience: seconds after the start in which the first archive is waited for.
         spool: returns (store id, target, epoch) of the spool, or None when it is full.
     """
 
@@ -50,12 +57,19 @@ class Admission:
         self,
         context: Context,
         memory: Memory,
+        verifier: Verifier,
+        *,
         place_timeout: float,
+        verify_timeout: float,
+        start_patience: float,
         spool: Callable[[], tuple[str, str, bytes] | None],
     ) -> None:
         self._context = context
+        self._clock = context.clock
         self._memory = memory
+        self._verifier = verifier
         self._timeout = place_timeout
+        self._verify_timeout = verify_timeout
         self._spool = spool
         self._placement = context.client(_SERVICES["PlacementService"], "database-server")
         self._registry = context.client(_SERVICES["RegistryService"], "database-server")
@@ -66,6 +80,10 @@ class Admission:
         self._revocations = 0
         self._own: OrderedDict[bytes, datetime] = OrderedDict()
         self._heard: datetime | None = None
+        self._failed: dict[str, float] = {}
+        self._patient_until = context.clock.monotonic() + start_patience
+        self._archive_seen = False
+        self._never = threading.Event()
         self._worker: Worker = context.worker("stores", self._step, most_pause=1.0)
 
     def start(self) -> None:
@@ -82,7 +100,7 @@ class Admission:
         except RadmeshError:
             self._heard = None
             raise
-        self._heard = self._context.clock.now()
+        self._heard = self._clock.now()
         self._memory.set_archives(
             [
                 Archive(s.store_id, s.target, s.epoch.hex(), s.alive, s.accepting, s.put_target)
@@ -94,13 +112,15 @@ class Admission:
 
     # -- tickets
 
-    def admit(self, key: AdmissionKey, avoid: str = "") -> common_pb2.SignedTicket:
-        """Return a ticket.
+    def admit(self, facts: Facts, avoid: str = "") -> common_pb2.SignedTicket:
+        """Return a ticket for the objects of an admission key; `avoid` is a store that failed the caller.
 
         Raises:
             RadmeshError: NO_STORE: no archive answers and the spool is full.
         """
-        digest = key.digest()
+        if any(archive.store_id == avoid for archive in self._memory.archives):
+            self._failed[avoid] = self._clock.monotonic()
+        digest = facts.key.digest()
         # One question a key: associations that begin together share the answer, also that of a silent database.
         with self._lock:
             answer = self._asking.get((digest, avoid))
@@ -109,7 +129,7 @@ class Admission:
                 answer = self._asking[digest, avoid] = Future()
         if mine:
             try:
-                answer.set_result((None if avoid else self._known(digest)) or self._ask(key, digest, avoid))
+                answer.set_result((None if avoid else self._known(digest)) or self._ask(facts, digest, avoid))
             except BaseException as error:  # noqa: BLE001 - raised below, in all who wait
                 answer.set_exception(error)
             finally:
@@ -120,7 +140,7 @@ class Admission:
     def _known(self, digest: bytes) -> common_pb2.SignedTicket | None:
         with self._lock:
             found = self._tickets.get(digest)
-            if found is None or found[0] - _MARGIN <= self._context.clock.now():
+            if found is None or found[0] - _MARGIN <= self._clock.now():
                 self._tickets.pop(digest, None)
                 return None
             return found[1]
@@ -130,9 +150,13 @@ class Admission:
         with self._lock:
             if revocations != self._revocations:
                 return  # it may be older than what made tickets void: it is used once
-            self._tickets[digest] = (expire.ToDatetime(self._context.clock.now().tzinfo), ticket, study)
+            self._tickets[digest] = (expire.ToDatetime(self._clock.now().tzinfo), ticket, study)
             while len(self._tickets) > _MOST:
                 self._tickets.popitem(last=False)
+
+    def changed(self, kind: str, key: str) -> None:
+        """Take a change of the feed: a hold makes the study's tickets void, a change of stores all."""
+        self.forget(key if kind == "hold" else "")
 
     def forget(self, study_instance_uid: str = "") -> None:
         """Revoke the tickets of a study, or all."""
@@ -144,116 +168,128 @@ class Admission:
             for digest in gone:
                 del self._tickets[digest]
 
-    def _ask(self, key: AdmissionKey, digest: bytes, avoid: str) -> common_pb2.SignedTicket:
-        request = database_pb2.PlaceStudyRequest(
-            admission_key=key_message(key), verification=verification_of(key), avoid_store_id=avoid
-        )
+    def _ask(self, facts: Facts, digest: bytes, avoid: str) -> common_pb2.SignedTicket:
+        check = self._verifier.begin(facts)
+        until = self._clock.monotonic() + self._verify_timeout
+        study = facts.key.study_instance_uid
         revocations = self._revocations
-        heard = self._heard
-        lately = heard is not None and self._context.clock.now() - heard < _LATELY
         try:
-            timeout = max(self._timeout, _PATIENCE) if lately else self._timeout
-            ticket: common_pb2.SignedTicket = self._placement.PlaceStudy(request, timeout=timeout).ticket
+            ticket = self._place(check, avoid)
         except RadmeshError as error:
             if error.reason == "NO_ARCHIVE":
-                return self._to_spool(key, digest)
+                return self._to_spool(check, digest, until)
             if not error.transient and error.reason not in ("INTERNAL", "CANCELLED"):
                 raise
             self._heard = None
             self._context.log.warning("database does not place studies", reason=error.reason)
-            return self._without_database(key, digest, avoid)
-        store_id = common_pb2.Ticket.FromString(ticket.payload).store_id
-        if store_id == avoid and self._spool() is not None:
+            return self._without_database(check, digest, until, avoid)
+        placed = common_pb2.Ticket.FromString(ticket.payload)
+        if placed.store_id == avoid and self._spool() is not None:
             # The only archive, which has no room for this object or is just dying: the database knows neither yet.
-            return self._to_spool(key, digest)
-        self._remember(digest, ticket, key.study_instance_uid, revocations)
+            return self._to_spool(check, digest, until)
+        if placed.verification == PENDING:
+            self._verifier.deliver(check, first=True)
+            placed.verification = self._state(check, until)
+            if placed.verification != PENDING:
+                placed.issuer = "network-gateway"
+                ticket = self._signed(placed)
+        self._remember(digest, ticket, study, revocations)
         try:
-            self._memory.place(key.study_instance_uid, store_id)
+            self._memory.place(study, placed.store_id)
         except lmdb.Error as error:
             # The archive takes the object all the same.
             self._context.log.warning("a placement cannot be remembered", error=type(error).__name__)
         self._admissions.labels("archive").inc()
         return ticket
 
-    def _without_database(self, key: AdmissionKey, digest: bytes, avoid: str) -> common_pb2.SignedTicket:
+    def _place(self, check: Check, avoid: str) -> common_pb2.SignedTicket:
+        """Ask the database. Right after a start, wait a little for the first archive to say that it is there.
+
+        Raises:
+            RadmeshError: NO_ARCHIVE, or it does not answer.
+        """
+        request = database_pb2.PlaceStudyRequest(
+            admission_key=key_message(check.facts.key),
+            verification=check.state,  # type: ignore[arg-type]
+            avoid_store_id=avoid,
+        )
+        heard = self._heard
+        lately = heard is not None and self._clock.now() - heard < _LATELY
+        timeout = max(self._timeout, _PATIENCE) if lately else self._timeout
+        until = min(self._patient_until, self._clock.monotonic() + _FIRST_HEARTBEAT_SECONDS)
+        while True:
+            try:
+                ticket: common_pb2.SignedTicket = self._placement.PlaceStudy(request, timeout=timeout).ticket
+            except RadmeshError as error:
+                if error.reason != "NO_ARCHIVE" or self._archive_seen or self._clock.monotonic() > until:
+                    raise
+                self._clock.wait(self._never, _POLL_SECONDS)
+            else:
+                self._archive_seen = True
+                return ticket
+
+    def _state(self, check: Check, until: float) -> common_pb2.VerificationState:
+        """What is known of the verification, for which no longer is waited than until then."""
+        verdict = check.wait(until - self._clock.monotonic())
+        if verdict is None:
+            self._verifier.was_late(check)
+        return check.state if verdict is None else verdict.state  # type: ignore[return-value]
+
+    def _without_database(self, check: Check, digest: bytes, until: float, avoid: str) -> common_pb2.SignedTicket:
         """The last known placement, once: who asks again so soon could not use it."""
-        placed = self._memory.placement(key.study_instance_uid)
-        archive = next((a for a in self._memory.archives if a.store_id == placed and a.alive), None)
-        now = self._context.clock.now()
+        placed = self._memory.placement(check.facts.key.study_instance_uid)
+        archive = next((a for a in self._memory.archives if a.store_id == placed and a.alive and a.accepting), None)
+        now = self._clock.now()
         with self._lock:
             last = self._own.get(digest)
             self._own[digest] = now
             while len(self._own) > _MOST:
                 self._own.popitem(last=False)
         again = last is not None and now - last < timedelta(seconds=TICKET_SECONDS // 2)
-        if archive is None or placed == avoid or again:
-            return self._to_spool(key, digest)
+        if archive is None or placed == avoid or again or not self._answers(archive):
+            return self._to_spool(check, digest, until)
         self._admissions.labels("known").inc()
-        return self._sign(
-            key, digest, archive.store_id, archive.put_target or archive.target, bytes.fromhex(archive.epoch)
-        )
+        target = archive.put_target or archive.target
+        return self._sign(check, digest, until, archive.store_id, target, bytes.fromhex(archive.epoch))
 
-    def _to_spool(self, key: AdmissionKey, digest: bytes) -> common_pb2.SignedTicket:
+    def _answers(self, archive: Archive) -> bool:
+        """Whether an archive answers: while the database is silent, its heartbeats say nothing."""
+        failed = self._failed.get(archive.store_id)
+        if failed is not None and self._clock.monotonic() - failed < _FAILED_SECONDS:
+            return False
+        try:
+            self._context.client(_STATUS, archive.target).GetStatus(
+                common_pb2.GetStatusRequest(), timeout=_PROBE_SECONDS
+            )
+        except RadmeshError:
+            self._failed[archive.store_id] = self._clock.monotonic()
+            return False
+        return True
+
+    def _to_spool(self, check: Check, digest: bytes, until: float) -> common_pb2.SignedTicket:
         spool = self._spool()
         if spool is None:
             raise RadmeshError("NO_STORE", "no archive answers and the spool is full: try again later")
         self._admissions.labels("spool").inc()
-        return self._sign(key, digest, *spool)
+        return self._sign(check, digest, until, *spool)
 
     def _sign(
-        self, key: AdmissionKey, digest: bytes, store_id: str, target: str, epoch: bytes
+        self, check: Check, digest: bytes, until: float, store_id: str, target: str, epoch: bytes
     ) -> common_pb2.SignedTicket:
+        self._verifier.deliver(check, first=False)
         ticket = common_pb2.Ticket(
             issuer="network-gateway",
             store_id=store_id,
             target=target,
             epoch=epoch,
             admission_key=digest,
-            study_instance_uid=key.study_instance_uid,
-            verification=verification_of(key),
+            study_instance_uid=check.facts.key.study_instance_uid,
+            verification=self._state(check, until),
         )
         # Short: as soon as the database is back, it decides.
-        ticket.expire_time.FromDatetime(self._context.clock.now() + timedelta(seconds=TICKET_SECONDS // 2))
+        ticket.expire_time.FromDatetime(self._clock.now() + timedelta(seconds=TICKET_SECONDS // 2))
+        return self._signed(ticket)
+
+    def _signed(self, ticket: common_pb2.Ticket) -> common_pb2.SignedTicket:
         payload = ticket.SerializeToString()
         return common_pb2.SignedTicket(payload=payload, signature=self._context.credentials.ticket_sign(payload))
-
-
-class Revocation:
-    """Follows the change feed: a hold or a change of stores makes tickets void."""
-
-    def __init__(self, context: Context, admission: Admission) -> None:
-        self._admission = admission
-        self._feed = context.client(_SERVICES["FeedService"], "database-server")
-        self._revision = -1
-        self._call: Any = None
-        self._worker: Worker = context.worker("revocation", self._step, most_pause=1.0)
-
-    def start(self) -> None:
-        """Begin."""
-        self._worker.start()
-
-    def stop(self, grace: float) -> None:
-        """End."""
-        call = self._call
-        if call is not None:
-            call.cancel()
-        self._worker.stop(grace)
-
-    def _step(self) -> float:
-        try:
-            # A revision that cannot be asks where the feed is.
-            asked = self._revision if self._revision >= 0 else (1 << 62)
-            self._call = self._feed.Watch(database_pb2.WatchRequest(from_revision=asked, kinds=("hold", "store")))
-            for change in self._call:
-                self._admission.forget(change.key if change.kind == "hold" else "")
-                self._revision = change.revision
-        except RadmeshError as error:
-            if self._worker.stopping:
-                return 0.0
-            # What was missed is not known: all tickets are void.
-            self._admission.forget()
-            if error.reason != "RESYNC":
-                raise
-            self._revision = int(error.metadata["revision"])
-            return 0.0
-        return 0.5

@@ -18,6 +18,27 @@ class Section:
         minimum=0.05,
         maximum=5,
     )
+    start_patience: Duration = setting(
+        5.0,
+        doc="For so long after the start, studies wait a moment for the first archive before they go to the spool.",
+        minimum=0,
+        maximum=60,
+    )
+    verify_timeout: Duration = setting(
+        0.2,
+        doc="How long an admission waits for the RIS; after that it is PENDING, and the verdict follows.",
+        minimum=0,
+        maximum=0.2,
+    )
+    verify_deadline: Duration = setting(
+        5.0, doc="How long a Connectivity Manager has for an answer.", minimum=0.1, maximum=60
+    )
+    verify_threads: int = setting(8, doc="Verifications under way at one time.", minimum=1, maximum=64)
+    verify_again: Duration = setting(
+        60.0,
+        doc="How often studies that are not verified are looked at again, beside what orders and patients bring about.",
+        minimum=0.1,
+    )
     rejects_size: Size = setting(
         1 << 30, doc="Bytes that the rejects store keeps; the oldest rejects give way.", minimum=1 << 20
     )

@@ -2,12 +2,17 @@
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
-from radmesh.network_gateway.admission import Admission, Revocation
+from radmesh.dicom.domains import Domains
+from radmesh.network_gateway.admission import Admission
 from radmesh.network_gateway.config import Section
 from radmesh.network_gateway.drain import Drain
+from radmesh.network_gateway.feed import Follower
+from radmesh.network_gateway.healing import Healing
+from radmesh.network_gateway.holds import Holds
 from radmesh.network_gateway.placements import Memory
 from radmesh.network_gateway.rejects import Rejects
-from radmesh.network_gateway.service import AdmissionService, RejectService
+from radmesh.network_gateway.service import AdmissionService, HoldService, RejectService
+from radmesh.network_gateway.verifier import Verifier
 from radmesh.runtime.context import Context
 from radmesh.runtime.lifecycle import Group
 from radmesh.runtime.rpc import Server
@@ -19,7 +24,7 @@ _GATEWAY = gateway_pb2.DESCRIPTOR.services_by_name
 
 
 class NetworkGateway:
-    """The component: admission, spool, rejects."""
+    """The component: admission, verification, spool, rejects."""
 
     def __init__(self, config: Section, context: Context) -> None:
         self._context = context
@@ -42,7 +47,24 @@ class NetworkGateway:
             alarm=context.status.raise_alarm,
         )
         self._server: Server = context.server(max_workers=config.max_streams, max_connection_age=None)
-        admission = Admission(context, self._memory, config.place_timeout, self._spool_place)
+        domains = Domains.of(context.settings)
+        verifier = Verifier(
+            context,
+            domains,
+            deadline=config.verify_deadline,
+            threads=config.verify_threads,
+        )
+        healing = Healing(context, domains, verifier, config.verify_again)
+        admission = Admission(
+            context,
+            self._memory,
+            verifier,
+            place_timeout=config.place_timeout,
+            verify_timeout=config.verify_timeout,
+            start_patience=config.start_patience,
+            spool=self._spool_place,
+        )
+        revocation = Follower(context, "revocation", ("hold", "store"), admission.changed, admission.forget)
         heartbeat = Heartbeat(
             self._spool,
             context,
@@ -55,9 +77,11 @@ class NetworkGateway:
         receiver = TransferReceiver(self._spool, context.credentials, context.clock, rejects=self._rejects.open)
         receiver.serve(self._server)
         self._server.add(_GATEWAY["AdmissionService"], AdmissionService(admission))
+        self._server.add(_GATEWAY["HoldService"], HoldService(Holds(context, verifier)))
         self._server.add(_GATEWAY["RejectService"], RejectService(self._rejects), codecs=RejectService.codecs)
-        self._services = Group([admission, Revocation(context, admission), heartbeat, pump, drain])
+        self._services = Group([admission, revocation, verifier, healing, heartbeat, pump, drain])
         figure = context.status.figure
+        figure("healed", lambda: healing.healed)
         figure("rejects", lambda: len(self._rejects.list("", 1 << 30)))
         figure("spooled", lambda: sum(last for _, _, _, last in self._spool.unregistered()))
         figure("drained", lambda: drain.drained)

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 
 from radmesh.api.gateway.v1 import gateway_pb2 as pb
+from radmesh.dicom.header import QueryableHeader
 from radmesh.network_gateway.admission import Admission
+from radmesh.network_gateway.holds import Holds
+from radmesh.network_gateway.policy import Facts
 from radmesh.network_gateway.rejects import Rejected, Rejects
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Call
@@ -26,7 +29,34 @@ class AdmissionService:
                 "admission_key.study_instance_uid: 1 to 64 characters",
                 metadata={"field": "admission_key.study_instance_uid"},
             )
-        return pb.AdmitResponse(ticket=self._admission.admit(key, request.avoid_store_id))
+        try:
+            header = QueryableHeader.parse(request.header)
+        except ValueError:
+            header = QueryableHeader()  # what it would say is compared later, when the object is registered
+        facts = Facts(
+            key,
+            request.source_address,
+            *(header.text(keyword)[:16] for keyword in ("StudyDate", "Modality", "PatientSex")),
+        )
+        return pb.AdmitResponse(ticket=self._admission.admit(facts, request.avoid_store_id))
+
+
+class HoldService:
+    """gateway.v1.HoldService."""
+
+    def __init__(self, holds: Holds) -> None:
+        self._holds = holds
+
+    def ReleaseHold(self, request: pb.ReleaseHoldRequest, call: Call) -> pb.ReleaseHoldResponse:
+        """Verify again, or let a person answer for it."""
+        admissions = self._holds.release(
+            request.study_instance_uid,
+            request.admission_key,
+            actor=request.actor or call.caller,
+            override=request.override,
+            note=request.override_reason,
+        )
+        return pb.ReleaseHoldResponse(admissions=admissions)
 
 
 def _reject(item: Rejected) -> pb.Reject:

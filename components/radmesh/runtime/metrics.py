@@ -32,6 +32,9 @@ DEFINITIONS: dict[str, Definition] = {
     "radmesh_objects_unregistered": Definition("gauge", "Objects committed and not yet known to the database."),
     "radmesh_objects_permanent": Definition("counter", "Objects copied to the permanent tier and verified there."),
     "radmesh_admissions": Definition("counter", "Tickets given, by where they lead.", ("kind",)),
+    "radmesh_verifications": Definition(
+        "counter", "Studies compared with the orders of a RIS, by outcome.", ("outcome",)
+    ),
     "radmesh_rejects": Definition("counter", "Objects that could not be stored as DICOM, by reason.", ("reason",)),
     "radmesh_hl7_connections": Definition("gauge", "HL7 connections open now.", ("domain",)),
     "radmesh_hl7_messages": Definition(
