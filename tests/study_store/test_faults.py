@@ -151,7 +151,7 @@ def test_what_was_sealed_becomes_permanent_and_leaves(opened, root, monkeypatch)
         refs.extend(put(store, header(sop=number), body(300_000, number)).ref for number in range(60))
     put(store, header(sop="next"), b"next")
     for again in range(2):
-        wait_for(lambda: not store._hashing)
+        wait_for(lambda looked=store._hashing: not looked)
         assert store.unsettled(refs[0].study_hash, 1) == refs[again:]
         store.set_permanent(refs[again : again + 1])
         assert store.residence(refs[again]) is Residence.CACHE_AND_PERMANENT

@@ -35,6 +35,7 @@ class ArchiveServer:
             context.clock,
             reserve=config.reserve,
             alarm=context.status.raise_alarm,
+            clear=context.status.clear_alarm,
         )
         root = Path(config.tier) if config.tier else context.data / "permanent"
         if not config.tier:
@@ -44,7 +45,7 @@ class ArchiveServer:
         reporter = Reporter(self._reports, self._describe, context)
         # No max_connection_age here: a connection that carries an object is not cut (CORRECTNESS rule 6).
         self._server: Server = context.server(max_workers=config.max_streams, max_connection_age=None)
-        reading = Reading(self._store, tier, context.status.raise_alarm)
+        reading = Reading(self._store, tier)
         receiver = TransferReceiver(self._store, context.credentials, context.clock, read=reading)
         heartbeat = Heartbeat(
             self._store,

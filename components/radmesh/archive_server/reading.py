@@ -9,16 +9,13 @@ from radmesh.runtime.errors import RadmeshError
 from radmesh.study_store import LmdbStudyStore, Ref
 from radmesh_native.crc32c import crc32c
 
-Alarm = Callable[[str, str], None]
-
 
 class Reading:
     """Opens objects, for ReadRange."""
 
-    def __init__(self, store: LmdbStudyStore, tier: Tier, alarm: Alarm) -> None:
+    def __init__(self, store: LmdbStudyStore, tier: Tier) -> None:
         self._store = store
         self._tier = tier
-        self._alarm = alarm
 
     def __call__(self, ref: Ref, offset: int = 0, length: int = 0) -> "EitherReader":
         """Open a part of an object.
@@ -26,6 +23,7 @@ class Reading:
         Raises:
             RadmeshError: OBJECT_NOT_FOUND, RANGE_INVALID, OBJECT_CORRUPT.
         """
+        ref = self._store.damage.current(ref)
         try:
             reader: Any = self._store.read(ref, offset, length)
         except RadmeshError as error:
@@ -45,7 +43,7 @@ class Reading:
         return EitherReader(self._store.read(ref, first, end - first), instead, offset, length, checks)
 
     def _instead(self, ref: Ref, offset: int, length: int) -> Any:
-        self._alarm("CACHE_COPY_LOST", "an object in the cache is damaged: the permanent tier serves it")
+        self._store.damage.question(ref)
         return self._tier.read(ref, offset, length)
 
 

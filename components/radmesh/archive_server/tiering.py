@@ -124,6 +124,11 @@ class Tiering:
             try:
                 batch.append(self._copy(ref))
             except RadmeshError as error:
+                if error.reason == "OBJECT_CORRUPT" and self._store.damage.look_at(ref):
+                    continue  # marked and told of: it is not tried again, and does not keep its study from being done
+                self._status.raise_alarm(
+                    "TIER_FAILED", f"an object cannot be copied to the permanent tier: {error.reason}"
+                )
                 failure = failure or error
                 if error.reason == "TIER_FAILED":
                     break
@@ -138,12 +143,8 @@ class Tiering:
         return not self._worker.stopping
 
     def _copy(self, ref: Ref) -> Entry:
-        try:
-            with self._store.read(ref) as reader:
-                return self._tier.write(self._store.row(ref), reader)
-        except RadmeshError as error:
-            self._status.raise_alarm("TIER_FAILED", f"an object cannot be copied to the permanent tier: {error.reason}")
-            raise
+        with self._store.read(ref) as reader:
+            return self._tier.write(self._store.row(ref), reader)
 
     def _finish(self, batch: list[Entry]) -> None:
         refs = [entry.row.ref for entry in batch]

@@ -17,6 +17,7 @@ import lmdb
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.files import sync_directory
 from radmesh.study_store.files import prepare_lock
+from radmesh.study_store.store import Ref
 
 # OPEN: the environment takes objects. SEALED: it takes no more, after a failed commit. EVICTING: on its way to the
 # trash. PERMANENT_ONLY: the environment is gone, its rows are kept. LOST: its file is gone, or none that can be opened,
@@ -59,8 +60,10 @@ class Catalogue:
 
         s <hash 16> <number 4>      a generation's row
         z <hash 16> <number 4=0>    greatest number of the study's generations that were removed: it is not used again
+        b <hash 16> <number 4> <sequence 8>     an object that is damaged: its bytes are not what was committed
         u <hash 16> <number 4>      the mark "may have rows to register, or transfers to drop": looked into at start
         v                           version of the format
+        w                           nothing: written to see whether the disk takes writes
 
     Any call raises RadmeshError (COMMIT_FAILED, STORAGE_FULL) when the file system fails; the next one opens the
     environment anew.
@@ -183,7 +186,26 @@ class Catalogue:
                 more = cursor.next()
         return found
 
+    def damaged(self) -> list[Ref]:
+        """Return the objects that are damaged."""
+        found = []
+        with self._use() as environment, environment.begin() as transaction, transaction.cursor() as cursor:
+            more = cursor.set_range(b"b")
+            while more and cursor.key()[:1] == b"b":
+                found.append(_ref(cursor.key()))
+                more = cursor.next()
+        return found
+
     # -- writing
+
+    def mark_damaged(self, ref: Ref, *, damaged: bool = True) -> None:
+        """Say that an object is damaged, or is not."""
+        key = _key(b"b", ref.study_hash, ref.generation) + ref.sequence.to_bytes(8, "big")
+        with self._write() as transaction:
+            if damaged:
+                transaction.put(key, b"")
+            else:
+                transaction.delete(key)
 
     def add(self, generation: Generation, *, mark: bool) -> None:
         """Write the row of a new generation."""
@@ -196,6 +218,11 @@ class Catalogue:
         """Set the mark."""
         with self._write() as transaction:
             transaction.put(_key(b"u", study_hash, number), b"")
+
+    def probe(self) -> None:
+        """Write something, durably: raises where the file system does not take it."""
+        with self._write() as transaction:
+            transaction.put(b"w", _VERSION)
 
     def unmark(self, keys: list[tuple[str, int]]) -> None:
         """Drop marks."""
@@ -221,6 +248,11 @@ class Catalogue:
         with self._write() as transaction:
             transaction.delete(_key(b"s", study_hash, number))
             transaction.delete(_key(b"u", study_hash, number))
+            prefix = _key(b"b", study_hash, number)
+            with transaction.cursor() as cursor:
+                more = cursor.set_range(prefix)
+                while more and cursor.key().startswith(prefix):
+                    more = cursor.delete()
             removed = int.from_bytes(transaction.get(_key(b"z", study_hash, 0)) or b"", "big")
             transaction.put(_key(b"z", study_hash, 0), max(removed, number).to_bytes(4, "big"))
 
@@ -262,6 +294,11 @@ def _failure(error: Exception) -> RadmeshError:
 
 def _key(kind: bytes, study_hash: str, number: int) -> bytes:
     return _KEY.pack(kind, bytes.fromhex(study_hash), number)
+
+
+def _ref(key: bytes) -> Ref:
+    _, raw_hash, number = _KEY.unpack_from(key)
+    return Ref(raw_hash.hex(), number, int.from_bytes(key[_KEY.size :], "big"))
 
 
 def _encode(g: Generation) -> bytes:

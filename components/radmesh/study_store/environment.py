@@ -75,7 +75,8 @@ class Content:
 class Environment:
     """The open environment. `references` and `evicting` belong to the store, under its lock.
 
-    `earlier` are numbers of the study's generations before this one; `rows_only` is true of an evicted one.
+    `earlier` are numbers of the study's generations before this one; `rows_only` is true of an evicted one. `damaged`
+    tells of which sequences the bytes are not what was committed.
 
     Raises:
         FileNotFoundError: there is no file, and `create` is false (LMDB would make one).
@@ -91,6 +92,7 @@ class Environment:
         commit: Callable[["Environment", list[Operation]], None],
         after: Callable[["Environment", list[Operation]], None],
         pool: ThreadPoolExecutor,
+        damaged: Callable[[int], bool],
         create: bool = False,
         rows_only: bool = False,
         sync: bool = True,
@@ -102,6 +104,7 @@ class Environment:
         self.generation = generation
         self.earlier: tuple[int, ...] = ()
         self.rows_only = rows_only
+        self._damaged = damaged
         self.references = 0
         self.evicting = False
         self.sealed = False
@@ -269,11 +272,16 @@ class Environment:
         with transaction.cursor() as cursor:
             more = cursor.set_range(instance)
             while more and cursor.key()[:17] == instance:
-                if cursor.value() == identity:
-                    return _NUMBER.unpack_from(cursor.key(), 17)[0], Outcome.ALREADY
-                found = (0, Outcome.VARIANT)
+                if cursor.value() != identity:
+                    found = (0, Outcome.VARIANT)
+                elif not self._lost(transaction, sequence := _NUMBER.unpack_from(cursor.key(), 17)[0]):
+                    return sequence, Outcome.ALREADY
                 more = cursor.next()
         return found
+
+    def _lost(self, transaction: Any, sequence: int) -> bool:
+        """Whether an object has to be stored anew: it is damaged, and the permanent tier does not have it."""
+        return self._damaged(sequence) and transaction.get(_key(b"p", sequence)) is None
 
     def committed(self, transfer_id: bytes, header: ObjectHeader) -> int:
         """Return the sequence that a transfer was committed as; 0 if it was not.
@@ -289,6 +297,8 @@ class Environment:
         if raw is None:
             return 0
         sequence = int(_NUMBER.unpack(raw)[0])
+        if self._lost(transaction, sequence):
+            return 0
         # The row may be of another transfer that had brought the same: its sender may differ, the instance may not.
         row, _ = rows.decode(Ref(self.study_hash, self.generation, sequence), transaction.get(_key(b"x", sequence)))
         if _instance(row.header) != _instance(header):

@@ -40,6 +40,7 @@ from radmesh.study_store import rows as row_format
 from radmesh.study_store.catalogue import Catalogue, Generation
 from radmesh.study_store.checks import check_begin, check_commit
 from radmesh.study_store.committer import Budget, Operation
+from radmesh.study_store.damage import Alarms, Damage
 from radmesh.study_store.environment import RESUME_SECONDS, Content, Environment
 from radmesh.study_store.reader import CacheReader
 from radmesh.study_store.store import (
@@ -69,10 +70,9 @@ _FREE_EVERY: Final = 0.2
 _SWEEP_EVERY: Final = 60.0
 
 Key = tuple[str, int]
-Alarm = Callable[[str, str], None]
 
 
-def _no_alarm(_reason: str, _message: str) -> None:
+def _nobody(*_told: str) -> None:
     return
 
 
@@ -86,6 +86,7 @@ class LmdbStudyStore:
         reserve: bytes of the file system that are left free; below, nothing new is taken. None: 2 %, at least 1 GiB.
         spool: objects here are on their way to an archive.
         alarm: told (reason, message) of what somebody should look at.
+        clear: told the reason of what is over.
         sync: False only in tests that show what the disk's sync is for.
 
     Raises:
@@ -100,7 +101,8 @@ class LmdbStudyStore:
         *,
         reserve: int | None = None,
         spool: bool = False,
-        alarm: Alarm = _no_alarm,
+        alarm: Callable[[str, str], None] = _nobody,
+        clear: Callable[[str], None] = _nobody,
         sync: bool = True,
     ) -> None:
         self.root = root
@@ -109,7 +111,7 @@ class LmdbStudyStore:
         self.clock = clock
         self._reserve = reserve
         self._spool = spool
-        self._alarm = alarm
+        self._alarms = Alarms(alarm, clear)
         self._sync = sync
         self._budget = Budget(UNCOMMITTED_MAX)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="commit")
@@ -120,7 +122,7 @@ class LmdbStudyStore:
         # Notified when an environment has one reference less, or is no longer being evicted.
         self._changed = threading.Condition(self._lock)
         self._study_locks = [threading.Lock() for _ in range(256)]
-        self._closing = False
+        self.closing = False
         self._open: OrderedDict[Key, Environment] = OrderedDict()
         self._making: set[Key] = set()
         self._writable_now: dict[str, Environment] = {}
@@ -145,6 +147,7 @@ class LmdbStudyStore:
         self._lock_file = self._take_folder()
         try:
             self._catalogue = Catalogue(root / "catalogue")
+            self.damage = Damage(self, self._catalogue, self._alarms, self._background)
             self._recover()
         except BaseException:
             os.close(self._lock_file)
@@ -169,9 +172,8 @@ class LmdbStudyStore:
     def _recover(self) -> None:
         """Make files and catalogue agree; nothing that was acknowledged is touched."""
         if self._catalogue.replaced:
-            self._alarm(
-                "CATALOGUE_REPLACED", "the store's catalogue could not be opened: a new one is made of the files"
-            )
+            text = "the store's catalogue could not be opened: a new one was made of the files (till the next start)"
+            self._alarms.begin("CATALOGUE_REPLACED", "", text)
         for left in (self.root / "trash").iterdir():
             self._unlink(left)
         studies, rows = self._files("studies"), self._files("rows")
@@ -196,6 +198,11 @@ class LmdbStudyStore:
             self._adopt(key, states.PERMANENT_ONLY)
         for key in self._catalogue.marked():
             self._look_into(key)
+        if self.damage:
+            for ref in self.damage.refs():
+                self.take_no_more(ref.study_hash, ref.generation)
+            # A file that was put back, or a bit that had fallen over in memory: it may be over.
+            self._background.submit(self.damage.hash_again)
 
     def _files(self, kind: str) -> set[Key]:
         found = set()
@@ -238,7 +245,8 @@ class LmdbStudyStore:
                 uid, last = environment.study_instance_uid(), environment.last_sequence
         except (lmdb.Error, OSError, ValueError):
             self._catalogue.add(Generation(*key, "", states.LOST), mark=False)
-            self._alarm("CACHE_COPY_LOST", "a file in the cache cannot be opened: it is left as it is")
+            text = "a file in the cache cannot be opened: it is left as it is (till the next start)"
+            self._alarms.begin("CACHE_COPY_LOST", key, text)
             return
         registered = last if evicted else 0
         self._catalogue.add(Generation(*key, uid, state, registered, last if evicted else 0), mark=not evicted)
@@ -249,7 +257,7 @@ class LmdbStudyStore:
         if g is None or g.state not in states.IN_CACHE or not self._path(*key).exists():
             return
         try:
-            with self._environment(Ref(*key, 0)) as environment:
+            with self.environment(Ref(*key, 0)) as environment:
                 # What was being committed when the process was killed is answered from now on: now it must be on disk.
                 environment.sync()
                 environment.drop_stale_transfers(self.clock.now(), (), WAIT_SECONDS)
@@ -268,7 +276,8 @@ class LmdbStudyStore:
 
     def _lose(self, key: Key, what: str) -> None:
         self._catalogue.update(*key, unmark=True, state=states.LOST)
-        self._alarm("CACHE_COPY_LOST", f"a study's cache file {what}: the permanent tier serves it")
+        text = f"a study's cache file {what}: the permanent tier serves it (till the next start)"
+        self._alarms.begin("CACHE_COPY_LOST", key, text)
 
     # -- environments --------------------------------------------------------------------------------------------------
 
@@ -295,13 +304,14 @@ class LmdbStudyStore:
             commit=self._commit,
             after=self._after,
             pool=self._pool,
+            damaged=lambda sequence: Ref(study_hash, number, sequence) in self.damage,
             create=create,
             rows_only=rows_only,
             sync=self._sync,
         )
 
     @contextlib.contextmanager
-    def _environment(self, ref: Ref) -> Iterator[Environment]:
+    def environment(self, ref: Ref) -> Iterator[Environment]:
         """An open environment, kept open meanwhile.
 
         Raises:
@@ -330,7 +340,7 @@ class LmdbStudyStore:
                     raise RadmeshError("STORE_BUSY", "the study is being evicted: try again")
             if environment is None:
                 g = None if key in self._making else self._catalogue.get(study_hash, number)
-                if g is None or g.state not in states.IN_CACHE + states.ROWS_ONLY or self._closing:
+                if g is None or g.state not in states.IN_CACHE + states.ROWS_ONLY or self.closing:
                     raise RadmeshError("OBJECT_NOT_FOUND", "the store has no such object")
                 environment = self._open[key] = self._open_file(g)
             self._open.move_to_end(key)
@@ -394,7 +404,7 @@ class LmdbStudyStore:
 
     def _current(self, study_hash: str) -> Environment | None:
         with self._lock:
-            if self._closing:
+            if self.closing:
                 raise RadmeshError("DRAINING", "the store is being closed")
             environment = self._writable_now.get(study_hash)
             if environment is None or environment.sealed or environment.evicting:
@@ -521,17 +531,14 @@ class LmdbStudyStore:
 
     def _seal(self, environment: Environment) -> None:
         key = (environment.study_hash, environment.generation)
-        with self._lock:
-            environment.sealed = True
-            self._sealed.add(key)
-            self._suspect.add(key)
-            self._hashing.add(key)
-            if self._writable_now.get(environment.study_hash) is environment:
-                del self._writable_now[environment.study_hash]
+        self._suspect.add(key)
+        self._hashing.add(key)
+        self.take_no_more(*key)
         # On a full disk this fails too; a later start then finds it open, and whole.
         with contextlib.suppress(RadmeshError):
             self._catalogue.update(*key, state=states.SEALED)
-        self._alarm("COMMIT_FAILED", "a commit failed: the study's environment is sealed, later objects go to the next")
+        text = "a commit failed: the study's environment is sealed, later objects go to the next"
+        self._alarms.begin("COMMIT_FAILED", key, text)
         with contextlib.suppress(RuntimeError):  # the store is being closed
             self._background.submit(self._verify, *key)
 
@@ -548,35 +555,52 @@ class LmdbStudyStore:
             descriptor = os.open(self._path(*key), os.O_RDONLY | os.O_CLOEXEC)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
-        bad = 0
         after = 0
         try:
             while page := self.rows(study_hash, number, after=after):
                 for row in page:
-                    if self._closing:
+                    if self.closing:
                         return  # the next start looks again
-                    bad += not self._intact(row)
+                    if not self.intact(row):
+                        self.damage.note(row.ref)
                 after = page[-1].ref.sequence
-        except RadmeshError:
-            bad += 1
-        if bad:
-            self._alarm("OBJECT_CORRUPT", f"{bad} committed objects of a sealed environment are not what was stored")
+        except RadmeshError as error:
+            if error.reason != "OBJECT_NOT_FOUND":
+                text = "a sealed environment cannot be hashed again as a whole: what is read of it may be damaged"
+                self._alarms.begin("OBJECT_CORRUPT", key, text)
         else:
             self._suspect.discard(key)
         self._hashing.discard(key)
+        self.damage.review()
+        self._settle_failures()
+
+    def _settle_failures(self) -> None:
+        """A failed commit is over when what had been committed was hashed again, and the disk takes writes."""
+        failed = [key for key in self._alarms.about("COMMIT_FAILED") if key not in self._hashing]
+        if failed:
+            with contextlib.suppress(RadmeshError):
+                self._catalogue.probe()
+                for key in failed:
+                    self._alarms.end("COMMIT_FAILED", key)
 
     def _check_hashed(self, environment: Environment) -> None:
         if (environment.study_hash, environment.generation) in self._hashing:
             raise RadmeshError("STORE_BUSY", "what the study has is hashed again after a failed commit: try again")
 
-    def _intact(self, row: IndexRow) -> bool:
-        """Whether what is read of an object has the digest that it was committed with."""
+    def intact(self, row: IndexRow) -> bool:
+        """Whether what is read of an object has the digest that it was committed with.
+
+        Raises:
+            RadmeshError: it cannot be said now.
+        """
         digest = hashlib.sha256()
         try:
-            with self.read(row.ref) as reader:
+            with self._open_reader(row.ref, 0, 0) as reader:
                 for piece in reader:
                     digest.update(piece)
-        except RadmeshError:
+        except RadmeshError as error:
+            if error.reason != "OBJECT_CORRUPT":
+                raise
             return False
         return digest.digest() == row.sha256
 
@@ -597,7 +621,12 @@ class LmdbStudyStore:
                 try:
                     callback(result.ref)
                 except Exception as error:  # noqa: BLE001 - a listener that fails does not undo what is durable
-                    self._alarm("LISTENER_FAILED", f"a listener of the store failed with {type(error).__name__}")
+                    text = f"a listener of the store failed with {type(error).__name__}"
+                    self._alarms.begin("LISTENER_FAILED", callback, text)
+                else:
+                    self._alarms.end("LISTENER_FAILED", callback)
+        if self.damage:
+            self.damage.review_soon()
 
     # -- room ----------------------------------------------------------------------------------------------------------
 
@@ -695,13 +724,13 @@ class LmdbStudyStore:
         variant = False
         for number in environment.earlier:
             try:
-                with self._environment(Ref(environment.study_hash, number, 0)) as earlier:
+                with self.environment(Ref(environment.study_hash, number, 0)) as earlier:
                     found = earlier.find(content)
                 if found is None:
                     continue
                 sequence, outcome = found
                 ref = Ref(environment.study_hash, number, sequence)
-                if sequence and ((ref.study_hash, number) not in self._suspect or self._intact(self.row(ref))):
+                if sequence and ((ref.study_hash, number) not in self._suspect or self.intact(self.row(ref))):
                     return Stored(ref, outcome)
                 variant = variant or not sequence
             except RadmeshError as error:
@@ -750,7 +779,7 @@ class LmdbStudyStore:
         """Return what a transfer was committed as, in whichever generation."""
         for number in (environment.generation, *environment.earlier):
             try:
-                with self._environment(Ref(environment.study_hash, number, 0)) as one:
+                with self.environment(Ref(environment.study_hash, number, 0)) as one:
                     sequence = one.committed(transfer_id, header)
             except RadmeshError as error:
                 if error.reason not in ("OBJECT_NOT_FOUND", "OBJECT_CORRUPT"):
@@ -781,7 +810,7 @@ class LmdbStudyStore:
 
     def _sweep_now_and_then(self) -> None:
         now = self.clock.monotonic()
-        if now - self._swept_at >= _SWEEP_EVERY and not self._closing:
+        if now - self._swept_at >= _SWEEP_EVERY and not self.closing:
             self._swept_at = now
             with contextlib.suppress(RuntimeError):  # the store is being closed
                 self._background.submit(self._sweep)
@@ -792,8 +821,9 @@ class LmdbStudyStore:
             self._forget_transfers(RESUME_SECONDS)
             alive = set(self._live)
             keys = set(self._unfinished)
+        self._settle_failures()
         for key in keys:
-            with contextlib.suppress(RadmeshError), self._environment(Ref(*key, 0)) as environment:
+            with contextlib.suppress(RadmeshError), self.environment(Ref(*key, 0)) as environment:
                 if not environment.sealed:
                     environment.drop_stale_transfers(self.clock.now(), alive, WAIT_SECONDS)
                 with self._lock:
@@ -805,7 +835,13 @@ class LmdbStudyStore:
 
     def read(self, ref: Ref, offset: int = 0, length: int = 0) -> CacheReader:
         """Open a part of an object that is in the cache."""
-        with self._environment(ref) as environment:
+        ref = self.damage.current(ref)
+        if ref in self.damage:
+            raise RadmeshError("OBJECT_CORRUPT", "the object is damaged in the cache: the permanent tier has it")
+        return self._open_reader(ref, offset, length)
+
+    def _open_reader(self, ref: Ref, offset: int, length: int) -> CacheReader:
+        with self.environment(ref) as environment:
             if environment.rows_only:
                 raise RadmeshError("OBJECT_NOT_FOUND", "the object is not in the cache")
             row, number = _decode(environment, ref)
@@ -819,13 +855,13 @@ class LmdbStudyStore:
 
     def row(self, ref: Ref) -> IndexRow:
         """Return an index row, of an evicted object too."""
-        with self._environment(ref) as environment:
+        with self.environment(ref) as environment:
             return _decode(environment, ref)[0]
 
     def rows(self, study_hash: str, generation: int, after: int = 0, limit: int = 256) -> list[IndexRow]:
         """Return rows behind `after`, in order."""
         try:
-            with self._environment(Ref(study_hash, generation, 0)) as environment:
+            with self.environment(Ref(study_hash, generation, 0)) as environment:
                 return [
                     row_format.decode(Ref(study_hash, generation, sequence), raw)[0]
                     for sequence, raw in environment.raw_rows(after, limit)
@@ -888,7 +924,7 @@ class LmdbStudyStore:
     def residence(self, ref: Ref) -> Residence:
         """Return where copies of an object are."""
         try:
-            with self._environment(ref) as environment:
+            with self.environment(ref) as environment:
                 _decode(environment, ref)
                 return Residence.PERMANENT if environment.rows_only else self._residence(environment, ref.sequence)
         except RadmeshError as error:
@@ -910,14 +946,14 @@ class LmdbStudyStore:
         self._set_marks((ref.study_hash, ref.generation), b"d", {ref.sequence: defect.encode()[:64]})
 
     def _set_marks(self, key: Key, kind: bytes, values: dict[int, bytes]) -> None:
-        with self._environment(Ref(*key, 0)) as environment:
+        with self.environment(Ref(*key, 0)) as environment:
             if environment.rows_only:
                 raise RadmeshError("OBJECT_NOT_FOUND", "the object is not in the cache")
             environment.set_marks(kind, values, WAIT_SECONDS)
 
     def defect(self, ref: Ref) -> str:
         """Return why pixel data is defective."""
-        with self._environment(ref) as environment:
+        with self.environment(ref) as environment:
             return (environment.mark(b"d", ref.sequence) or b"").decode(errors="replace")
 
     def unchecked(self, study_hash: str, generation: int) -> list[Ref]:
@@ -929,11 +965,13 @@ class LmdbStudyStore:
         return self._unmarked(b"p", study_hash, generation)
 
     def _unmarked(self, kind: bytes, study_hash: str, generation: int) -> list[Ref]:
-        with self._environment(Ref(study_hash, generation, 0)) as environment:
+        with self.environment(Ref(study_hash, generation, 0)) as environment:
             if environment.rows_only:
                 return []
             self._check_hashed(environment)
-            return [Ref(study_hash, generation, sequence) for sequence in environment.unmarked(kind)]
+            refs = [Ref(study_hash, generation, sequence) for sequence in environment.unmarked(kind)]
+        # Of a damaged object there is nothing to be copied or checked; its content comes anew, as another.
+        return [ref for ref in refs if ref not in self.damage] if self.damage else refs
 
     # -- leaving -------------------------------------------------------------------------------------------------------
 
@@ -976,13 +1014,16 @@ class LmdbStudyStore:
             self._unfinished.discard(key)
             if self._writable_now.get(environment.study_hash) is environment:
                 del self._writable_now[environment.study_hash]
+        for reason in ("COMMIT_FAILED", "OBJECT_CORRUPT"):
+            self._alarms.end(reason, key)
         environment.close()
 
     def evict(self, study_hash: str, generation: int) -> int:
         """Drop a generation's environment; its rows are kept."""
+        replaced = {ref.sequence for ref in self.damage.refs(study_hash, generation) if self.damage.replaced(ref)}
         with self._study_lock(study_hash), self._alone(study_hash, generation) as environment:
             g = self._catalogue.get(study_hash, generation)
-            missing, last = len(environment.unmarked(b"p")), environment.last_sequence
+            missing, last = len(set(environment.unmarked(b"p")) - replaced), environment.last_sequence
             if missing or g is None or g.registered < last:
                 raise RadmeshError(
                     "NOT_PERMANENT",
@@ -995,16 +1036,24 @@ class LmdbStudyStore:
             environment.save_rows(rows)
             self._sync_name(rows)
             # From here on it takes nothing more, whatever happens: it may be that the catalogue has it as leaving.
-            self._take_no_more(environment)
+            self.take_no_more(study_hash, generation)
             self._catalogue.update(study_hash, generation, unmark=True, state=states.EVICTING, last=last, bytes=size)
             self._close_for_good(environment)
             self._finish_eviction(study_hash, generation)
+        if self.damage:
+            self.damage.review_soon()
         return size
 
-    def _take_no_more(self, environment: Environment) -> None:
+    def take_no_more(self, study_hash: str, generation: int) -> None:
+        """Store no more objects in a generation, as long as this process lives."""
+        key = (study_hash, generation)
         with self._lock:
-            environment.sealed = True
-            self._sealed.add((environment.study_hash, environment.generation))
+            self._sealed.add(key)
+            environment = self._open.get(key)
+            if environment is not None:
+                environment.sealed = True
+                if self._writable_now.get(study_hash) is environment:
+                    del self._writable_now[study_hash]
 
     def _finish_eviction(self, study_hash: str, generation: int) -> None:
         """From EVICTING on: rename, PERMANENT_ONLY, unlink; can be done again after a crash anywhere between."""
@@ -1036,7 +1085,7 @@ class LmdbStudyStore:
             with self._alone(study_hash, generation) as environment:
                 if environment.last_sequence != last:
                     raise RadmeshError("STORE_BUSY", "more of the study has come: look again")
-                self._take_no_more(environment)
+                self.take_no_more(study_hash, generation)
                 self._catalogue.update(
                     study_hash, generation, unmark=True, state=states.REMOVED, registered=last, last=last
                 )
@@ -1047,6 +1096,7 @@ class LmdbStudyStore:
         """From REMOVED on: rename, drop the row, unlink; can be done again after a crash anywhere between."""
         trash = self._to_trash(study_hash, generation)
         self._catalogue.retire(study_hash, generation)
+        self.damage.forget(study_hash, generation)
         self._background.submit(self._unlink, trash)
 
     def _study_lock(self, study_hash: str) -> threading.Lock:
@@ -1062,9 +1112,9 @@ class LmdbStudyStore:
     def close(self) -> None:
         """Finish what was begun, and let go."""
         with self._lock:
-            if self._closing:
+            if self.closing:
                 return
-            self._closing = True
+            self.closing = True
             self._forget_transfers(0.0)
             until = time.monotonic() + WAIT_SECONDS
             while not all(_unused(e) for e in self._open.values()) and time.monotonic() < until:
