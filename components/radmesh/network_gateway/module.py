@@ -36,6 +36,7 @@ class NetworkGateway:
             reserve=config.reserve,
             spool=True,
             alarm=context.status.raise_alarm,
+            clear=context.status.clear_alarm,
         )
         self._memory = Memory(context.data / "placements")
         self._rejects = Rejects(
