@@ -145,7 +145,7 @@ class Holds:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """Of `release`: the admissions that were verified again, as they are now."""
+    """Of `release`: the study's admissions, or the one that was named, as they are now."""
 
     admissions: tuple[Admission, ...]
 
