@@ -93,7 +93,7 @@ REASONS: dict[str, Reason] = {
         ("NO_ARCHIVE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "start an archive server, or make room in one"),
         ("NO_STORE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "start an archive server, or make room in the spool"),
         ("DATA_SET_UNREADABLE", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "the data set is no valid DICOM encoding; its bytes are in the rejects store"),
-        ("DATA_SET_TRUNCATED", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "the data set ends inside an element; its bytes are in the rejects store"),
+        ("DATA_SET_TRUNCATED", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "the data set ends inside an element; its bytes, over 16 MiB its head alone, are in the rejects store"),
         ("BAD_VR", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "the named element has no valid VR; its bytes are in the rejects store"),
         ("DATA_SET_MISSING", Code.INVALID_ARGUMENT, _CANNOT_UNDERSTAND, 400, "send the data set that the command announces"),
         ("UID_MISSING", Code.INVALID_ARGUMENT, _MISMATCH, 400, "the named UID is needed; the bytes are in the rejects store"),
