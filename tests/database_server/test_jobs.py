@@ -52,6 +52,43 @@ def test_workers_at_once_never_share_a_job(parts: Parts) -> None:
     assert sorted(taken, key=int) == [str(number) for number in range(20)]
 
 
+def test_what_ended_long_ago_is_removed_some_at_a_time(parts: Parts) -> None:
+    """As jobs of its kind end; what is alive, of another kind, or ended lately stays."""
+    for number in range(50):
+        enqueue(parts, str(number))
+    for job in lease(parts, count=100):
+        finish(parts, job, FAILED if int(job["key"]) % 2 else SUCCEEDED)
+    enqueue(parts, "other", "other")
+    other = parts.jobs.lease(["other"], "worker-1", 1, MINUTE)[0]
+    finish(parts, other, FAILED)
+    enqueue(parts, "waits")
+    parts.advance(timedelta(days=13).total_seconds())
+    for number in range(3):
+        enqueue(parts, f"late {number}")
+    lately = next(job for job in lease(parts) if job["key"] == "late 0")
+    finish(parts, lately, SUCCEEDED)
+    assert len(keys(parts)) == 50 + 1 + 4
+    parts.advance(timedelta(days=2).total_seconds())
+    for job, rest in zip([job for job in lease(parts) if job["key"] != "waits"], (10, 0), strict=True):
+        assert finish(parts, job, SUCCEEDED)["state"] == SUCCEEDED
+        assert len([key for key in keys(parts) if key.isdecimal()]) == rest
+    assert set(keys(parts)) == {"other", "waits", "late 0", "late 1", "late 2"}
+
+
+def test_a_job_whose_last_worker_was_lost_is_kept_from_then_on(parts: Parts) -> None:
+    enqueue(parts, "1", most=1)
+    lease(parts)
+    parts.advance(timedelta(days=20).total_seconds())
+    assert lease(parts) == []
+    enqueue(parts, "2")
+    finish(parts, lease(parts)[0], SUCCEEDED)
+    assert sorted(keys(parts)) == ["1", "2"]
+
+
+def keys(parts: Parts) -> list[str]:
+    return [job["key"] for job in parts.jobs.list("", 0, 1000, "")[0]]
+
+
 def test_one_live_job_for_a_thing(parts: Parts) -> None:
     first = enqueue(parts)
     assert enqueue(parts)["id"] == first["id"]

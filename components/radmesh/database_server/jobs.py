@@ -1,4 +1,7 @@
-"""Work that any worker may take: a row with a lease. A dead worker's row is taken by another."""
+"""Work that any worker may take: a row with a lease. A dead worker's row is taken by another.
+
+What has ended is kept for two weeks, to be looked at.
+"""
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -16,6 +19,9 @@ from radmesh.sql.engine import Database, micros
 QUEUED, LEASED, SUCCEEDED, FAILED = 1, 2, 3, 4
 _PAYLOAD_MAX: Final = 64 * 1024
 _ATTEMPTS_MAX: Final = 1000
+_KEPT: Final = timedelta(days=14)
+# Rows removed by each job that ends: more than one, so that what was left lying becomes less.
+_PRUNE: Final = 20
 
 
 class Jobs:
@@ -105,7 +111,7 @@ class Jobs:
                 jobs.c.lease_until < now,
                 jobs.c.attempt >= jobs.c.max_attempts,
             )
-            .values(state=FAILED, reason="JOB_LOST", message="every attempt ended without an answer")
+            .values(state=FAILED, due_time=now, reason="JOB_LOST", message="every attempt ended without an answer")
         )
 
     def _change(
@@ -123,11 +129,28 @@ class Jobs:
             if row["fence"] != fence or row["state"] != LEASED:
                 raise RadmeshError("JOB_LOST", "the lease ran out and another has the job: drop it")
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values(row)))
+            if done:
+                self._prune(connection, row["kind"])
             row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().one()
             return dict(row), [("job", str(job_id))] if done else []
 
         job, _ = self._feed.write(work)
         return job  # type: ignore[return-value]
+
+    def _prune(self, connection: sa.Connection, kind: str) -> None:
+        """Remove some jobs of a kind that ended long ago: since then nothing has set their `due_time`."""
+        before = micros(self._clock.now() - _KEPT)
+        for state in (SUCCEEDED, FAILED):
+            old = (
+                sa.select(jobs.c.id)
+                .where(jobs.c.kind == kind, jobs.c.state == state, jobs.c.due_time < before)
+                .order_by(jobs.c.due_time)
+                .limit(_PRUNE)
+            )
+            if not self._database.sqlite:
+                # Another that ends at this moment has its own.
+                old = old.with_for_update(skip_locked=True)
+            connection.execute(sa.delete(jobs).where(jobs.c.id.in_(old.scalar_subquery())))
 
     def renew(self, job_id: int, fence: int, lease: timedelta) -> dict[str, Any]:
         """Prolong a lease.
