@@ -138,11 +138,19 @@ TABLE = Table(
             numbered=True,
         ),
         Module(
+            "connectivity-manager",
+            "radmesh.connectivity_manager.module:module",
+            "connectivity",
+            "radmesh.connectivity_manager.config:Section",
+            needs=("database-server",),
+            numbered=True,
+        ),
+        Module(
             "network-gateway",
             "radmesh.network_gateway.module:module",
             "gateway",
             "radmesh.network_gateway.config:Section",
-            needs=("archive-server", "database-server"),
+            needs=("archive-server", "connectivity-manager", "database-server"),
         ),
         Module(
             "gateway-proxy",
@@ -156,7 +164,7 @@ TABLE = Table(
             "radmesh.application_server.module:module",
             "grpc",
             "radmesh.application_server.config:Section",
-            needs=("network-gateway", "archive-server", "database-server"),
+            needs=("network-gateway", "connectivity-manager", "archive-server", "database-server"),
         ),
     )
 )

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from radmesh.dicom.domains import DEFAULT
+from radmesh.mesh import sections
 from radmesh.mesh.modules import Module, Table
 from radmesh.mesh.place import Lock, Place
 from radmesh.runtime.config import Configuration
@@ -227,7 +229,7 @@ def _contexts(
     settings = {
         "configuration": configuration,
         "stations": tuple(station.station() for station in configuration["stations"]),
-        "domains": configuration["domains"],
+        "domains": configuration["domains"] or (sections.Domain(name=DEFAULT),),
         "data": place.data,
     }
     return {
