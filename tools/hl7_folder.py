@@ -7,6 +7,7 @@ It prints a table in Markdown, as docs/interop.md has it. The exit code is 1 if 
 
 import argparse
 import json
+import re
 import socket
 import sys
 from collections import Counter
@@ -17,6 +18,7 @@ from radmesh.client import Cluster, Message
 
 _VT, _FS_CR = b"\x0b", b"\x1c\r"
 _SECONDS = 30.0
+_STATES = ("DONE", "IGNORED", "DEAD")
 
 
 class Line:
@@ -43,6 +45,15 @@ class Line:
             return None
         return answer[1:-2]
 
+    def tell(self, message: bytes) -> str:
+        """Send one frame that is not answered."""
+        self.close()
+        with socket.create_connection(("127.0.0.1", self._port), _SECONDS) as connection:
+            connection.sendall(_VT + message + _FS_CR)
+            connection.shutdown(socket.SHUT_WR)
+            # What was sent is taken before the other side closes.
+            return code_of(None) if connection.recv(1) else "not wanted"
+
     def close(self) -> None:
         """Close the connection."""
         if self._socket is not None:
@@ -52,10 +63,19 @@ class Line:
 
 def code_of(answer: bytes | None) -> str:
     """Return MSA-1 of an answer; "none" without one."""
+    separator = answer[3:4] if answer else b"|"
     for segment in (answer or b"").split(b"\r"):
-        if segment.startswith(b"MSA|"):
-            return segment.split(b"|")[1].decode("ascii", "replace")
+        if segment.startswith(b"MSA" + separator):
+            return segment.split(separator)[1].decode("ascii", "replace")
     return "none"
+
+
+def wants_answer(message: bytes) -> bool:
+    """Whether the sender wants an answer: not one whose MSH-15 is NE, and whose MSH-16 asks for none either."""
+    header = re.split(rb"[\r\n]", message[message.find(b"MSH") :], maxsplit=1)[0]
+    fields = header.split(header[3:4]) if len(header) > 3 else []
+    asked = [field.strip() for field in fields[14:16]]
+    return asked[:1] != [b"NE"] or asked[1:2] not in ([], [b""], [b"NE"])
 
 
 def logged(cluster: Cluster, domain: str, after: int) -> Iterator[Message]:
@@ -67,24 +87,32 @@ def logged(cluster: Cluster, domain: str, after: int) -> Iterator[Message]:
 
 
 def kind_of(message: Message) -> str:
-    """Return the type without its structure: ORM^O01."""
-    return "^".join(message.type.split("^")[:2]) or "(none)"
+    """Return the type without its structure, such as "ORM^O01"; "(none)" if it is no type."""
+    code, _, trigger = message.type.partition("^")
+    trigger = trigger.partition("^")[0]
+    if not re.fullmatch("[A-Z][A-Z0-9]{2}", code):
+        return "(none)"
+    return f"{code}^{trigger}" if trigger else code
 
 
 def report(answers: Counter[str], messages: list[Message], replays: int) -> Iterator[str]:
-    """Yield the lines of the table."""
-    states = ("DONE", "IGNORED", "DEAD")
-    kinds = Counter(kind_of(m) for m in messages)
-    counts = Counter((kind_of(m), m.state) for m in messages)
+    """Yield the lines of the table: types of which one took effect each have a row, others one for their code."""
+    effective = {kind_of(m) for m in messages if m.state == "DONE"}
+    rows: dict[str, Counter[str]] = {}
+    for message in messages:
+        kind = kind_of(message)
+        code = kind.partition("^")[0]
+        name = kind if kind in effective else f"other {code}" if code == "ADT" else code
+        rows.setdefault(name, Counter())[message.state] += 1
     yield "| type | messages | took effect | ignored | dead letters |"
     yield "| --- | ---: | ---: | ---: | ---: |"
-    for kind, number in sorted(kinds.items(), key=lambda item: (-item[1], item[0])):
-        yield f"| {kind} | {number} | {' | '.join(str(counts[kind, state] or '') for state in states)} |"
-    totals = [sum(number for (_, of), number in counts.items() if of == state) for state in states]
-    yield f"| **all** | **{len(messages)}** | {' | '.join(f'**{number}**' for number in totals)} |"
+    for name, row in sorted(rows.items(), key=lambda item: (-item[1]["DONE"], -item[1].total(), item[0])):
+        yield f"| {name} | {row.total()} | {' | '.join(str(row[state] or '') for state in _STATES)} |"
+    total: Counter[str] = sum(rows.values(), Counter())
+    yield f"| **all** | **{total.total()}** | {' | '.join(f'**{total[state]}**' for state in _STATES)} |"
     yield ""
     said = ", ".join(f"{number} {code}" for code, number in sorted(answers.items()))
-    yield f"{sum(answers.values())} frames, answers: {said}; the same message again: {replays}."
+    yield f"{answers.total()} frames; answers: {said}; the same message again: {replays}."
     reasons = Counter(m.reason for m in messages if m.state == "DEAD")
     yield f"Dead letters: {', '.join(f'{number} {reason}' for reason, number in reasons.most_common())}."
 
@@ -106,7 +134,8 @@ def main() -> int:
         before = next(cluster.messages(domain=domain, direction="in", limit=1), None)
         line = Line(port)
         for path in files:
-            code = code_of(line.ask(path.read_bytes()))
+            message = path.read_bytes()
+            code = code_of(line.ask(message)) if wants_answer(message) else line.tell(message)
             answers[code] += 1
             if code == "none":
                 print(f"no answer: {path}", file=sys.stderr)
