@@ -79,6 +79,8 @@ def match(study: StudyKeys, policy: Policy, *, by_uid: Find, by_accession: Find,
     An order that carries the study's UID goes first, then the study key of the policy; the patient has to agree
     whatever was found (CORRECTNESS rule 11). The three functions give orders that are not cancelled: with the Study
     UID, with the accession number, and those of the study's date whose patient may be the study's.
+
+    "accession else date" never joins two different accession numbers: the study's own order may still come.
     """
     keyed: list[OrderKeys] = []
     if study.study_instance_uid:
@@ -94,16 +96,20 @@ def match(study: StudyKeys, policy: Policy, *, by_uid: Find, by_accession: Find,
             same = [order for order in by_patient_and_date() if order.scheduled_date == study.study_date]
             if part == "date+modality":
                 same = [order for order in same if order.modality in ("", study.modality)]
+            if len(parts) > 1 and study.accession_number:
+                same = [order for order in same if order.accession_number in ("", study.accession_number)]
             keyed = [order for order in same if not differences(study.patient, order.patient, policy)]
     if not keyed:
         return Result(Outcome.NO_ORDER)
-    if policy.accession_identifies_patient and study.accession_number:
-        agreeing = [o for o in keyed if o.accession_number == study.accession_number]
-    else:
-        agreeing = [o for o in keyed if not differences(study.patient, o.patient, policy)]
+    trusted = study.accession_number if policy.accession_identifies_patient else ""
+    agreeing = [
+        order
+        for order in keyed
+        if (trusted and order.accession_number == trusted) or not differences(study.patient, order.patient, policy)
+    ]
     if not agreeing:
         mismatched = differences(study.patient, keyed[0].patient, policy)
-        return Result(Outcome.PATIENT_MISMATCH, tuple(keyed[:CANDIDATES_MOST]), mismatched or ("PatientID",))
+        return Result(Outcome.PATIENT_MISMATCH, tuple(keyed[:CANDIDATES_MOST]), mismatched)
     chosen = _narrow(study, agreeing)
     if len(chosen) > 1:
         return Result(Outcome.AMBIGUOUS, tuple(chosen[:CANDIDATES_MOST]))
