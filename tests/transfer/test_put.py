@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -13,13 +14,14 @@ from transfer_support import CHUNK, TRANSFER, Mesh, admission_key, object_header
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.transfer.v1 import transfer_pb2, transfer_pb2_grpc
+from radmesh.runtime.clock import SystemClock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.line import Line
 from radmesh.runtime.rpc import from_rpc_error
 from radmesh.study_store import Outcome
 from radmesh.transfer.model import key_message
 from radmesh.transfer.reader import read_range
-from radmesh.transfer.sender import KeepBudget, _cut, _header, _Object
+from radmesh.transfer.sender import NO_STORE_SECONDS, KeepBudget, Sender, _cut, _header, _Object
 from radmesh_native.crc32c import crc32c
 
 SIZES = [0, 1, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 5_000_003]
@@ -144,8 +146,6 @@ def test_our_sender_speaks_to_a_plain_protobuf_server(folder: Any) -> None:
             yield transfer_pb2.ReadRangeResponse(
                 offset=0, size=3, sha256=hashlib.sha256(b"abc").digest(), crc32c=crc32c(b"abc"), data=b"abc"
             )
-
-    from radmesh.transfer.sender import Sender
 
     mesh = Mesh(folder, "unix")
     server = mesh.serve(mesh.context("archive-server-0"), TRANSFER, Server())
@@ -334,8 +334,6 @@ def test_a_store_that_does_not_answer_is_a_timeout(folder: Any) -> None:
     class Store:
         store_id, epoch = "archive-0", b"e" * 16
 
-    from radmesh.transfer.sender import Sender
-
     mesh = Mesh(folder, "unix")
     server = mesh.serve(mesh.context("archive-server-0"), TRANSFER, Silent())
     client = mesh.context("gateway-proxy")
@@ -353,6 +351,31 @@ def test_a_store_that_does_not_answer_is_a_timeout(folder: Any) -> None:
     assert caught.value.reason == "PEER_TIMEOUT"
     sender.close()
     mesh.close()
+
+
+def test_that_no_store_has_room_is_told_soon(folder: Any, unix_world: Any) -> None:
+    """A store that comes back within seconds is worth waiting for, a full one is not."""
+    world = unix_world
+
+    class Jumping(SystemClock):
+        passed = 0.0
+
+        def monotonic(self) -> float:
+            return self.passed
+
+        def wait(self, event: threading.Event, seconds: float) -> bool:
+            self.passed += seconds
+            return event.is_set()
+
+    def admit(_admission: Any) -> Any:
+        raise RadmeshError("NO_STORE", "no archive answers and the spool is full")
+
+    clock = Jumping()
+    sender = Sender(world.mesh.context("gateway-proxy").line, admit, clock)
+    with pytest.raises(RadmeshError) as caught:
+        send(sender, world, b"abc")
+    assert caught.value.reason == "NO_STORE"
+    assert NO_STORE_SECONDS <= clock.passed < NO_STORE_SECONDS + 1.5
 
 
 def test_a_full_store_sends_the_object_elsewhere_or_fails(folder: Any, unix_world: Any) -> None:

@@ -121,7 +121,7 @@ class MethodCodec:
 PersonAuthenticator = Callable[[str], Person]
 
 # Answers of a component that does serve: the caller's channel is not to ask again, which would take up its deadline.
-_FINAL = frozenset(("NO_ARCHIVE", "NO_STORE"))
+_FINAL = frozenset(("NO_ARCHIVE", "NO_STORE", "RIS_UNAVAILABLE"))
 
 
 def to_status(error: RadmeshError) -> Any:

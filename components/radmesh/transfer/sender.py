@@ -33,6 +33,8 @@ LEAST_WINDOW: Final = 6 << 20
 PARTS_MAX: Final = 64
 AVOID_SECONDS: Final = 3.0
 """A silent store has this long to come back before another one is asked for."""
+NO_STORE_SECONDS: Final = 2.0
+"""That no store has room is an answer: the sender is told soon, and may come again later."""
 BACKOFF_MAX: Final = 1.0
 
 LOST: Final = frozenset(
@@ -429,7 +431,9 @@ class Sender:
         reason = error.reason
         if reason.startswith("TICKET_"):
             self._forget_ticket(o)
-        if seconds >= self._resume_seconds or reason not in RECOVERABLE:
+        # What can only be resumed where it is waits for its store, whatever the others say.
+        patience = NO_STORE_SECONDS if reason == "NO_STORE" and not o.base else self._resume_seconds
+        if seconds >= patience or reason not in RECOVERABLE:
             raise error
         if reason in AGAIN:
             if o.base or o.restarts:
