@@ -174,16 +174,21 @@ class Components:
         )
         return Ticket.parse(placement.PlaceStudy(request, timeout=2.0).ticket)
 
-    def admit(self, key: AdmissionKey, avoid: str = "") -> Ticket:
+    def admit(self, key: AdmissionKey, avoid: str = "", header: bytes = b"", address: str = "") -> Ticket:
         admission = self.client("gateway-proxy", gateway_pb2, "AdmissionService", "network-gateway")
-        request = gateway_pb2.AdmitRequest(admission_key=key_message(key), avoid_store_id=avoid)
+        request = gateway_pb2.AdmitRequest(
+            admission_key=key_message(key), avoid_store_id=avoid, header=header, source_address=address
+        )
         return Ticket.parse(admission.Admit(request, timeout=3.0).ticket)
 
     def sender(self, by: str = "database", **options: Any) -> Sender:
         """A sender with tickets of the database, or of the gateway."""
 
         def ask(admission: Admission) -> Ticket:
-            return (self.place if by == "database" else self.admit)(admission.key, admission.avoid_store_id)
+            if by == "database":
+                return self.place(admission.key, admission.avoid_store_id)
+            where = admission.header.source_address
+            return self.admit(admission.key, admission.avoid_store_id, admission.queryable, where)
 
         sender = Sender(
             self.context("gateway-proxy").line,

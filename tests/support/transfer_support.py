@@ -29,7 +29,7 @@ from radmesh.study_store import LmdbStudyStore, ObjectHeader
 from radmesh.transfer.model import Ticket
 
 INSTANCES = ["archive-server-0", "archive-server-1", "gateway-proxy", "network-gateway", "database-server"]
-INSTANCES += ["application-server", "curator"]
+INSTANCES += ["application-server", "curator", "connectivity-manager-0", "connectivity-manager-1"]
 TRANSFER = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"]
 REGISTRY = database_pb2.DESCRIPTOR.services_by_name["RegistryService"]
 CHUNK = 1_048_560
@@ -43,6 +43,7 @@ class Mesh:
         self.transport = transport
         self.clock = clock or SystemClock()
         self.addresses: dict[str, str] = {}
+        self.settings: dict[str, Any] = {}
         self._contexts: list[Context] = []
         self._servers: list[Server] = []
         if issue:
@@ -68,6 +69,7 @@ class Mesh:
             credentials=MeshCredentials(self.folder / "credentials", instance),
             listen=self.listen(instance),
             addresses=self.addresses,
+            settings=self.settings,
         )
         self._contexts.append(context)
         return context

@@ -49,7 +49,7 @@ class NetworkGateway:
         )
         self._server: Server = context.server(max_workers=config.max_streams, max_connection_age=None)
         domains = Domains.of(context.settings)
-        verifier = Verifier(
+        verifier = self._verifier = Verifier(
             context,
             domains,
             deadline=config.verify_deadline,

@@ -19,6 +19,7 @@ DOMAIN_UNKNOWN, OVERRIDDEN = "DOMAIN_UNKNOWN", "OVERRIDDEN"
 UNAVAILABLE, TIMEOUT = "RIS_UNAVAILABLE", "TIMEOUT"
 # Nobody has said anything: no new knowledge.
 UNKNOWN: Final = frozenset((UNAVAILABLE, TIMEOUT))
+_IDENTITY: Final = frozenset(("PatientID", "IssuerOfPatientID"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def supersedes(verdict: Verdict, standing: Standing, patient_key: str) -> bool:
         return (
             verdict.reason == MISMATCH
             and standing.order_id in verdict.candidates
-            and (patient_key == "name" or "PatientID" in verdict.mismatched)
+            and (patient_key == "name" or not _IDENTITY.isdisjoint(verdict.mismatched))
         )
     if not verdict.known:
         return standing.state == PENDING or (
