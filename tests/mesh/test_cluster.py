@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from radmesh.mesh.modules import TABLE
+
 FREE_PORTS = dict.fromkeys(("RADMESH_DICOM_PORT", "RADMESH_GRPC_PORT", "RADMESH_HTTP_PORT", "RADMESH_HL7_PORT"), "0")
 
 
@@ -67,13 +69,11 @@ def back(ready: dict[str, Any], component: str, victim: int, count: int) -> bool
 
 def test_the_whole_cluster(up):
     ready = up.ready()
-    assert set(ready["pids"]) == {
-        "database-server", "archive-server", "network-gateway", "gateway-proxy", "application-server"
-    }  # fmt: skip
+    assert set(ready["pids"]) == set(TABLE.by_name)
     assert len(ready["pids"]["gateway-proxy"]) >= 3
     assert ready["ports"]["dicom"]
     assert ready["urls"]["grpc"] == f"grpc://127.0.0.1:{ready['ports']['grpc']}"
-    assert (ready["ports"]["http"], ready["ports"]["hl7"], ready["ports"]["dicom_tls"]) == (None, None, None)
+    assert (ready["ports"]["http"], ready["ports"]["dicom_tls"]) == (None, None)
     for component in ready["pids"]:
         victim = ready["pids"][component][-1]
         os.kill(victim, signal.SIGKILL)

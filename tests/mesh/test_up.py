@@ -216,6 +216,17 @@ def test_two_clusters_in_one_directory(cluster):
     assert cluster.ready()["pid"] == cluster.process.pid
 
 
+def test_a_port_that_nobody_serves_is_said(cluster):
+    """Whether a part that is not there yet has a setting for it, or not; whoever chose none hears nothing."""
+    cluster.up("--dicom-tls-port", "0", "--dicom-port", "0", RADMESH_GRPC_PORT="0", RADMESH_HL7_PORT="")
+    _, output = cluster.stop()
+    lines = [line.split(maxsplit=1) for line in output.splitlines() if "not served" in line]
+    assert lines == [
+        ["dicom_tls", "not served: RADMESH_DICOM_TLS_PORT has no effect in this version"],
+        ["grpc", "not served: RADMESH_GRPC_PORT has no effect in this version"],
+    ]
+
+
 def test_a_port_in_use_is_said(cluster):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

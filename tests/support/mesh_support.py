@@ -23,6 +23,7 @@ class Edge:
     """[dicom]: settings of the edge."""
 
     port: int = setting(0, doc="Port.", env="RADMESH_DICOM_PORT", minimum=0, maximum=65535)
+    tls_port: int = setting(2762, doc="Not served.", env="RADMESH_DICOM_TLS_PORT", minimum=0, maximum=65535)
     bind: str = setting("127.0.0.1", doc="Address.", env="RADMESH_BIND")
     ae_title: str = setting("RADMESH", doc="AE title.", env="RADMESH_AE_TITLE")
     fault: str = setting("", doc="What goes wrong: hang at start, exit at start, ignore SIGTERM.", env="EDGE_FAULT")

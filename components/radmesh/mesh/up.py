@@ -408,6 +408,17 @@ class Supervisor:
             for name, url in child.endpoints.items():
                 if name != "dicom":
                     yield f"  {name:<10} {_from_here(url)}"
+        for name, variable in self._asked_for():
+            if ready["ports"][name] is None:
+                yield f"  {name:<10} not served: {variable} has no effect in this version"
+
+    def _asked_for(self) -> Iterator[tuple[str, str]]:
+        """Yield the ports that somebody chose, and how the setting is called."""
+        for name, variable in PORTS.items():
+            # What no part has a setting for is not in the configuration.
+            keys = self._schema.by_variable(variable)
+            if any(key in self._configuration.sources for key in keys) or (not keys and os.environ.get(variable)):
+                yield name, variable
 
     def ready(self) -> dict[str, Any]:
         """Return what ready.json says."""
