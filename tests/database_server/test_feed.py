@@ -51,7 +51,7 @@ def test_everything_that_changes_is_told(parts: Parts) -> None:
     entry = record()
     parts.register(entry)
     parts.statuses.move(entry.study_instance_uid, "reading", 2, reason="", expected_version=0, actor="x")
-    parts.statuses.set_hold(entry.study_instance_uid, entry.admission_key, 5, "NO_ORDER", "x")
+    parts.hold(entry.study_instance_uid, entry.admission_key, 5, "NO_ORDER", "x")
     parts.statuses.correct(entry.study_instance_uid, {"PatientName": "X"}, source="u", expected_version=0, actor="x")
     parts.registry.update(
         [

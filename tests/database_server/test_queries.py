@@ -298,7 +298,7 @@ def partly_held(parts: Parts) -> Parts:
     )
     for study, name in ((0, "Roe^Richard"), (1, "Doe^John")):
         for row, _ in ((row, name) for row in _admissions(parts, study) if row["station"] == "MR1"):
-            parts.statuses.set_hold(uid("study", study), bytes(row["digest"]), HELD, "PATIENT_MISMATCH", "test")
+            parts.hold(uid("study", study), bytes(row["digest"]), HELD, "PATIENT_MISMATCH", "test")
     parts.registry.update(
         [
             {
@@ -316,7 +316,7 @@ def partly_held(parts: Parts) -> Parts:
 
 
 def _admissions(parts: Parts, study: object) -> list[dict[str, Any]]:
-    rows, _ = parts.statuses.admissions(uid("study", study), (), 100, "")
+    rows, _ = parts.admissions(uid("study", study), (), 100, "")
     return rows
 
 
@@ -396,7 +396,7 @@ def test_what_is_seen_of_a_partly_held_study_is_its_worst(parts: Parts) -> None:
     for sop, (station, state) in enumerate(states.items()):
         parts.register(record(sop=sop, station=station))
         digest = record(sop=sop, station=station).admission_key
-        parts.statuses.set_hold(uid("study", 0), digest, state, "NO_ORDER" if state == HELD else "", "test")
+        parts.hold(uid("study", 0), digest, state, "NO_ORDER" if state == HELD else "", "test")
     assert parts.study(0, ANYBODY)["verification"] == PENDING
     parts.register(record(sop=9, station="S4", changes={"verification": UNVERIFIED}))
     assert parts.study(0, ANYBODY)["verification"] == UNVERIFIED
@@ -404,7 +404,7 @@ def test_what_is_seen_of_a_partly_held_study_is_its_worst(parts: Parts) -> None:
 
 def test_release_shows_it_again(partly_held: Parts) -> None:
     for row in _admissions(partly_held, 0):
-        partly_held.statuses.set_hold(uid("study", 0), bytes(row["digest"]), VERIFIED, "", "test")
+        partly_held.hold(uid("study", 0), bytes(row["digest"]), VERIFIED, "", "test")
     assert partly_held.study(0, ANYBODY)["instance_count"] == 3
     assert len(partly_held.instances(0, ANYBODY)) == 4
 

@@ -317,7 +317,7 @@ def test_figures_are_what_the_rows_say(parts: Parts, seed: int) -> None:
         admission = choose.choice(parts.rows(admissions))
         study = next(row for row in parts.rows(studies) if row["id"] == admission["study"])
         state = choose.choice((HELD, VERIFIED, UNVERIFIED))
-        parts.statuses.set_hold(study["study_instance_uid"], bytes(admission["digest"]), state, "NO_ORDER", "test")
+        parts.hold(study["study_instance_uid"], bytes(admission["digest"]), state, "NO_ORDER", "test")
     _recount(parts)
 
 
@@ -359,7 +359,7 @@ def test_a_hold_while_more_of_it_arrives(parts: Parts) -> None:
     parts.register(first)
 
     def hold() -> Any:
-        return parts.statuses.set_hold(first.study_instance_uid, first.admission_key, HELD, "PATIENT_MISMATCH", "test")
+        return parts.hold(first.study_instance_uid, first.admission_key, HELD, "PATIENT_MISMATCH", "test")
 
     with meeting(parts.database, ("INSERT INTO instances", "UPDATE admissions")):
         answers = at_once(lambda: parts.register(record(sop=1)), hold)

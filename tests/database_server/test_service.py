@@ -193,8 +193,11 @@ def test_status_holds_and_corrections(cluster: Cluster) -> None:
     stale = pb.SetStatusRequest(**study, reading=3, expected_version=2)  # type: ignore[arg-type]
     assert reason_of(lambda: gateway.SetStatus(stale)) == "VERSION_CONFLICT"
     assert reason_of(lambda: gateway.SetStatus(pb.SetStatusRequest(**study))) == "FIELD_INVALID"
-    held = pb.SetHoldRequest(**study, admission_key=entry.admission_key, verification=HELD, reason="PATIENT_MISMATCH")  # type: ignore[arg-type]
-    assert gateway.SetHold(held).instance_count == 1
+    held = pb.SetVerificationRequest(verification=HELD, reason="PATIENT_MISMATCH")  # type: ignore[arg-type]
+    held.admission_key.study_instance_uid = entry.study_instance_uid
+    held.admission_key_digest = entry.admission_key
+    assert gateway.SetVerification(held).instance_count == 1
+    assert not gateway.SetVerification(held).changed
     assert reason_of(lambda: queries.GetStudy(pb.GetStudyRequest(**study))) == "STUDY_NOT_FOUND"
     mine = queries.GetStudy(pb.GetStudyRequest(**study, viewer_station="CT1")).study
     assert (mine.instance_count, mine.verification_reason) == (1, "PATIENT_MISMATCH")

@@ -15,10 +15,13 @@ import sqlalchemy as sa
 from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.jobs import Jobs
+from radmesh.database_server.orders import Orders
 from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries, StudyFilter, Viewer
 from radmesh.database_server.registry import Record, Registry
+from radmesh.database_server.reports import Reports
 from radmesh.database_server.statuses import Statuses
+from radmesh.database_server.verification import AdmissionFilter, Decision, Verifications
 from radmesh.dicom.admission import AdmissionKey
 from radmesh.dicom.header import TAGS, WANTED, QueryableHeader
 from radmesh.dicom.uids import study_hash
@@ -126,10 +129,13 @@ class Parts:
         self.database = database
         self.clock = clock or ManualClock()
         self.feed = Feed(database, self.clock, kept)
-        self.registry = Registry(database, self.feed, self.clock, 3.0)
+        self.statuses = Statuses(database, self.feed, self.clock)
+        self.verifications = Verifications(database, self.feed, self.clock, self.statuses)
+        self.registry = Registry(database, self.feed, self.clock, 3.0, self.verifications)
+        self.orders = Orders(database, self.feed, self.clock, self.statuses)
+        self.reports = Reports(database, self.feed, self.clock, self.statuses)
         self.placement = Placement(database, self.registry, self.clock)
         self.queries = Queries(database)
-        self.statuses = Statuses(database, self.feed, self.clock)
         self.jobs = Jobs(database, self.feed, self.clock)
         self._accounts: Accounts | None = None
 
@@ -167,6 +173,19 @@ class Parts:
             self.beat(records[0].store_id, SPOOL if records[0].store_id.startswith("spool") else ARCHIVE)
         outcomes, _ = self.registry.register(records)
         return outcomes
+
+    def hold(self, study: str, digest: bytes, verification: int, reason: str, actor: str) -> tuple[int, int]:
+        """Decide about an admission key; return the instances concerned, and the revision."""
+        count, revision, _ = self.verifications.decide(
+            Decision(study, digest, verification, reason=reason, actor=actor)
+        )
+        return count, revision
+
+    def admissions(
+        self, study: str = "", verifications: Sequence[int] = (), size: int = 100, token: str = ""
+    ) -> tuple[list[dict[str, Any]], str]:
+        """A page of admissions."""
+        return self.verifications.admissions(AdmissionFilter(study, tuple(verifications)), size, token)
 
     def study(self, study: object = 0, viewer: Viewer = ALL) -> dict[str, Any]:
         """A study as a viewer sees it."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from radmesh.connectivity_manager.orders import Orders
+from radmesh.connectivity_manager.orders import Orders, Said
 from radmesh.connectivity_manager.schema import messages
 from radmesh.hl7 import build
 from radmesh.hl7.message import Message, parse, split_batch
@@ -87,16 +87,17 @@ class Intake:
             message: Message | None = parse(raw)
         except RadmeshError as error:
             message, unreadable = None, error
-        if message is not None and subject(message) == "ACKNOWLEDGEMENT":
-            return None  # nobody waits for it here
         digest = _digest(message, raw)
         outcome: list[Effect] = []
 
         def work(c: sa.Connection) -> bytes:
+            self._database.serialise(c)
             first = self._replay(c, message, digest)
             if first is not None:
-                c.execute(sa.update(messages).where(messages.c.id == first.id).values(replays=messages.c.replays + 1))
-                return bytes(first.ack)
+                if first.state == DEAD:  # it had no effect yet, and its cause may be mended by now
+                    outcome[:] = [self.replay(c, first)]
+                again = sa.update(messages).where(messages.c.id == first.id).values(replays=messages.c.replays + 1)
+                return bytes(c.execute(again.returning(messages.c.ack)).scalar_one())
             effect = Effect(DEAD, unreadable) if message is None else self._apply(c, message)
             outcome[:] = [effect]
             answer = self._answer(message, effect)
@@ -111,11 +112,21 @@ class Intake:
         return answer or None
 
     def replay(self, c: sa.Connection, row: Any) -> Effect:
-        """Let a dead letter take effect, in the caller's transaction; the row is updated."""
+        """Let a dead letter take effect, in the caller's transaction.
+
+        Its row is updated; if it took effect, whoever sends it again hears that.
+        """
+        self._database.serialise(c)
+        values: dict[str, Any] = {}
         try:
-            effect = self._apply(c, parse(bytes(row.raw)))
+            message = parse(bytes(row.raw))
+            effect = self._apply(c, message, again=True)
         except RadmeshError as error:
             effect = Effect(DEAD, error)
+        else:
+            if effect.state != DEAD:
+                answer = self._answer(message, effect)
+                values = {"ack": answer or b"", "ack_code": _code(answer)}
         c.execute(
             sa.update(messages)
             .where(messages.c.id == row.id)
@@ -124,6 +135,7 @@ class Intake:
                 reason=effect.error.reason if effect.error else "",
                 error=effect.error.message[:_TEXT_MOST] if effect.error else "",
                 attempts=messages.c.attempts + 1,
+                **values,
             )
         )
         return effect
@@ -147,21 +159,21 @@ class Intake:
             .order_by(messages.c.id.desc())
         ).first()
 
-    def _apply(self, c: sa.Connection, message: Message) -> Effect:
+    def _apply(self, c: sa.Connection, message: Message, *, again: bool = False) -> Effect:
         """Do what the message says; a message that cannot be understood leaves nothing behind."""
         about = subject(message)
-        said_at = "".join(ch for ch in message.time[:14] if ch.isdigit())
+        said = Said.of(message, self._clock.now(), again=again)
         try:
             with c.begin_nested():
                 if about == "ORDER":
                     news = read_order(message, self._mapping)
-                    changed = self._orders.apply_orders(c, self.domain, news, said_at)
+                    changed = self._orders.apply_orders(c, self.domain, news, said)
                 elif about in ("PATIENT", "MERGE"):
                     event = read_patient_event(message, self._mapping)
                     if isinstance(event, MergeEvent):
-                        changed = self._orders.apply_merges(c, self.domain, event, said_at)
+                        changed = self._orders.apply_merges(c, self.domain, event, said)
                     else:
-                        changed = self._orders.apply_patient(c, self.domain, event, said_at)
+                        changed = self._orders.apply_patient(c, self.domain, event, said)
                 elif about == "REPORT" or message.type.code == "ADT":
                     changed = False
                 else:

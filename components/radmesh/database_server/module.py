@@ -1,21 +1,32 @@
 """Wires the Database Server."""
 
+from collections.abc import Callable
+from typing import Any, Final
+
+from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.database_server import service
 from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.config import Section
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.jobs import Jobs
+from radmesh.database_server.orders import Orders
 from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries
 from radmesh.database_server.registry import Registry
-from radmesh.database_server.schema import MIGRATIONS
+from radmesh.database_server.reports import TOPIC, Reports
+from radmesh.database_server.schema import MIGRATIONS, outbox
 from radmesh.database_server.statuses import Statuses
+from radmesh.database_server.verification import Verifications
+from radmesh.dicom.domains import Domains
 from radmesh.runtime.context import Context
+from radmesh.runtime.lifecycle import Worker
 from radmesh.runtime.rpc import Server
 from radmesh.sql.engine import Database
+from radmesh.sql.outbox import Dispatcher
 
-_SERVICES = database_pb2.DESCRIPTOR.services_by_name
+_SERVICES: Final = database_pb2.DESCRIPTOR.services_by_name
+_CONNECTIVITY: Final = connectivity_pb2.DESCRIPTOR.services_by_name["ConnectivityService"]
 
 
 class DatabaseServer:
@@ -26,7 +37,12 @@ class DatabaseServer:
         self._database = Database(config.url or f"sqlite:///{context.data / 'radmesh.sqlite'}", MIGRATIONS)
         clock = context.clock
         self._feed = Feed(self._database, clock, config.history)
-        registry = Registry(self._database, self._feed, clock, config.store_timeout)
+        statuses = Statuses(self._database, self._feed, clock)
+        verifications = Verifications(self._database, self._feed, clock, statuses)
+        registry = Registry(self._database, self._feed, clock, config.store_timeout, verifications)
+        self._domains = registry.domains = Domains.of(context.settings)
+        orders = Orders(self._database, self._feed, clock, statuses)
+        reports = Reports(self._database, self._feed, clock, statuses)
         queries = Queries(self._database)
         accounts = Accounts(self._database, self._feed, clock, config.session)
         accounts.ensure_administrator(context.data.parent)
@@ -36,27 +52,50 @@ class DatabaseServer:
             (
                 "PlacementService",
                 service.PlacementService(
-                    Placement(self._database, registry, clock), self._feed, context.credentials, clock
+                    Placement(self._database, registry, clock), verifications, self._feed, context.credentials, clock
                 ),
             ),
             ("QueryService", service.QueryService(queries, clock, config.store_timeout)),
-            ("StudyService", service.StudyService(Statuses(self._database, self._feed, clock), queries)),
+            ("StudyService", service.StudyService(statuses, queries, verifications)),
+            ("OrderService", service.OrderService(orders)),
+            ("ReportService", service.ReportService(reports)),
             ("JobService", service.JobService(Jobs(self._database, self._feed, clock))),
             ("FeedService", service.FeedService(self._feed)),
             ("AccountService", service.AccountService(accounts)),
         ):
             self._server.add(_SERVICES[name], implementation)
+        sender = service.ReportSender(reports, orders, queries, self._manager)
+        dispatcher = Dispatcher(self._database, clock, outbox, TOPIC, sender)
+        self._reports: Worker = context.worker("reports", dispatcher.step)
+        reports.wake = self._reports.wake
+        self._prune: Worker = context.worker("verdicts", lambda: _hourly(verifications.prune))
         context.status.figure("revision", self._feed.revision)
+
+    def _manager(self, domain: str) -> Any:
+        """Return the calls of the Connectivity Manager that serves a domain; None if nobody does."""
+        instance = self._domains.manager_of(domain)
+        if not instance:
+            return None
+        return self._context.client(_CONNECTIVITY, instance)
 
     def start(self) -> None:
         """Serve."""
         self._server.start()
+        self._reports.start()
+        self._prune.start()
 
     def stop(self, grace: float) -> None:
         """Answer what was asked, and end."""
         self._feed.stop()
         self._server.stop(grace)
+        self._reports.stop(grace)
+        self._prune.stop(grace)
         self._database.close()
+
+
+def _hourly(work: Callable[[], None]) -> float:
+    work()
+    return 3600.0
 
 
 def module(config: Section, context: Context) -> DatabaseServer:

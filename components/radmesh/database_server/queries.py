@@ -127,7 +127,7 @@ def _expression(group: str) -> str:
     return "=" + "".join(letters.get(letter) or re.escape(letter) for letter in group) + "="
 
 
-def _matches(column: Any, value: str) -> Any:
+def matches(column: Any, value: str) -> Any:
     """Return the condition that a column matches a value, with wildcards if it has any."""
     value = value.replace("\0", "")
     if "*" not in value and "?" not in value:
@@ -186,7 +186,7 @@ class Queries:
             return sa.or_(*texts)
         seen = (
             sa.exists()
-            .where(series.c.study == studies.c.id, sa.or_(*(_matches(series.c.modality, m) for m in modalities)))
+            .where(series.c.study == studies.c.id, sa.or_(*(matches(series.c.modality, m) for m in modalities)))
             .where(instances.c.series == series.c.id, admissions.c.id == instances.c.admission, _not_held(viewer))
         )
         return sa.and_(sa.or_(*texts), sa.or_(studies.c.verification != HELD, seen))
@@ -222,7 +222,7 @@ class Queries:
             (studies.c.study_description, wanted.study_description),
         ):
             if value and value.strip("*"):
-                conditions.append(_matches(column, value))
+                conditions.append(matches(column, value))
         if wanted.patient_name:
             conditions.append(self._name_matches(wanted.patient_name))
         if wanted.study_instance_uids:
@@ -424,9 +424,9 @@ class Queries:
         position = cursor.read(token)
         conditions = [self._visible(viewer)]
         if patient_id.strip("*"):
-            conditions.append(_matches(patients.c.patient_id, patient_id))
+            conditions.append(matches(patients.c.patient_id, patient_id))
         if issuer.strip("*"):
-            conditions.append(_matches(patients.c.issuer_of_patient_id, issuer))
+            conditions.append(matches(patients.c.issuer_of_patient_id, issuer))
         if name:
             conditions.append(self._name_matches(name))
         if position:

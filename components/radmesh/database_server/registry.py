@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 
@@ -33,6 +33,7 @@ NOT_REQUIRED, PENDING, VERIFIED, UNVERIFIED, HELD = 1, 2, 3, 4, 5
 # A study is as bad as the worst of its admissions.
 WORST: Final = (HELD, UNVERIFIED, PENDING, VERIFIED, NOT_REQUIRED)
 COMPLETED, NEW_READING = 3, 1
+DEFAULT_DOMAIN: Final = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Record:
     receive_time: int
     remarks: tuple[str, ...]
     residence: int
+    source_address: str = ""
 
 
 def clean(value: str, most: int = 1024) -> str:
@@ -101,9 +103,38 @@ def bounded(keyword: str, value: str) -> str:
     return clean(value, _INDEXED.get(keyword, 1024))
 
 
-def patient_identity(study_instance_uid: str, issuer: str, patient_id: str) -> str:
-    """Return what tells patients apart: ID and issuer; one without an ID is that of the study alone."""
-    return f"id\x1f{issuer}\x1f{patient_id}" if patient_id else f"study\x1f{study_instance_uid}"
+def patient_identity(study_instance_uid: str, issuer: str, patient_id: str, domain: str = DEFAULT_DOMAIN) -> str:
+    """Return what tells patients apart: ID and issuer, and without an issuer the domain.
+
+    One without an ID is that of the study alone.
+    """
+    if not patient_id:
+        return f"study\x1f{study_instance_uid}"
+    return f"id\x1f{issuer}\x1f{patient_id}" + ("" if issuer or domain == DEFAULT_DOMAIN else f"\x1f{domain}")
+
+
+class Domains(Protocol):
+    """Which RIS domain an object is of: radmesh.dicom.domains."""
+
+    def domain_of(self, station: str, address: str, issuer: str, accession: str) -> str:
+        """Return the domain; empty if it cannot be told."""
+        ...
+
+    def issuer_of(self, domain: str) -> str:
+        """Return the issuer of a domain's Patient IDs; empty if it has none."""
+        ...
+
+
+class OneDomain:
+    """Where nothing is configured."""
+
+    def domain_of(self, station: str, address: str, issuer: str, accession: str) -> str:  # noqa: ARG002
+        """Return the only one."""
+        return DEFAULT_DOMAIN
+
+    def issuer_of(self, domain: str) -> str:  # noqa: ARG002
+        """Return none."""
+        return ""
 
 
 @lru_cache(512)
@@ -148,11 +179,15 @@ def sort_number(number: str) -> int:
 class Registry:
     """Registers instances and knows the stores."""
 
-    def __init__(self, database: Database, feed: Feed, clock: Clock, store_timeout: float) -> None:
+    def __init__(
+        self, database: Database, feed: Feed, clock: Clock, store_timeout: float, verdicts: "Verdicts | None" = None
+    ) -> None:
         self._database = database
         self._feed = feed
         self._clock = clock
         self.store_timeout = store_timeout
+        self.domains: Domains = OneDomain()
+        self._verdicts = verdicts
 
     # -- instances
 
@@ -174,9 +209,12 @@ class Registry:
             self._database.serialise(connection)
             if known is None:
                 raise RadmeshError("STORE_UNKNOWN", "the store has not announced itself: send a heartbeat first")
-            outcomes = _Registration(connection, self._database, micros(self._clock.now())).run(parsed)
+            registration = _Registration(
+                connection, self._database, micros(self._clock.now()), self.domains, self._verdicts
+            )
+            outcomes = registration.run(parsed)
             touched = dict.fromkeys(record.study_instance_uid for record in records)
-            return outcomes, [("instances", uid) for uid in touched]
+            return outcomes, [("instances", uid) for uid in touched] + registration.events
 
         outcomes, revision = self._feed.write(work)
         return outcomes, revision  # type: ignore[return-value]
@@ -300,10 +338,15 @@ class Registry:
 class _Registration:
     """One request within its transaction."""
 
-    def __init__(self, connection: sa.Connection, database: Database, now: int) -> None:
+    def __init__(
+        self, connection: sa.Connection, database: Database, now: int, domains: Domains, verdicts: "Verdicts | None"
+    ) -> None:
         self._c = connection
         self._db = database
         self._now = now
+        self._domains = domains
+        self._verdicts = verdicts
+        self.events: list[tuple[str, str]] = []
 
     def run(self, batch: Sequence[_Parsed]) -> list[tuple[int, int]]:
         study_ids = self._studies(batch)
@@ -381,7 +424,8 @@ class _Registration:
             if uid in found:
                 continue
             text = item.text
-            patient = self._patient(uid, text)
+            domain = self._domain(item)
+            patient = self._patient(uid, text, domain, item.record.calling_ae_title)
             self._c.execute(
                 self._db.insert_new(studies).values(
                     study_instance_uid=uid,
@@ -392,8 +436,8 @@ class _Registration:
                     study_id=text["StudyID"],
                     study_description=text["StudyDescription"],
                     referring_physician_name=text["ReferringPhysicianName"],
-                    domain="default",
-                    verification=item.record.verification,
+                    domain=domain,
+                    verification=_begins(item.record.verification),
                     acquisition=COMPLETED,
                     reading=NEW_READING,
                     first_receive_time=item.record.receive_time,
@@ -406,13 +450,21 @@ class _Registration:
             ).scalar_one()
         return found
 
-    def _patient(self, study_instance_uid: str, text: dict[str, str]) -> int:
-        identity = patient_identity(study_instance_uid, text["IssuerOfPatientID"], text["PatientID"])
+    def _domain(self, item: _Parsed) -> str:
+        record, text = item.record, item.text
+        return self._domains.domain_of(
+            record.calling_ae_title, record.source_address, text["IssuerOfPatientID"], text["AccessionNumber"]
+        )
+
+    def _patient(self, study_instance_uid: str, text: dict[str, str], domain: str, station: str) -> int:
+        issuer = text["IssuerOfPatientID"] or self._domains.issuer_of(domain)
+        # Whose IDs they are is not known: those of a station at least do not join with anybody else's.
+        identity = patient_identity(study_instance_uid, issuer, text["PatientID"], domain or f"?{station}")
         self._c.execute(
             self._db.insert_new(patients).values(
                 identity=identity,
                 patient_id=text["PatientID"],
-                issuer_of_patient_id=text["IssuerOfPatientID"],
+                issuer_of_patient_id=issuer,
                 patient_name=text["PatientName"],
                 name_key=name_key(text["PatientName"]),
                 patient_birth_date=text["PatientBirthDate"],
@@ -436,8 +488,10 @@ class _Registration:
 
         found = load()
         missing = [key for key in first if key not in found]
+        decided: list[tuple[str, bytes]] = []
         for study, digest in missing:
             item = first[study, digest]
+            decided.append((item.record.study_instance_uid, digest))
             self._c.execute(
                 self._db.insert_new(admissions).values(
                     study=study,
@@ -448,11 +502,17 @@ class _Registration:
                     patient_name=item.text["PatientName"],
                     patient_birth_date=item.text["PatientBirthDate"],
                     accession_number=item.text["AccessionNumber"],
-                    verification=item.record.verification,
+                    verification=_begins(item.record.verification),
+                    domain=self._domain(item),
+                    source_address=clean(item.record.source_address, 128),
+                    receive_time=item.record.receive_time,
                     update_time=self._now,
                 )
             )
         if missing:
+            if self._verdicts is not None:
+                for uid, digest in decided:
+                    self.events += self._verdicts.apply_kept(self._c, uid, digest)
             found = load()
             for study in {study for study, _ in missing}:
                 derive_verification(self._c, study, actor="registry", now=self._now)
@@ -597,7 +657,20 @@ class _Registration:
                 self._c.execute(self._db.upsert(marks, list(key), {**key, "registered": last}))
 
 
-def derive_verification(connection: sa.Connection, study: int, *, actor: str, now: int) -> None:
+class Verdicts(Protocol):
+    """Decisions that came before their objects: radmesh.database_server.verification."""
+
+    def apply_kept(self, connection: sa.Connection, study_instance_uid: str, digest: bytes) -> list[tuple[str, str]]:
+        """Apply what was decided of an admission that has just been made; return what the feed is to say."""
+        ...
+
+
+def _begins(verification: int) -> int:
+    """Return what an admission begins with: a ticket's VERIFIED waits for the decision that names the order."""
+    return PENDING if verification == VERIFIED else verification
+
+
+def derive_verification(connection: sa.Connection, study: int, *, actor: str, now: int, note: str = "") -> None:
     """Make a study's verification the worst of its admissions', with an entry in its history."""
     rows = connection.execute(
         sa.select(admissions.c.verification, admissions.c.reason).where(admissions.c.study == study)
@@ -621,7 +694,7 @@ def derive_verification(connection: sa.Connection, study: int, *, actor: str, no
             axis="verification",
             from_state=str(before.verification),
             to_state=str(worst.verification),
-            reason=worst.reason,
+            reason=f"{worst.reason}: {note}" if note and worst.reason else worst.reason,
             actor=actor,
             time=now,
             version=before.version + 1,

@@ -1,22 +1,28 @@
 """The gRPC edge: parse, call, answer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, timedelta
 from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from radmesh.api.common.v1 import common_pb2
+from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.database.v1 import database_pb2 as pb
 from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.checks import checked, invalid
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.jobs import Jobs
+from radmesh.database_server.orders import ORDER_FIELDS, PATIENT_FIELDS, OrderFilter, Orders, RisEvent
 from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries, StudyFilter, Viewer, page_size
 from radmesh.database_server.registry import Record, Registry, clean
+from radmesh.database_server.reports import NOT_CONFIGURED, REFUSED, Reports
 from radmesh.database_server.statuses import Statuses
+from radmesh.database_server.verification import AdmissionFilter, Decision, Verifications
+from radmesh.dicom.admission import AdmissionKey
 from radmesh.runtime.clock import Clock
+from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Call
 from radmesh.runtime.security import Credentials
 from radmesh.sql.engine import micros, time_of
@@ -89,6 +95,7 @@ class RegistryService:
             series_instance_uid=r.series_instance_uid,
             sop_class_uid=r.sop_class_uid,
             calling_ae_title=r.calling_ae_title,
+            source_address=r.source_address,
             admission_key=r.admission_key,
             verification=r.verification or common_pb2.VERIFICATION_STATE_NOT_REQUIRED,
             receive_time=micros(r.receive_time.ToDatetime(tzinfo=UTC)),
@@ -171,37 +178,36 @@ class RegistryService:
 class PlacementService:
     """database.v1.PlacementService."""
 
-    def __init__(self, placement: Placement, feed: Feed, credentials: Credentials, clock: Clock) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        verifications: Verifications,
+        feed: Feed,
+        credentials: Credentials,
+        clock: Clock,
+    ) -> None:
         self._placement = placement
+        self._verifications = verifications
         self._feed = feed
         self._credentials = credentials
         self._clock = clock
 
     def PlaceStudy(self, request: pb.PlaceStudyRequest, _call: Call) -> pb.PlaceStudyResponse:
         """Place a study and sign a ticket."""
-        from radmesh.dicom.admission import AdmissionKey  # noqa: PLC0415 - the key's digest alone
-
-        k = request.admission_key
-        if not 1 <= len(k.study_instance_uid) <= 64:
-            raise invalid("admission_key.study_instance_uid", "1 to 64 characters")
-        store = self._placement.place(k.study_instance_uid, request.avoid_store_id)
-        key = AdmissionKey(
-            k.station,
-            k.study_instance_uid,
-            k.patient_id,
-            k.issuer_of_patient_id,
-            k.patient_name,
-            k.patient_birth_date,
-            k.accession_number,
-        )
+        key = _admission_key(request.admission_key)
+        store = self._placement.place(key.study_instance_uid, request.avoid_store_id)
+        digest = key.digest()
+        decided = self._verifications.known(key.study_instance_uid, digest)
         ticket = common_pb2.Ticket(
             issuer="database-server",
             store_id=store["store_id"],
             target=store["put_target"],
             epoch=bytes(store["epoch"]),
-            admission_key=key.digest(),
-            study_instance_uid=k.study_instance_uid,
-            verification=request.verification or common_pb2.VERIFICATION_STATE_NOT_REQUIRED,
+            admission_key=digest,
+            study_instance_uid=key.study_instance_uid,
+            verification=decided  # type: ignore[arg-type]
+            or request.verification
+            or common_pb2.VERIFICATION_STATE_NOT_REQUIRED,
             revision=self._feed.revision(),
         )
         ticket.expire_time.FromDatetime(self._clock.now() + timedelta(seconds=TICKET_SECONDS))
@@ -209,6 +215,84 @@ class PlacementService:
         return pb.PlaceStudyResponse(
             ticket=common_pb2.SignedTicket(payload=payload, signature=self._credentials.ticket_sign(payload))
         )
+
+
+def _admission_key(message: common_pb2.AdmissionKey) -> AdmissionKey:
+    if not 1 <= len(message.study_instance_uid) <= 64:
+        raise invalid("admission_key.study_instance_uid", "1 to 64 characters")
+    return AdmissionKey(
+        message.station,
+        message.study_instance_uid,
+        message.patient_id,
+        message.issuer_of_patient_id,
+        message.patient_name,
+        message.patient_birth_date,
+        message.accession_number,
+    )
+
+
+def _admission(row: Any) -> pb.Admission:
+    return pb.Admission(
+        admission_key_digest=bytes(row["digest"]),
+        admission_key=common_pb2.AdmissionKey(
+            station=row["station"],
+            study_instance_uid=row["study_instance_uid"],
+            patient_id=row["patient_id"],
+            issuer_of_patient_id=row["issuer_of_patient_id"],
+            patient_name=row["patient_name"],
+            patient_birth_date=row["patient_birth_date"],
+            accession_number=row["accession_number"],
+        ),
+        verification=row["verification"],
+        reason=row["reason"],
+        instance_count=row["instance_count"],
+        update_time=_stamp(row["update_time"]),
+        domain=row["domain"],
+        mismatched_keywords=filter(None, row["mismatched"].split("\n")),
+        receive_time=_stamp(row["receive_time"]),
+        study_date=row["study_date"],
+        modalities=filter(None, row["modalities"].split("\\")),
+        patient_sex=row["patient_sex"],
+        study_description=row["study_description"],
+        order_id=row["order_id"],
+        revision=row["revision"],
+        source_address=row["source_address"],
+    )
+
+
+def _patient(row: Any) -> pb.RisPatient:
+    return pb.RisPatient(**{name: row[name] for name in PATIENT_FIELDS})
+
+
+def _order(row: Any) -> pb.Order:
+    message = pb.Order(**{name: row[name] for name in ORDER_FIELDS}, status=row["status"], patient=_patient(row))
+    stamp = _stamp(row["update_time"])
+    if stamp is not None:
+        message.update_time.CopyFrom(stamp)
+    return message
+
+
+def _flat(order: pb.Order) -> dict[str, Any]:
+    """Return an order and its patient as one row."""
+    return {name: getattr(order, name) for name in ORDER_FIELDS} | {
+        name: getattr(order.patient, name) for name in PATIENT_FIELDS
+    }
+
+
+def _report(row: Any) -> pb.Report:
+    return pb.Report(
+        study_instance_uid=row["study_instance_uid"],
+        version=row["version"],
+        state=row["state"],
+        text=row["text"],
+        author=row["author"],
+        approver=row["approver"],
+        update_time=_stamp(row["update_time"]),
+        approve_time=_stamp(row["approve_time"]),
+        delivery=row["delivery"],
+        delivery_reason=row["delivery_reason"],
+        control_id=row["control_id"],
+    )
 
 
 def _study(row: Any) -> pb.Study:
@@ -241,6 +325,8 @@ def _study(row: Any) -> pb.Study:
         defective_count=row["defective_count"],
         variant_count=row["variant_count"],
         corrected=row["corrected"],
+        order_id=row["order_id"],
+        report_version=row["report_version"],
     )
 
 
@@ -378,9 +464,10 @@ class QueryService:
 class StudyService:
     """database.v1.StudyService."""
 
-    def __init__(self, statuses: Statuses, queries: Queries) -> None:
+    def __init__(self, statuses: Statuses, queries: Queries, verifications: Verifications) -> None:
         self._statuses = statuses
         self._queries = queries
+        self._verifications = verifications
 
     def _all(self, uid: str) -> pb.Study:
         return _study(self._queries.study(uid, Viewer(include_held=True)))
@@ -418,47 +505,40 @@ class StudyService:
             setattr(entry, "from", row["from_state"])
         return answer
 
-    def SetHold(self, request: pb.SetHoldRequest, call: Call) -> pb.SetHoldResponse:
-        """Set the verification of an admission key."""
-        count, revision = self._statuses.set_hold(
-            request.study_instance_uid,
-            request.admission_key,
-            request.verification,
-            request.reason,
-            request.actor or call.caller,
+    def SetVerification(self, request: pb.SetVerificationRequest, call: Call) -> pb.SetVerificationResponse:
+        """Take over what was decided about an admission key."""
+        key = _admission_key(request.admission_key)
+        if len(request.admission_key_digest) not in (0, 32):
+            raise invalid("admission_key_digest", "32 bytes")
+        count, revision, changed = self._verifications.decide(
+            Decision(
+                study_instance_uid=key.study_instance_uid,
+                digest=request.admission_key_digest or key.digest(),
+                verification=request.verification,
+                reason=request.reason,
+                mismatched=tuple(request.mismatched_keywords)[:64],
+                domain=request.domain,
+                order=_flat(request.order) if request.order.order_id else {},
+                expected_revision=request.expected_revision,
+                actor=request.actor or call.caller,
+                note=request.note,
+            )
         )
-        return pb.SetHoldResponse(instance_count=count, revision=revision)
+        return pb.SetVerificationResponse(instance_count=count, revision=revision, changed=changed)
 
     def ListAdmissions(self, request: pb.ListAdmissionsRequest, _call: Call) -> pb.ListAdmissionsResponse:
         """List admissions."""
-        rows, token = self._statuses.admissions(
-            request.study_instance_uid,
-            tuple(request.verifications),
-            page_size(request.page_size, 100, 1000),
-            request.page_token,
+        wanted = AdmissionFilter(
+            study_instance_uid=request.study_instance_uid,
+            verifications=tuple(request.verifications),
+            domain=request.domain,
+            reason=request.reason,
+            accession_number=request.accession_number,
+            patient_id=request.patient_id,
         )
-        return pb.ListAdmissionsResponse(
-            admissions=[
-                pb.Admission(
-                    admission_key_digest=bytes(row["digest"]),
-                    admission_key=common_pb2.AdmissionKey(
-                        station=row["station"],
-                        study_instance_uid=row["study_instance_uid"],
-                        patient_id=row["patient_id"],
-                        issuer_of_patient_id=row["issuer_of_patient_id"],
-                        patient_name=row["patient_name"],
-                        patient_birth_date=row["patient_birth_date"],
-                        accession_number=row["accession_number"],
-                    ),
-                    verification=row["verification"],
-                    reason=row["reason"],
-                    instance_count=row["instance_count"],
-                    update_time=_stamp(row["update_time"]),
-                )
-                for row in rows
-            ],
-            next_page_token=token,
-        )
+        size = page_size(request.page_size, 100, 1000)
+        rows, token = self._verifications.admissions(wanted, size, request.page_token)
+        return pb.ListAdmissionsResponse(admissions=map(_admission, rows), next_page_token=token)
 
     def SetCorrection(self, request: pb.SetCorrectionRequest, call: Call) -> pb.Study:
         """Lay corrected values over demographics."""
@@ -491,6 +571,167 @@ class StudyService:
             ],
             next_page_token=token,
         )
+
+
+@checked("ApplyRisEvents")
+class OrderService:
+    """database.v1.OrderService."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+
+    def ApplyRisEvents(self, request: pb.ApplyRisEventsRequest, _call: Call) -> pb.ApplyRisEventsResponse:
+        """Take over what a RIS said."""
+        if not 1 <= len(request.events) <= 256:
+            raise invalid("events", "1 to 256")
+        if not 1 <= len(request.manager) <= 64 or len(request.manager_epoch) != 16:
+            raise invalid("manager, manager_epoch", "1 to 64 characters, 16 bytes")
+        news = [self._event(event) for event in request.events]
+        sequence, revision = self._orders.apply(request.manager, request.manager_epoch, news)
+        return pb.ApplyRisEventsResponse(sequence=sequence, revision=revision)
+
+    @staticmethod
+    def _event(event: pb.RisEvent) -> RisEvent:
+        kind = event.WhichOneof("event")
+        if not 1 <= len(event.domain) <= 32:
+            raise invalid("events.domain", "1 to 32 characters")
+        values: dict[str, Any] = {}
+        if kind == "order":
+            if not event.order.order_id:
+                raise invalid("events.order.order_id", "needed")
+            values["order"] = _flat(event.order) | {
+                "status": event.order.status,
+                "update_time": event.order.update_time.ToMicroseconds(),
+            }
+        elif kind == "patient":
+            values["patient"] = _ris_patient(event.patient)
+        elif kind == "merge":
+            values["merge"] = (_ris_patient(event.merge.prior), _ris_patient(event.merge.surviving))
+        elif kind == "domain_state":
+            values["available"] = event.domain_state.available
+        return RisEvent(event.sequence, event.domain, **values)
+
+    def FindOrders(self, request: pb.FindOrdersRequest, _call: Call) -> pb.FindOrdersResponse:
+        """Find orders."""
+        for field in ("scheduled_from", "scheduled_to"):
+            value = getattr(request, field)
+            if value and not (value.isdecimal() and len(value) in (8, 12, 14)):
+                raise invalid(field, "YYYYMMDD[HHMM[SS]]")
+        wanted = OrderFilter(
+            order_id=request.order_id,
+            domain=request.domain,
+            accession_number=request.accession_number,
+            patient_id=request.patient_id,
+            patient_name=request.patient_name,
+            modality=request.modality,
+            station_ae_title=request.station_ae_title,
+            scheduled_from=request.scheduled_from,
+            scheduled_to=request.scheduled_to,
+            statuses=tuple(request.statuses),
+        )
+        rows, token = self._orders.find(wanted, page_size(request.page_size, 100, 1000), request.page_token)
+        return pb.FindOrdersResponse(orders=map(_order, rows), next_page_token=token)
+
+    def ListMerges(self, request: pb.ListMergesRequest, _call: Call) -> pb.ListMergesResponse:
+        """List merges."""
+        rows, token = self._orders.merges(request.domain, page_size(request.page_size, 100, 1000), request.page_token)
+        return pb.ListMergesResponse(merges=map(_merge, rows), next_page_token=token)
+
+    def UndoMerge(self, request: pb.UndoMergeRequest, call: Call) -> pb.Merge:
+        """Undo a merge."""
+        return _merge(self._orders.undo(request.id, request.actor or call.caller))
+
+
+def _ris_patient(patient: pb.RisPatient) -> dict[str, str]:
+    if not patient.patient_id:
+        raise invalid("events.patient_id", "needed")
+    return {name: getattr(patient, name) for name in PATIENT_FIELDS}
+
+
+def _merge(row: Any) -> pb.Merge:
+    return pb.Merge(
+        id=row["id"],
+        domain=row["domain"],
+        prior=_patient(row["prior"]),
+        surviving=_patient(row["surviving"]),
+        study_count=row["study_count"],
+        time=_stamp(row["time"]),
+        undo_time=_stamp(row["undo_time"]),
+        undo_actor=row["undo_actor"],
+    )
+
+
+@checked("SaveReport")
+class ReportService:
+    """database.v1.ReportService."""
+
+    def __init__(self, reports: Reports) -> None:
+        self._reports = reports
+
+    def SaveReport(self, request: pb.SaveReportRequest, call: Call) -> pb.Report:
+        """Write a draft."""
+        return _report(
+            self._reports.save(
+                request.study_instance_uid,
+                request.text,
+                transcribed=request.transcribed,
+                actor=request.actor or call.caller,
+                expected_version=request.expected_version,
+            )
+        )
+
+    def ApproveReport(self, request: pb.ApproveReportRequest, call: Call) -> pb.Report:
+        """Approve a draft."""
+        if request.version < 0:
+            raise invalid("version", "0 or more")
+        return _report(self._reports.approve(request.study_instance_uid, request.version, request.actor or call.caller))
+
+    def ListReports(self, request: pb.ListReportsRequest, _call: Call) -> pb.ListReportsResponse:
+        """List reports."""
+        # A report may be 256 KiB long, a message 4 MiB.
+        size = page_size(request.page_size, 10, 10)
+        rows, token = self._reports.list(request.study_instance_uid, request.delivery, size, request.page_token)
+        return pb.ListReportsResponse(reports=map(_report, rows), next_page_token=token)
+
+    def SetReportDelivery(self, request: pb.SetReportDeliveryRequest, _call: Call) -> pb.SetReportDeliveryResponse:
+        """Say how a report version fares."""
+        self._reports.deliver(
+            request.study_instance_uid, request.version, request.delivery, request.reason, request.control_id
+        )
+        return pb.SetReportDeliveryResponse()
+
+
+class ReportSender:
+    """Hands approved reports to the Connectivity Manager of their domain: the consumer of the outbox's topic."""
+
+    def __init__(self, reports: Reports, orders: Orders, queries: Queries, manager: Callable[[str], Any]) -> None:
+        self._reports = reports
+        self._orders = orders
+        self._queries = queries
+        self._manager = manager
+
+    def __call__(self, _number: int, uid: str, version: str) -> None:
+        """Send one version; a domain that nobody serves gets none."""
+        report = self._reports.one(uid, int(version))
+        if report is None:
+            return
+        study = self._queries.study(uid, Viewer(include_held=True))
+        manager = self._manager(study["domain"])
+        if manager is None:
+            self._reports.deliver(uid, int(version), NOT_CONFIGURED, "DOMAIN_UNKNOWN", "")
+            return
+        order = self._orders.order(study["order_id"]) if study["order_id"] else None
+        request = connectivity_pb2.SendReportRequest(
+            report=_report(report), study=_study(study), order=_order(order) if order is not None else None
+        )
+        try:
+            manager.SendReport(request, timeout=10.0)
+        except RadmeshError as error:
+            if error.reason not in ("DOMAIN_UNKNOWN", "HL7_REPORT_INVALID"):
+                raise
+            # No try again can help: somebody has to look.
+            state = NOT_CONFIGURED if error.reason == "DOMAIN_UNKNOWN" else REFUSED
+            self._reports.deliver(uid, int(version), state, error.reason, "")
 
 
 def _job(row: Any) -> pb.Job:

@@ -17,7 +17,7 @@ from radmesh.database_server.registry import (
     name_key,
     patient_identity,
 )
-from radmesh.database_server.schema import admissions, corrections, history, instances, patients, studies
+from radmesh.database_server.schema import admissions, corrections, history, instances, merges, patients, studies
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.sql.engine import Database, micros
@@ -71,6 +71,17 @@ AXES: Final = {
         ),
     )
 }
+
+
+def recount_held(connection: sa.Connection, study: int) -> None:
+    """Count a study's current instances that are held."""
+    held = connection.execute(
+        sa.select(sa.func.count())
+        .select_from(instances)
+        .join(admissions, admissions.c.id == instances.c.admission)
+        .where(instances.c.study == study, instances.c.current, admissions.c.verification == HELD)
+    ).scalar_one()
+    connection.execute(sa.update(studies).where(studies.c.id == study).values(held_count=held))
 
 
 class Statuses:
@@ -128,13 +139,13 @@ class Statuses:
                     .where(admissions.c.study == row.id)
                     .values(verification=to, reason=clean(reason), update_time=micros(self._clock.now()))
                 )
-                self._recount_held(connection, row.id)
+                recount_held(connection, row.id)
                 derive_verification(connection, row.id, actor=actor, now=micros(self._clock.now()))
                 return None, [("hold", uid), ("study", uid)]
             connection.execute(
                 sa.update(studies).where(studies.c.id == row.id).values(**{axis_name: to}, version=row.version + 1)
             )
-            self._remember(connection, row.id, axis_name, str(current), str(to), reason, actor, row.version + 1)
+            self.remember(connection, row.id, axis_name, str(current), str(to), reason, actor, row.version + 1)
             return None, [("study", uid)]
 
         self._feed.write(work)
@@ -145,7 +156,7 @@ class Statuses:
         query = sa.select(admissions.c.id).where(admissions.c.study == study, other)
         return connection.execute(query).first() is not None
 
-    def _remember(
+    def remember(
         self,
         connection: sa.Connection,
         study: int,
@@ -156,6 +167,7 @@ class Statuses:
         actor: str,
         version: int,
     ) -> None:
+        """Write an entry of a study's history in the caller's transaction."""
         connection.execute(
             sa.insert(history).values(
                 study=study,
@@ -198,84 +210,6 @@ class Statuses:
         rows = rows[:size]
         return rows, cursor.write(rows[-1]["id"]) if more else ""
 
-    # -- holds
-
-    def _recount_held(self, connection: sa.Connection, study: int) -> None:
-        held = connection.execute(
-            sa.select(sa.func.count())
-            .select_from(instances)
-            .join(admissions, admissions.c.id == instances.c.admission)
-            .where(instances.c.study == study, instances.c.current, admissions.c.verification == HELD)
-        ).scalar_one()
-        connection.execute(sa.update(studies).where(studies.c.id == study).values(held_count=held))
-
-    def set_hold(self, uid: str, digest: bytes, verification: int, reason: str, actor: str) -> tuple[int, int]:
-        """Set the verification of the instances that share an admission key; return how many, and the revision.
-
-        Raises:
-            RadmeshError: ADMISSION_UNKNOWN, FIELD_INVALID.
-        """
-        if not 0 < verification <= HELD:
-            raise RadmeshError("FIELD_INVALID", "verification: no such state", metadata={"field": "verification"})
-
-        def work(connection: sa.Connection) -> tuple[int, list[tuple[str, str]]]:
-            self._database.serialise(connection)
-            row = connection.execute(
-                sa.select(admissions.c.id, admissions.c.study, admissions.c.verification, admissions.c.reason)
-                .join(studies, studies.c.id == admissions.c.study)
-                .where(studies.c.study_instance_uid == uid, admissions.c.digest == digest)
-            ).first()
-            if row is None:
-                raise RadmeshError("ADMISSION_UNKNOWN", "the study has no such admission key")
-            self._study(connection, uid)
-            count = connection.execute(
-                sa.select(sa.func.count()).select_from(instances).where(instances.c.admission == row.id)
-            ).scalar_one()
-            if (row.verification, row.reason) == (verification, clean(reason)):
-                return count, []
-            now = micros(self._clock.now())
-            connection.execute(
-                sa.update(admissions)
-                .where(admissions.c.id == row.id)
-                .values(verification=verification, reason=clean(reason), update_time=now)
-            )
-            self._recount_held(connection, row.study)
-            derive_verification(connection, row.study, actor=actor, now=now)
-            return count, [("hold", uid)]
-
-        count, revision = self._feed.write(work)
-        return int(count), revision  # type: ignore[call-overload]
-
-    def admissions(
-        self, uid: str, verifications: Sequence[int], size: int, token: str
-    ) -> tuple[list[dict[str, Any]], str]:
-        """Return a page of admissions, and the next token."""
-        cursor = Cursor(("admissions", uid, list(verifications)))
-        position = cursor.read(token) or [0]
-        conditions = [admissions.c.id > position[0]]
-        if uid:
-            conditions.append(studies.c.study_instance_uid == uid)
-        if verifications:
-            conditions.append(admissions.c.verification.in_(verifications))
-        count = (
-            sa.select(sa.func.count())
-            .select_from(instances)
-            .where(instances.c.admission == admissions.c.id)
-            .scalar_subquery()
-        )
-        query = (
-            sa.select(admissions, studies.c.study_instance_uid, count.label("instance_count"))
-            .join(studies, studies.c.id == admissions.c.study)
-            .where(*conditions)
-            .order_by(admissions.c.id)
-            .limit(size + 1)
-        )
-        with self._database.read() as connection:
-            rows = [dict(row) for row in connection.execute(query).mappings()]
-        more = len(rows) > size
-        rows = rows[:size]
-        return rows, cursor.write(rows[-1]["id"]) if more else ""
-
     # -- corrections
 
     def correct(self, uid: str, values: Mapping[str, str], *, source: str, expected_version: int, actor: str) -> None:
@@ -292,93 +226,114 @@ class Statuses:
 
         def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
             row = self._study(connection, uid, expected_version)
-            shown = (
-                connection.execute(
-                    sa.select(studies, *(c for c in patients.c if c.name != "id"))
-                    .join(patients, patients.c.id == studies.c.patient)
-                    .where(studies.c.id == row.id)
-                )
-                .mappings()
-                .one()
-            )
-            now = micros(self._clock.now())
-            changed: dict[str, str] = {}
-            for keyword, value in sorted(values.items()):
-                mine = sa.and_(corrections.c.study == row.id, corrections.c.keyword == keyword, corrections.c.in_force)
-                before = connection.execute(
-                    sa.select(corrections.c.value, corrections.c.original_value).where(mine)
-                ).first()
-                corrected = bounded(keyword, value)
-                if corrected == (before.value if before else ""):
-                    continue
-                original = before.original_value if before else shown[OVERLAID[keyword]]
-                changed[keyword] = corrected or original
-                connection.execute(sa.update(corrections).where(mine).values(in_force=False))
-                if corrected:
-                    connection.execute(
-                        sa.insert(corrections).values(
-                            study=row.id,
-                            keyword=keyword,
-                            original_value=original,
-                            value=corrected,
-                            source=clean(source),
-                            actor=clean(actor),
-                            time=now,
-                            in_force=True,
-                        )
-                    )
-            if not changed:
-                return None, []
-            in_force = (
-                connection.execute(
-                    sa.select(corrections.c.keyword).where(corrections.c.study == row.id, corrections.c.in_force)
-                )
-                .scalars()
-                .all()
-            )
-            effective = {OVERLAID[keyword]: value for keyword, value in changed.items()}
-            connection.execute(
-                sa.update(studies)
-                .where(studies.c.id == row.id)
-                .values(
-                    {name: value for name, value in effective.items() if name in studies.c}
-                    | {
-                        "patient": self._patient_of(connection, uid, {**shown, **effective}, in_force),
-                        "corrected": bool(in_force),
-                        "version": row.version + 1,
-                    }
-                )
-            )
-            for keyword in changed:
-                # The keyword alone: values of patients stay in the corrections table.
-                self._remember(
-                    connection,
-                    row.id,
-                    "correction",
-                    keyword,
-                    "set" if keyword in in_force else "removed",
-                    source,
-                    actor,
-                    row.version + 1,
-                )
-            return None, [("correction", uid)]
+            changed = self.lay(connection, row, values, source=source, actor=actor)
+            return None, [("correction", uid)] if changed else []
 
         self._feed.write(work)
 
-    def _patient_of(
-        self, connection: sa.Connection, uid: str, shown: Mapping[str, str], in_force: Sequence[str]
-    ) -> int:
-        """Return the patient that a study shows: that which came with it, or one of its own with corrected values.
+    def lay(self, connection: sa.Connection, row: Any, values: Mapping[str, str], *, source: str, actor: str) -> bool:
+        """Lay values over a study (a row of `studies`) in the caller's transaction; return whether anything changed.
 
-        What queries match is what their answers show; the rows of patients stay as they were received.
+        What a RIS says does not replace what a person has corrected.
         """
-        if any(OVERLAID[keyword] in patients.c for keyword in in_force):
+        shown = (
+            connection.execute(
+                sa.select(studies, *(c for c in patients.c if c.name != "id"))
+                .join(patients, patients.c.id == studies.c.patient)
+                .where(studies.c.id == row.id)
+            )
+            .mappings()
+            .one()
+        )
+        now = micros(self._clock.now())
+        of_ris = source.startswith("ris:")
+        changed: dict[str, str] = {}
+        for keyword, value in sorted(values.items()):
+            mine = sa.and_(corrections.c.study == row.id, corrections.c.keyword == keyword, corrections.c.in_force)
+            before = connection.execute(sa.select(corrections).where(mine)).first()
+            corrected = bounded(keyword, value)
+            if corrected == (before.value if before else ""):
+                continue
+            if of_ris and before and not before.source.startswith("ris:"):
+                continue
+            original = before.original_value if before else shown[OVERLAID[keyword]]
+            if of_ris and corrected == original:
+                corrected = ""  # the modality said the same: there is nothing to correct
+                if before is None:
+                    continue
+            changed[keyword] = corrected or original
+            connection.execute(sa.update(corrections).where(mine).values(in_force=False))
+            if corrected:
+                connection.execute(
+                    sa.insert(corrections).values(
+                        study=row.id,
+                        keyword=keyword,
+                        original_value=original,
+                        value=corrected,
+                        source=clean(source),
+                        actor=clean(actor),
+                        time=now,
+                        in_force=True,
+                    )
+                )
+        in_force = connection.execute(
+            sa.select(corrections.c.keyword, corrections.c.source).where(
+                corrections.c.study == row.id, corrections.c.in_force
+            )
+        ).all()
+        effective = {OVERLAID[keyword]: value for keyword, value in changed.items()}
+        patient = self._patient_of(connection, row.id, {**shown, **effective}, in_force)
+        if not changed and patient == row.patient:
+            return False
+        connection.execute(
+            sa.update(studies)
+            .where(studies.c.id == row.id)
+            .values(
+                {name: value for name, value in effective.items() if name in studies.c}
+                | {"patient": patient, "corrected": bool(in_force), "version": studies.c.version + 1}
+            )
+        )
+        version = connection.execute(sa.select(studies.c.version).where(studies.c.id == row.id)).scalar_one()
+        kept = {entry.keyword for entry in in_force}
+        for keyword in changed:
+            # The keyword alone: values of patients stay in the corrections table.
+            what = "set" if keyword in kept else "removed"
+            self.remember(connection, row.id, "correction", keyword, what, source, actor, version)
+        return True
+
+    def _patient_of(
+        self, connection: sa.Connection, study: int, shown: Mapping[str, Any], in_force: Sequence[Any]
+    ) -> int:
+        """Return the patient that a study shows.
+
+        That which came with it; one of its own with what a person corrected; or, of a verified study, the RIS's. What
+        queries match is what their answers show; the rows of patients stay as they were received.
+        """
+        uid, order_id = shown["study_instance_uid"], shown["order_id"]
+        by_people = any(OVERLAID[c.keyword] in patients.c and not c.source.startswith("ris:") for c in in_force)
+        values = {name: shown[name] for name in OVERLAID.values() if name in patients.c}
+        if by_people:
             identity = f"corrected\x1f{uid}"
-            values = {name: shown[name] for name in OVERLAID.values() if name in patients.c}
-            values |= {"identity": identity, "name_key": name_key(shown["patient_name"])}
-            connection.execute(self._database.upsert(patients, ["identity"], values))
+        elif order_id and shown["patient_id"]:
+            identity = f"ris\x1f{shown['domain']}\x1f{shown['issuer_of_patient_id']}\x1f{shown['patient_id']}"
+            merged = connection.execute(
+                sa.select(merges.c.surviving)
+                .join(patients, patients.c.id == merges.c.prior)
+                .where(patients.c.identity == identity, merges.c.undo_time == 0)
+            ).scalar()
+            if merged is not None:
+                return int(merged)
         else:
-            identity = patient_identity(uid, shown["issuer_of_patient_id"], shown["patient_id"])
+            first = connection.execute(
+                sa.select(admissions.c.station).where(admissions.c.study == study).order_by(admissions.c.id).limit(1)
+            ).scalar()
+            domain = shown["domain"] or f"?{first or ''}"
+            identity = patient_identity(uid, shown["issuer_of_patient_id"], shown["patient_id"], domain)
+            known = connection.execute(sa.select(patients.c.id).where(patients.c.identity == identity)).scalar()
+            if known is not None:
+                return int(known)
+        values |= {"identity": identity, "name_key": name_key(shown["patient_name"])}
+        connection.execute(self._database.upsert(patients, ["identity"], values))
         return int(connection.execute(sa.select(patients.c.id).where(patients.c.identity == identity)).scalar_one())
 
     def corrections(self, uid: str, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
