@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.connectivity_manager.matching import Person
-from radmesh.connectivity_manager.schema import events, meta, orders, patients
+from radmesh.connectivity_manager.schema import events, meta, patients
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
@@ -110,8 +110,9 @@ class Publisher:
 
         from radmesh.connectivity_manager.orders import Orders, person  # noqa: PLC0415 - it imports this module
 
-        c.execute(sa.delete(events))
+        # The row of `meta` first: whoever appends has it, and is waited for.
         c.execute(sa.update(meta).values(epoch=secrets.token_bytes(16), sequence=0))
+        c.execute(sa.delete(events))
         every = Orders(self._database, self._outbox, self._context.clock)
         rows = c.execute(sa.select(patients).order_by(patients.c.id)).all()
         by_key = {row.id: row for row in rows}
@@ -120,7 +121,7 @@ class Publisher:
                 self._outbox.append(c, row.domain, merge=(person(row), person(by_key[row.merged_into])))
             else:
                 self._outbox.append(c, row.domain, patient=person(row))
-        for order in every.told(c, sa.select(orders).order_by(orders.c.id)):
+        for order in every.told(c):
             self._outbox.append(c, order["domain"], order=order)
 
 
