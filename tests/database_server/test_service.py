@@ -374,10 +374,12 @@ def _implementations(parts: Parts, world: World) -> dict[str, Any]:
     return {
         "RegistryService": service.RegistryService(parts.registry),
         "PlacementService": service.PlacementService(
-            parts.placement, parts.feed, world.credentials("database-server"), parts.clock
+            parts.placement, parts.verifications, parts.feed, world.credentials("database-server"), parts.clock
         ),
         "QueryService": service.QueryService(queries, parts.clock, 3.0),
-        "StudyService": service.StudyService(parts.statuses, queries),
+        "StudyService": service.StudyService(parts.statuses, queries, parts.verifications),
+        "OrderService": service.OrderService(parts.orders),
+        "ReportService": service.ReportService(parts.reports),
         "JobService": service.JobService(parts.jobs),
         "FeedService": service.FeedService(parts.feed),
         "AccountService": service.AccountService(parts.accounts),
