@@ -1,25 +1,32 @@
 """`radmesh up` and `serve` with real processes: ready.json, restarts, ports, drain, and no process left behind."""
 
+import contextlib
 import itertools
 import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.mesh.place import Place
 from radmesh.runtime import rpc
-from radmesh.runtime.security import Credentials
+from radmesh.runtime.clock import ManualClock, SystemClock
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.security import Authority, Credentials
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
@@ -144,13 +151,16 @@ def test_components_are_reached_over_unix_sockets(cluster):
     assert answer.figures["answer"] == 42.0
 
 
+def address_of(pid: int, instance: str) -> str:
+    command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    setting = f"--set=mesh.addresses.{instance}="
+    return next(argument.removeprefix(setting) for argument in command if argument.startswith(setting))
+
+
 def test_components_are_reached_over_mutual_tls(cluster):
     ready = cluster.up("--transport", "tls")
     (pid,) = ready["pids"]["archive-server"]
-    command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    address = next(
-        a.partition("=")[2].partition("=")[2] for a in command if a.startswith("--set=mesh.addresses.archive-server-0=")
-    )
+    address = address_of(pid, "archive-server-0")
     assert status_of(cluster, "archive-server-0", transport=address).pid == pid
     with pytest.raises(grpc.FutureTimeoutError):
         grpc.channel_ready_future(grpc.insecure_channel(address)).result(timeout=0.5)
@@ -399,9 +409,108 @@ def test_nobody_reads_the_console(cluster):
     assert cluster.process.wait(20) == 0
 
 
-def test_metrics(cluster):
-    import urllib.request
+def certificate_of(address: str, credentials: Path) -> bytes:
+    """What a server shows to who connects now."""
+    context = ssl.create_default_context(cafile=credentials / "ca.pem")
+    context.load_cert_chain(credentials / "edge.pem", credentials / "edge.key")
+    host, _, port = address.rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), 5) as plain,
+        context.wrap_socket(plain, server_hostname=host) as tls,
+    ):
+        return tls.getpeercert(binary_form=True) or b""
 
+
+def ends(pem: bytes) -> float:
+    return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+
+
+def test_certificates_are_renewed_while_all_runs(cluster):
+    """In the servers' next handshakes, in their metrics and logs; nothing is restarted."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics = free.getsockname()[1]
+    settings = ("mesh.certificate_life=8s", f"mesh.metrics_port={metrics}")
+    before = cluster.up("--transport", "tls", *(f"--set={setting}" for setting in settings))
+    credentials = cluster.data / "credentials"
+    address = address_of(before["pids"]["archive-server"][0], "archive-server-0")
+    first = ssl.PEM_cert_to_DER_cert((credentials / "archive-server-0.pem").read_text())
+    end = ends((credentials / "archive-server-0.pem").read_bytes())
+
+    def renewed() -> bool:
+        with contextlib.suppress(OSError):
+            return certificate_of(address, credentials) != first
+        return False
+
+    wait_for(renewed, "another certificate at the same server")
+    wait_for(lambda: time.time() > end, "the end of the first")
+    wait_for(lambda: answers(lambda: status_of(cluster, "archive-server-0", transport=address)), "an answer")
+    line = next(line for line in cluster.process.stdout if line.startswith("certificates renewed: "))
+    assert set(line.split(": ")[1].strip().split(", ")) <= {"database-server", "archive-server-0", "edge"}
+    name = b'radmesh_certificate_end_seconds{instance="archive-server-0"} '
+
+    def shown() -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics + 1}/metrics", timeout=5) as answer:
+            return next(float(row[len(name) :]) for row in answer if row.startswith(name))
+
+    wait_for(lambda: shown() > end, "the metric")
+    logged = [json.loads(line) for line in (cluster.data / "logs" / "archive-server-0.log").read_text().splitlines()]
+    assert "certificate renewed" in {entry["message"] for entry in logged}
+    assert cluster.ready()["pids"] == before["pids"]
+    assert cluster.stop()[0] == 0
+
+
+def answers(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except RadmeshError:
+        return False
+    return True
+
+
+def test_certificates_that_ended_while_the_cluster_was_down(cluster):
+    instances = ["database-server", "archive-server-0", "edge"]
+    clock = ManualClock(datetime.now(UTC) - timedelta(days=366))
+    Authority(cluster.data / "credentials", clock).issue(instances)
+    cluster.up("--transport", "tls")
+    for instance in instances:
+        assert ends((cluster.data / "credentials" / f"{instance}.pem").read_bytes()) > time.time() + 300 * 86400
+    assert cluster.stop()[0] == 0
+
+
+def test_certificates_that_cannot_be_renewed_end_nothing(cluster):
+    cluster.up("--set=mesh.certificate_life=6s")
+    authority = cluster.data / "credentials" / "ca.key"
+    authority.rename(authority.with_name("aside"))
+    line = next(line for line in cluster.process.stdout if "cannot be renewed" in line)
+    assert line.startswith(f"certificates cannot be renewed in {cluster.data / 'credentials'}: ")
+    authority.with_name("aside").rename(authority)
+    assert any(line.startswith("certificates renewed: ") for line in cluster.process.stdout)
+    assert cluster.stop()[0] == 0
+
+
+def test_a_certificate_that_nobody_renews_is_an_alarm(cluster):
+    """As where another than `radmesh up` has to: shown while the component runs, and over when there is a new one."""
+    folder = cluster.data / "credentials"
+    clock = ManualClock(datetime.now(UTC) - timedelta(days=360))
+    Authority(folder, clock).issue(["database-server", "edge"])
+    process = subprocess.Popen(
+        cluster.command("serve", "--target=database-server", "--data", str(cluster.data)),
+        env=cluster.environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stderr.readline()
+
+    def alarms() -> list[str]:
+        return [alarm.reason for alarm in status_of(cluster, "database-server").alarms]
+
+    wait_for(lambda: alarms() == ["CERTIFICATE_INVALID"], "the alarm")
+    Authority(folder, SystemClock()).issue(["database-server", "edge"])
+    wait_for(lambda: alarms() == [], "its end")
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_metrics(cluster):
     cluster.up()
     assert cluster.stop()[0] == 0
     with socket.create_server(("127.0.0.1", 0)) as taken:

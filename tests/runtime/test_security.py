@@ -6,6 +6,7 @@ import threading
 from datetime import timedelta
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -115,6 +116,67 @@ def test_a_certificate_is_renewed_before_it_ends(tmp_path: Path) -> None:
     clock.advance(10 * 86400)
     Authority(tmp_path, clock).issue(["archive-server-0"])
     assert (tmp_path / "archive-server-0.pem").read_bytes() != first
+
+
+@pytest.mark.parametrize("life", [timedelta(hours=24), timedelta(days=1000)])
+def test_a_sixth_of_any_life_is_left_for_renewing(tmp_path: Path, life: timedelta) -> None:
+    clock = ManualClock()
+    assert Authority(tmp_path, clock, life).issue(["archive-server-0"]) == ["archive-server-0"]
+    credentials = Credentials(tmp_path, "archive-server-0")
+    assert credentials.certificate_times()[1] == clock.now() + life
+    clock.advance(life.total_seconds() * 0.8)
+    assert Authority(tmp_path, clock, life).issue(["archive-server-0"]) == []
+    clock.advance(life.total_seconds() * 0.05)
+    assert Authority(tmp_path, clock, life).issue(["archive-server-0"]) == ["archive-server-0"]
+    assert credentials.certificate_times()[1] == clock.now() + life
+
+
+def test_a_certificate_is_of_no_use_beyond_its_authority(tmp_path: Path) -> None:
+    clock = ManualClock()
+    Authority(tmp_path, clock)
+    clock.advance(3600 * 86400)
+    Authority(tmp_path, clock).issue(["archive-server-0"])
+    assert Credentials(tmp_path, "archive-server-0").certificate_times()[1] == ManualClock().now() + timedelta(3650)
+
+
+def test_key_and_certificate_are_read_as_a_pair(tmp_path: Path) -> None:
+    """Whoever reads between the replacement of the one and of the other waits for the other."""
+    Authority(tmp_path / "a", SystemClock()).issue(["archive-server-0"])
+    Authority(tmp_path / "b", SystemClock()).issue(["archive-server-0"])
+    credentials = Credentials(tmp_path / "a", "archive-server-0")
+    old, new = (tmp_path / name / "archive-server-0.pem" for name in ("a", "b"))
+    (tmp_path / "b" / "archive-server-0.key").replace(tmp_path / "a" / "archive-server-0.key")
+    with pytest.raises(RadmeshError) as caught:
+        credentials.certificate()
+    assert caught.value.reason == "CERTIFICATE_INVALID"
+    assert "archive-server-0.key is not the key of" in caught.value.message
+    answers: list[bytes] = []
+    reading = threading.Thread(target=lambda: answers.append(credentials.certificate()[1]))
+    reading.start()
+    chain = new.read_bytes()
+    new.replace(old)
+    reading.join(10)
+    assert answers == [chain]
+
+
+def test_channels_of_two_renewals_ago_are_closed(tmp_path: Path) -> None:
+    """Each renewal opens new ones: they must not become more and more."""
+    clock = ManualClock()
+    world = World(tmp_path, "tls", clock)
+    context = world.context("gateway-proxy")
+    channels = []
+    for _ in range(3):
+        channels.append(context.channels.get("127.0.0.1:1"))
+        assert context.channels.get("127.0.0.1:1") is channels[-1]
+        clock.advance(310 * 86400)
+        Authority(context.credentials.ca_path.parent, clock).issue(["gateway-proxy"])
+    context.channels.get("127.0.0.1:1")
+    call = "/radmesh.test.v1.Probe/Read"
+    for channel, reason in zip(channels, ("closed", "closed", "UNAVAILABLE"), strict=True):
+        with pytest.raises((ValueError, grpc.RpcError)) as caught:
+            channel.unary_unary(call)(b"", timeout=5)
+        assert reason in str(caught.value)
+    world.close()
 
 
 def test_a_clock_that_is_wrong_is_named(tmp_path: Path) -> None:

@@ -119,6 +119,13 @@ class Mesh:
     drain_timeout: Duration = setting(
         10.0, doc="What has begun may take this long to finish when a component is told to stop.", minimum=0
     )
+    certificate_life: Duration = setting(
+        365 * 86400.0,
+        doc="Certificates that `radmesh up` makes are valid for so long; it makes new ones, without a restart, when a "
+        "sixth of that is left.",
+        minimum=5,
+        maximum=3650 * 86400,
+    )
     log_size: Size = setting(
         16 << 20, doc="A log file that is larger at start is put aside; three are kept.", minimum=1024
     )

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,7 @@ def _run(
     contexts = _contexts(table, configuration, place, [instance for _, instance in chosen])
     drain = configuration["mesh"].drain_timeout
     running: list[tuple[str, Service, Context]] = []
+    certificates = {instance: Certificate(context) for instance, context in contexts.items()}
     try:
         for module, instance in chosen:
             context = contexts[instance]
@@ -191,6 +193,7 @@ def _run(
             running.append((instance, service, context))
         while True:
             for instance, service, context in running:
+                certificates[instance].look()
                 _report(notifier, instance, service, context)
             if signals.stop.wait(_REPORT_SECONDS):
                 break
@@ -250,6 +253,45 @@ def _contexts(
         )
         for instance in instances
     }
+
+
+class Certificate:
+    """Says when the certificate of an instance ends: a log line when it was renewed, a metric, an alarm in time."""
+
+    # Of its life, what is left when whoever renews certificates should have done so.
+    _LATE = 1 / 12
+
+    def __init__(self, context: "Context") -> None:
+        self._context = context
+        self._end = context.metrics.gauge("radmesh_certificate_end_seconds").labels(context.instance)
+        self._version: tuple[int, int] | None = None
+        self._times: tuple[datetime, datetime] | None = None
+
+    def look(self) -> None:
+        """See whether there is a new one, or this one ends soon."""
+        from radmesh.runtime.errors import RadmeshError  # noqa: PLC0415
+
+        context = self._context
+        try:
+            version = context.credentials.certificate_version()
+            if version != self._version:
+                self._times = context.credentials.certificate_times()
+                if self._version is not None:
+                    until = self._times[1].isoformat(timespec="seconds")
+                    context.log.info("certificate renewed", until=until)
+                self._version = version
+        except (OSError, RadmeshError):
+            # On unix sockets none is needed; on TLS what needs one says so.
+            return
+        if self._times is None:
+            return
+        begin, end = self._times
+        self._end.set(end.timestamp())
+        if end - context.clock.now() < (end - begin) * self._LATE:
+            until = end.isoformat(timespec="seconds")
+            context.status.raise_alarm("CERTIFICATE_INVALID", f"the certificate ends at {until}: renew it")
+        else:
+            context.status.clear_alarm("CERTIFICATE_INVALID")
 
 
 def _serve_metrics(metrics: "Metrics", port: int, host: str) -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ MALLOC = {
 _PAUSE_FIRST, _PAUSE_MOST, _HEALTHY_SECONDS = 0.2, 1.0, 30.0
 # Starts that are tried before a child that never served is given up, unless what it says may pass by itself. A port or
 # a directory may still be held by a process that is just dying.
-_MOST_STARTS = {"CONFIG_INVALID": 1, "PASSWORD_WEAK": 1, "DATA_IN_USE": 10}
+_MOST_STARTS = {"CONFIG_INVALID": 1, "PASSWORD_WEAK": 1, "DATA_IN_USE": 10, "CERTIFICATE_INVALID": 10}
 _MOST_STARTS_ELSE = 4
 _KILL_AFTER = 5.0
 _LOGS_KEPT = 3
-_RENEW_SECONDS = 12 * 3600.0
+# How often it is seen whether certificates end soon; after a failure, and of lives of days or less, more often.
+_RENEW_SECONDS, _RENEW_AGAIN_SECONDS, _RENEWALS_A_LIFE = 12 * 3600.0, 60.0, 24
 _LONGEST_LINE = 1 << 20
 
 
@@ -122,7 +124,8 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals = 0
         self._begin = time.monotonic()
-        self._renew = self._begin + _RENEW_SECONDS
+        self._renew_every = min(_RENEW_SECONDS, self._mesh.certificate_life / _RENEWALS_A_LIFE)
+        self._renew = self._begin + self._renew_every
         self._announced = False
         self._written: bytes | None = None
 
@@ -163,18 +166,31 @@ class Supervisor:
             self._issue()
         else:
             # What is there lets the children start; what ends soon is renewed right after.
-            self._renew = self._begin + 5.0
+            self._renew = self._begin + min(5.0, self._renew_every)
         if self._mesh.transport == "tls":
             for name in names:
                 if name not in self._mesh.addresses:
                     self._flags[f"mesh.addresses.{name}"] = f"127.0.0.1:{_free_port()}"
 
-    def _issue(self) -> None:
+    def _issue(self) -> list[str]:
         from radmesh.runtime.clock import SystemClock  # noqa: PLC0415 - cryptography takes 60 ms to import
         from radmesh.runtime.security import Authority  # noqa: PLC0415
 
-        Authority(self._place.credentials, SystemClock()).issue([child.instance for child in self._children])
-        self._renew = time.monotonic() + _RENEW_SECONDS
+        life = timedelta(seconds=self._mesh.certificate_life)
+        names = [child.instance for child in self._children]
+        self._renew = time.monotonic() + self._renew_every
+        return Authority(self._place.credentials, SystemClock(), life).issue(names)
+
+    def _renew_certificates(self) -> None:
+        """Make certificates that end soon anew. What runs takes them by itself; a failure here ends nothing."""
+        try:
+            made = self._issue()
+        except (OSError, ValueError) as error:
+            self._renew = time.monotonic() + min(_RENEW_AGAIN_SECONDS, self._renew_every)
+            self._view.event(f"certificates cannot be renewed in {self._place.credentials}: {error}; tried again")
+        else:
+            if made:
+                self._view.event(f"certificates renewed: {', '.join(made)}")
 
     # -- children -----------------------------------------------------------------------------------------------------
 
@@ -217,6 +233,8 @@ class Supervisor:
 
     def _start_due(self) -> None:
         now = time.monotonic()
+        if now > self._renew:
+            self._renew_certificates()
         for child in self._children:
             if child.process is None and child.due <= now:
                 self._start(child)
@@ -226,17 +244,15 @@ class Supervisor:
                     f"see {self._place.logs / child.instance}.log"
                 )
                 self._kill(child)
-        if now > self._renew:
-            self._issue()
 
     def _next_due(self) -> float:
         """Return the seconds until something is due, one at most (the view shows time)."""
         now = time.monotonic()
-        times = [child.due for child in self._children if child.process is None]
+        times: list[float] = [self._renew, *(child.due for child in self._children if child.process is None)]
         times += [
             child.start_time + self._mesh.start_timeout + 0.01 for child in self._children if child.state == "STARTING"
         ]
-        return max(0.0, min([1.0, *(when - now for when in times)]))
+        return max(0.0, min(1.0, *(when - now for when in times)))
 
     def _turn(self, seconds: float) -> None:
         """Wait for what happens next, and see to it."""
@@ -288,6 +304,9 @@ class Supervisor:
         elif kind == "failed":
             child.may_pass = bool(said["transient"])
             child.failure = (str(said["reason"]), str(said["message"]))
+            if child.failure[0] == "CERTIFICATE_INVALID":
+                # It ended while the cluster was down.
+                self._renew = 0.0
         elif kind == "draining":
             child.state = "DRAINING"
 
@@ -423,6 +442,8 @@ class Supervisor:
     def ready(self) -> dict[str, Any]:
         """Return what ready.json says."""
         endpoints = {name: _from_here(url) for child in self._children for name, url in child.endpoints.items()}
+        # One port a RIS domain: that of the first is "hl7", those of others have their domain's name.
+        domains = {name: _port(url) for name, url in endpoints.items() if name.startswith("hl7_")}
         pids: dict[str, list[int]] = {}
         for child in self._children:
             pids.setdefault(child.module.component, []).extend(child.pids if child.state == "SERVING" else [])
@@ -430,7 +451,7 @@ class Supervisor:
             "version": radmesh.__version__,
             "pid": os.getpid(),
             "ae_title": self._ae_title(),
-            "ports": {name: _port(endpoints[name]) if name in endpoints else None for name in PORTS},
+            "ports": {name: _port(endpoints[name]) if name in endpoints else None for name in PORTS} | domains,
             "urls": {name: endpoints.get(name) for name in ("http", "grpc")},
             "pids": pids,
             "ca_certificate": str(self._place.credentials / "ca.pem"),

@@ -26,13 +26,13 @@ class Channels:
         self._credentials = credentials
         self._lock = threading.Lock()
         self._open: dict[tuple[str, str], tuple[tuple[int, int], grpc.Channel]] = {}
-        self._retired: list[grpc.Channel] = []
+        self._retired: list[tuple[tuple[int, int], grpc.Channel]] = []
 
     def get(self, target: str, service: ServiceDescriptor | None = None) -> grpc.Channel:
         """Return the channel to `target`; with `service`, one that repeats what may be repeated.
 
         gRPC reads a client's certificate once, so a channel whose certificate was renewed is put aside for a new one;
-        what runs on it finishes.
+        what runs on it has until the next renewal to finish.
         """
         version = (0, 0) if target.startswith("unix:") else self._credentials.certificate_version()
         key = (target, service.full_name if service else "")
@@ -41,10 +41,17 @@ class Channels:
             if known is not None and known[0] == version:
                 return known[1]
             if known is not None:
-                self._retired.append(known[1])
+                self._retire(version, known[1])
             channel = rpc.open_channel(target, self._credentials, service=service)
             self._open[key] = (version, channel)
             return channel
+
+    def _retire(self, version: tuple[int, int], channel: grpc.Channel) -> None:
+        for replaced_by, old in self._retired:
+            if replaced_by != version:
+                old.close()
+        self._retired = [entry for entry in self._retired if entry[0] == version]
+        self._retired.append((version, channel))
 
     def new(self, target: str) -> grpc.Channel:
         """Open a channel with a connection of its own, for a bulk stream; the caller closes it."""
@@ -53,7 +60,7 @@ class Channels:
     def close(self) -> None:
         """Close all."""
         with self._lock:
-            for channel in (*(channel for _, channel in self._open.values()), *self._retired):
+            for _, channel in (*self._open.values(), *self._retired):
                 channel.close()
             self._open.clear()
             self._retired.clear()

@@ -41,6 +41,9 @@ DEFINITIONS: dict[str, Definition] = {
         "counter", "HL7 messages received, by the code that answered them; HALF: cut off.", ("domain", "outcome")
     ),
     "radmesh_hl7_seconds": Definition("histogram", "Time from the end of an HL7 message to its answer.", ("domain",)),
+    "radmesh_certificate_end_seconds": Definition(
+        "gauge", "When the certificate ends, seconds since 1970 UTC.", ("instance",)
+    ),
     "radmesh_worker_failures": Definition(
         "counter", "Times a background worker failed and was started again.", ("worker",)
     ),

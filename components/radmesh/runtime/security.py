@@ -16,6 +16,7 @@ import json
 import os
 import re
 import secrets
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -31,8 +32,10 @@ from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.files import write_atomic
 
 TICKET_ISSUERS = ("database-server", "network-gateway")
-_CA_DAYS, _LEAF_DAYS, _RENEW_DAYS = 3650, 365, 60
+_CA_LIFE, _LIFE = timedelta(days=3650), timedelta(days=365)
 _SKEW = timedelta(minutes=5)
+# Key and certificate are two files: who reads between the two replacements looks again.
+_PAIR_TRIES, _PAIR_SECONDS = 20, 0.05
 
 
 def component_of(instance: str) -> str:
@@ -41,12 +44,13 @@ def component_of(instance: str) -> str:
 
 
 class Authority:
-    """The cluster's own certificate authority."""
+    """The cluster's own certificate authority; what it issues is valid for `life`."""
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
+    def __init__(self, folder: Path, clock: Clock, life: timedelta = _LIFE) -> None:
         """Open the authority in `folder`, or make it: durably, before anything relies on it."""
         self._folder = folder
         self._clock = clock
+        self._life = life
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
         # The key is written first: a certificate without a key could never be used.
@@ -68,7 +72,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _SKEW)
-            .not_valid_after(now + timedelta(days=_CA_DAYS))
+            .not_valid_after(now + _CA_LIFE)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_key_usage(authority=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -77,13 +81,18 @@ class Authority:
         write_atomic(self._folder / "ca.key", _private_pem(key))
         write_atomic(self._folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
 
-    def issue(self, instances: list[str]) -> None:
-        """Make what is missing of every instance: certificate (or one that ends soon), token, ticket keys."""
+    def issue(self, instances: list[str]) -> list[str]:
+        """Make what is missing of every instance: certificate, token, ticket keys.
+
+        A certificate of which a sixth of its life is left is made anew. Returns whose were made.
+        """
+        made = []
         tokens = self._folder / "tokens.json"
         digests: dict[str, str] = json.loads(tokens.read_bytes()) if tokens.exists() else {}
         for instance in instances:
             if not self._still_good(instance):
                 self._issue_certificate(instance)
+                made.append(instance)
             token = self._folder / f"token.{instance}"
             if not token.exists():
                 write_atomic(token, secrets.token_hex(32).encode())
@@ -95,6 +104,7 @@ class Authority:
                 key = Ed25519PrivateKey.generate()
                 write_atomic(self._folder / f"ticket.{issuer}.key", key.private_bytes_raw())
                 write_atomic(public, key.public_key().public_bytes_raw(), mode=0o644)
+        return made
 
     def _still_good(self, instance: str) -> bool:
         path = self._folder / f"{instance}.pem"
@@ -103,7 +113,7 @@ class Authority:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
         now = self._clock.now()
         return (
-            certificate.not_valid_after_utc - now > timedelta(days=_RENEW_DAYS)
+            certificate.not_valid_after_utc - now > self._life / 6
             and certificate.not_valid_before_utc <= now
             and certificate.issuer == self._certificate.subject
         )
@@ -122,7 +132,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _SKEW)
-            .not_valid_after(now + timedelta(days=_LEAF_DAYS))
+            .not_valid_after(now + self._life)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
             .add_extension(
@@ -162,6 +172,11 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
+def _belong_together(key: bytes, chain: bytes) -> bool:
+    private = serialization.load_pem_private_key(key, None)
+    return private.public_key() == x509.load_pem_x509_certificate(chain).public_key()
+
+
 def _version(path: Path) -> tuple[int, int]:
     # Files are replaced, not written over: the inode tells two apart that are as old as the clock can tell.
     status = os.stat(path)  # noqa: PTH116 - called for every rpc
@@ -197,13 +212,31 @@ class Credentials:
         """Return (key, certificate chain, authority's certificate), PEM.
 
         Raises:
-            RadmeshError: FILE_UNREADABLE.
+            RadmeshError: FILE_UNREADABLE; CERTIFICATE_INVALID: no PEM, or the key is of another certificate.
         """
         try:
-            return self._key.read_bytes(), self._certificate.read_bytes(), self.ca_path.read_bytes()
+            for _ in range(_PAIR_TRIES):
+                key, chain = self._key.read_bytes(), self._certificate.read_bytes()
+                if _belong_together(key, chain):
+                    return key, chain, self.ca_path.read_bytes()
+                time.sleep(_PAIR_SECONDS)
         except OSError as error:
             text = f"cannot read {error.filename} ({error.strerror}): mount it, or make it with 'radmesh up'"
             raise RadmeshError("FILE_UNREADABLE", text) from error
+        except ValueError as error:
+            text = f"{self._certificate} or {self._key} holds no certificate or key in PEM"
+            raise RadmeshError("CERTIFICATE_INVALID", text) from error
+        raise RadmeshError("CERTIFICATE_INVALID", f"{self._key} is not the key of {self._certificate}: mount its pair")
+
+    def certificate_times(self) -> tuple[datetime, datetime]:
+        """Return when the certificate's life begins, and when it, or the authority's, ends.
+
+        Raises:
+            RadmeshError: FILE_UNREADABLE, CERTIFICATE_INVALID.
+        """
+        _, chain, authority = self.certificate()
+        own, issuer = map(x509.load_pem_x509_certificate, (chain, authority))
+        return own.not_valid_before_utc, min(own.not_valid_after_utc, issuer.not_valid_after_utc)
 
     def certificate_paths(self) -> tuple[Path, Path]:
         """Return the files of certificate chain and key."""
