@@ -36,7 +36,7 @@ up: native ## set up and run a whole cluster on this machine (data in ./radmesh-
 
 test: $(VENV)/.dev native ## set up and run every test
 	@tools/partners
-	@$(BIN)/python -m pytest
+	@$(BIN)/python tools/run_tests.py
 
 test-fast: $(VENV)/.dev native ## the tests without the fault injection
 	@$(BIN)/python -m pytest -m 'not faults'

@@ -1,0 +1,68 @@
+"""Runs every test: pytest in two lanes at once, since most of a fault test's time is waiting.
+
+    .venv/bin/python tools/run_tests.py [PYTEST-ARGUMENTS]
+
+What is not named in FAULTS is in the other lane, so that a new folder is never left out. Each lane's output is shown
+whole when it has ended; the exit code is that of the first lane that failed. One core has one lane after the other.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Whole clusters that are killed, stopped, filled up, and waited for.
+FAULTS = ("tests/faults", "tests/power", "tests/ris", "tests/client", "tests/docs")
+_NOT_TESTS = ("support", "__pycache__", "partners")
+
+
+def lanes() -> list[list[str]]:
+    """Return the folders of each lane."""
+    every = sorted(
+        f"tests/{path.name}" for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name not in _NOT_TESTS
+    )
+    slow = [folder for folder in FAULTS if folder in every]
+    return [slow, [folder for folder in every if folder not in slow]]
+
+
+def begin(folders: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a lane; its output goes to `log`."""
+    command = [sys.executable, "-m", "pytest", "-q", *sys.argv[1:], *folders]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603 - our own
+
+
+def main() -> int:
+    """Run them; return the exit code."""
+    start, code = time.monotonic(), 0
+    with tempfile.TemporaryDirectory(prefix="radmesh-tests-") as logs:
+        running: dict[subprocess.Popen[bytes], tuple[str, Path]] = {}
+        try:
+            for number, folders in enumerate(lanes()):
+                log = Path(logs, f"{number}.log")
+                process = begin(folders, log)
+                running[process] = (" ".join(folders), log)
+                print(f"lane {number + 1}: {' '.join(folders)}", flush=True)
+                if (os.cpu_count() or 1) == 1:
+                    process.wait()
+            while running:
+                for process in [process for process in running if process.poll() is not None]:
+                    name, log = running.pop(process)
+                    seconds = time.monotonic() - start
+                    print(f"\n== {name}: ended with {process.returncode} after {seconds:.0f} s", flush=True)
+                    sys.stdout.buffer.write(log.read_bytes())
+                    sys.stdout.flush()
+                    code = code or process.returncode
+                time.sleep(0.2)
+        finally:
+            for process in running:
+                process.terminate()
+                process.wait()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
