@@ -16,14 +16,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["ConnectivityService"]
 
 
 def order(domain: str, accession: str, patient: str, name: str = "Doe^John", **more: Any) -> database_pb2.Order:
-    return database_pb2.Order(
-        order_id=f"{domain}/{accession}",
-        domain=domain,
-        accession_number=accession,
-        patient=database_pb2.RisPatient(patient_id=patient, patient_name=name),
-        status=database_pb2.ORDER_STATUS_SCHEDULED,
-        **more,
-    )
+    fields = {"order_id": f"{domain}/{accession}", "status": database_pb2.ORDER_STATUS_SCHEDULED, **more}
+    person = database_pb2.RisPatient(patient_id=patient, patient_name=name)
+    return database_pb2.Order(domain=domain, accession_number=accession, patient=person, **fields)
 
 
 class Manager:

@@ -39,6 +39,8 @@ _PAGE_SECONDS: Final = 1.0
 # More changes than these at once are a reason to look at everything.
 _MOST: Final = 2048
 _SOON_SECONDS: Final = 5.0
+# Objects that come together are registered in any order: so many admissions are looked at to find the oldest.
+_WINDOW: Final = 1024
 
 _Trigger = tuple[str, str]
 
@@ -116,7 +118,8 @@ class Healing:
         now = self._clock.monotonic()
         if now >= self._pending_at:
             # Those that a verdict is on its way to are left to it.
-            self._heal(s for s in self._listed(verifications=[PENDING]) if not self._verifier.running(s.digest))
+            pending = _by_time(self._listed(verifications=[PENDING]))
+            self._heal(one for one in pending if not self._verifier.running(one.digest))
             self._pending_at = now + _PENDING_SECONDS
         if self._token is None and now >= self._everything_at:
             self._everything_at = now + self._again
@@ -181,10 +184,21 @@ class Healing:
 
     def _unasked(self, domain: str) -> Iterator[Standing]:
         """Yield what nobody could be asked about."""
-        lists = [self._listed(reason=reason) for reason in sorted(UNKNOWN)]
+        lists = [_by_time(self._listed(reason=reason)) for reason in sorted(UNKNOWN)]
         for one in heapq.merge(*lists, key=lambda one: one.time):
             if self._verifier.domain_of(one.facts) == domain:
                 yield one
         for one in self._verifier.unsettled():
             if one.reason in UNKNOWN and self._verifier.domain_of(one.facts) == domain:
                 yield one
+
+
+def _by_time(found: Iterable[Standing]) -> Iterator[Standing]:
+    """Yield admissions by time, which are nearly in that order already."""
+    heap: list[tuple[float, int, Standing]] = []
+    for number, one in enumerate(found):
+        heapq.heappush(heap, (one.time, number, one))
+        if len(heap) > _WINDOW:
+            yield heapq.heappop(heap)[2]
+    while heap:
+        yield heapq.heappop(heap)[2]
