@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -508,6 +509,46 @@ def test_a_certificate_that_nobody_renews_is_an_alarm(cluster):
     process.terminate()
     process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("transport", ["unix", "tls"])
+def test_a_child_that_stands_still_is_started_again(cluster, transport):
+    """It has been ready, its process is there, its socket takes connections; and nothing is answered."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics = free.getsockname()[1]
+    settings = ("mesh.hang_timeout=2s", f"mesh.metrics_port={metrics}")
+    before = cluster.up("--transport", transport, *(f"--set={setting}" for setting in settings))
+    (stopped,) = before["pids"]["archive-server"]
+    os.kill(stopped, signal.SIGSTOP)
+    after = cluster.ready(lambda r: r["pids"]["archive-server"] and r["pids"]["archive-server"] != [stopped])
+    assert not alive(stopped)
+    assert {k: v for k, v in after["pids"].items() if k != "archive-server"} == {
+        k: v for k, v in before["pids"].items() if k != "archive-server"
+    }
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics + 1}/metrics", timeout=5) as answer:
+        rows = answer.read().decode().splitlines()
+    assert 'radmesh_instance_starts{instance="archive-server-0"} 2.0' in rows
+    assert 'radmesh_instance_hangs{instance="archive-server-0"} 1.0' in rows
+    code, output = cluster.stop()
+    assert code == 0
+    said = [line for line in output.splitlines() if line.startswith("archive-server-0: ")]
+    assert [re.sub(r"\d+ s|pid \d+|see .*", "…", line) for line in said] == [
+        "archive-server-0: has not answered for …",
+        "archive-server-0: does not answer, for … now, killed; …",
+        "archive-server-0: ended (killed by SIGKILL); starts again",
+        "archive-server-0: serves again, …",
+    ]
+
+
+def test_a_child_that_computes_is_waited_for(cluster):
+    """No thread of it answers for three times the patience: it is busy, not stuck."""
+    before = cluster.up("--set=mesh.hang_timeout=2s")
+    os.kill(before["pids"]["archive-server"][0], signal.SIGUSR1)
+    lines = (line for line in cluster.process.stdout if line.startswith("archive-server-0: "))
+    assert next(lines).startswith("archive-server-0: has not answered for")
+    assert next(lines) == "archive-server-0: answers again\n"
+    assert cluster.ready()["pids"] == before["pids"]
+    assert cluster.stop()[0] == 0
 
 
 def test_metrics(cluster):

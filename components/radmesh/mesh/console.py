@@ -54,7 +54,8 @@ def table(children: Sequence[Child], now: float) -> Table:
         )
     for child in children:
         figures = [f"{name} {value:,.15g}" for name, value in list(child.figures.items())[:_MOST_FIGURES]]
-        about = [*(f"[red]{escape(alarm)}[/red]" for alarm in child.alarms), *map(escape, figures)]
+        silent = [f"[red]silent {child.silent:.0f} s[/red]"] if child.silent else []
+        about = [*silent, *(f"[red]{escape(alarm)}[/red]" for alarm in child.alarms), *map(escape, figures)]
         grid.add_row(
             child.instance,
             " ".join(map(str, child.pids)) or "-",

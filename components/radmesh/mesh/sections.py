@@ -116,6 +116,12 @@ class Mesh:
     start_timeout: Duration = setting(
         120.0, doc="A component that is not ready after this time is killed and started again.", minimum=1
     )
+    hang_timeout: Duration = setting(
+        60.0,
+        doc="A component that serves, and then does not answer for so long, is killed and started again; five times as "
+        "long if it computes, and never while it waits for a disk. 0 = none is.",
+        minimum=0,
+    )
     drain_timeout: Duration = setting(
         10.0, doc="What has begun may take this long to finish when a component is told to stop.", minimum=0
     )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from radmesh.runtime.lifecycle import Service
     from radmesh.runtime.metrics import Metrics
 
+# What a supervisor tells its child: "<starts> <hangs>".
+COUNTS_VARIABLE = "RADMESH_COUNTS"
 # A process that was killed may take a moment to let go of its locks; the supervisor tries more than once.
 _LOCK_PATIENCE = 1.0
 _REPORT_SECONDS = 0.5
@@ -179,6 +181,7 @@ def _run(
     contexts = _contexts(table, configuration, place, [instance for _, instance in chosen])
     drain = configuration["mesh"].drain_timeout
     running: list[tuple[str, Service, Context]] = []
+    _count_starts(contexts)
     certificates = {instance: Certificate(context) for instance, context in contexts.items()}
     try:
         for module, instance in chosen:
@@ -305,11 +308,20 @@ def _serve_metrics(metrics: "Metrics", port: int, host: str) -> None:
         ) from error
 
 
+def _count_starts(contexts: "Mapping[str, Context]") -> None:
+    """Show what the supervisor has counted."""
+    counts = os.environ.get(COUNTS_VARIABLE, "").split()
+    for instance, context in contexts.items():
+        for name, count in zip(("radmesh_instance_starts", "radmesh_instance_hangs"), counts, strict=False):
+            context.metrics.gauge(name).labels(instance).set(int(count))
+
+
 def _report(notifier: Notifier, instance: str, service: "Service", context: "Context") -> None:
     """Say what the instance serves, its processes and its figures."""
     endpoints: Mapping[str, str] = getattr(service, "endpoints", dict)()
     pids = list(getattr(service, "pids", list)()) or [os.getpid()]
-    notifier.tell("ready", instance=instance, endpoints=dict(endpoints), pids=pids)
+    health = context.servers[0].target if context.servers else ""
+    notifier.tell("ready", instance=instance, endpoints=dict(endpoints), pids=pids, health=health)
     figures = context.status.figures()
     alarms = sorted(reason for reason, _, _ in context.status.alarms())
     notifier.tell("figures", instance=instance, figures=figures, alarms=alarms)

@@ -24,6 +24,8 @@ from typing import Any
 import radmesh
 from radmesh.mesh.modules import PORTS, Module, Table
 from radmesh.mesh.place import Lock, Place
+from radmesh.mesh.pulse import Pulse
+from radmesh.mesh.serve import COUNTS_VARIABLE
 from radmesh.runtime.config import Configuration
 from radmesh.runtime.files import write_atomic
 
@@ -68,6 +70,9 @@ class Child:
     endpoints: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
+    health: str = ""
+    silent: float = 0.0
+    hangs: int = 0
 
 
 class View:
@@ -126,6 +131,7 @@ class Supervisor:
         self._begin = time.monotonic()
         self._renew_every = min(_RENEW_SECONDS, self._mesh.certificate_life / _RENEWALS_A_LIFE)
         self._renew = self._begin + self._renew_every
+        self._pulse = Pulse(self._place.credentials, self._mesh.hang_timeout) if self._mesh.hang_timeout else None
         self._announced = False
         self._written: bytes | None = None
 
@@ -142,14 +148,19 @@ class Supervisor:
         with self._handling_signals():
             try:
                 self._prepare()
+                if self._pulse is not None:
+                    self._pulse.start()
                 while not self._signals:
                     self._start_due()
+                    self._end_hanging()
                     self._turn(self._next_due())
                     self._announce()
                 return self._drain()
             finally:
                 # Also where something failed: then nobody has asked for the end yet.
                 self._signals += 1
+                if self._pulse is not None:
+                    self._pulse.stop()
                 self._end(self._children)
                 self._remove_ready()
                 self._view.close()
@@ -201,7 +212,7 @@ class Supervisor:
         command += [*self._arguments, f"--notify={writing}", f"--parent={os.getpid()}"]
         settings = {**self._flags, "RADMESH_DATA": str(self._place.data), **self._bound_ports()}
         command += [f"--set={name}={value}" for name, value in settings.items()]
-        environment = {**os.environ, **MALLOC}
+        environment = {**os.environ, **MALLOC, COUNTS_VARIABLE: f"{child.starts + 1} {child.hangs}"}
         if not child.module.makes_administrator:
             environment.pop("RADMESH_ADMIN_PASSWORD", None)
         with _open_log(self._place.logs / f"{child.instance}.log", self._mesh.log_size) as log:
@@ -243,6 +254,31 @@ class Supervisor:
                     f"{child.instance}: not ready after {self._mesh.start_timeout:g} s, killed; "
                     f"see {self._place.logs / child.instance}.log"
                 )
+                self._kill(child)
+
+    def _end_hanging(self) -> None:
+        """Say who does not answer, and end who has not for too long."""
+        if self._pulse is None:
+            return
+        now = time.monotonic()
+        for child in self._children:
+            if child.state != "SERVING" or child.process is None or not child.health:
+                self._pulse.forget(child.instance)
+                continue
+            beat = self._pulse.watch(child.instance, child.process.pid, child.health)
+            silent, patience = beat.silence(now), self._mesh.hang_timeout
+            if child.silent and not silent:
+                self._view.event(f"{child.instance}: answers again")
+            elif silent > patience / 2 and child.silent <= patience / 2:
+                self._view.event(f"{child.instance}: has not answered for {silent:.0f} s")
+            child.silent = silent if silent > patience / 2 else 0.0
+            if beat.hangs(now, patience):
+                self._view.event(
+                    f"{child.instance}: does not answer, for {silent:.0f} s now, killed; "
+                    f"see {self._place.logs / child.instance}.log"
+                )
+                child.hangs += 1
+                child.health, child.silent = "", 0.0
                 self._kill(child)
 
     def _next_due(self) -> float:
@@ -291,6 +327,7 @@ class Supervisor:
             child.state = "SERVING"
             child.endpoints = dict(said["endpoints"])
             child.pids = list(said["pids"])
+            child.health = str(said.get("health", ""))
             if first:
                 child.ready_time = time.monotonic()
                 child.was_ready = True
@@ -320,6 +357,7 @@ class Supervisor:
         self._close_pipe(child)
         now = time.monotonic()
         child.process, child.pids, child.figures, child.alarms = None, [], {}, []
+        child.health, child.silent = "", 0.0
         if self._signals:
             child.state = "STOPPED"
             return

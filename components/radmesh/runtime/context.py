@@ -87,6 +87,7 @@ class Context:
     settings: Mapping[str, Any] = field(default_factory=dict)
     health_listen: str = ""
     channels: Channels = field(init=False)
+    servers: list[rpc.Server] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", Channels(self.credentials))
@@ -121,7 +122,7 @@ class Context:
         self, *, max_workers: int = 64, max_connection_age: float | None = 300.0, health_listen: str = ""
     ) -> rpc.Server:
         """Return this instance's server; add services, then start it."""
-        return rpc.Server(
+        server = rpc.Server(
             listen=self.listen,
             credentials=self.credentials,
             component=self.component,
@@ -133,6 +134,8 @@ class Context:
             max_connection_age=max_connection_age,
             health_listen=health_listen or self.health_listen,
         )
+        self.servers.append(server)
+        return server
 
     def worker(self, name: str, step: Any, *, most_pause: float = 5.0) -> Worker:
         """Return a worker of this component."""

@@ -44,6 +44,10 @@ DEFINITIONS: dict[str, Definition] = {
     "radmesh_certificate_end_seconds": Definition(
         "gauge", "When the certificate ends, seconds since 1970 UTC.", ("instance",)
     ),
+    "radmesh_instance_starts": Definition("gauge", "Times that `radmesh up` has started the instance.", ("instance",)),
+    "radmesh_instance_hangs": Definition(
+        "gauge", "Times that `radmesh up` has ended the instance, for it did not answer.", ("instance",)
+    ),
     "radmesh_worker_failures": Definition(
         "counter", "Times a background worker failed and was started again.", ("worker",)
     ),
