@@ -7,32 +7,27 @@ import pytest
 from connectivity_support import Desk
 from postgres_support import Postgres
 
-from radmesh.connectivity_manager.schema import MIGRATIONS
-from radmesh.sql.engine import Database
-
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A server, with a database "template" that has the present schema."""
+def postgres() -> Iterator[str]:
+    """The URL of a store on a server of the tests' own."""
     server = Postgres()
     try:
-        server.run("CREATE DATABASE template")
-        Database(server.url("template"), MIGRATIONS).close()
-        yield server
+        yield server.create()
     finally:
         server.stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a store of the test's own."""
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a store that is empty."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/connectivity.sqlite"
-        return
-    server: Postgres = request.getfixturevalue("postgres")
-    made = server.create("template")
-    yield made
-    server.drop(made)
+        return f"sqlite:///{tmp_path}/connectivity.sqlite"
+    found: str = request.getfixturevalue("postgres")
+    desk = Desk(found)
+    desk.clear()
+    desk.close()
+    return found
 
 
 @pytest.fixture

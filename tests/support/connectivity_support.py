@@ -12,7 +12,7 @@ from radmesh.connectivity_manager.intake import Intake
 from radmesh.connectivity_manager.matching import Person, Policy, StudyKeys
 from radmesh.connectivity_manager.orders import Orders, Verified
 from radmesh.connectivity_manager.publishing import Events
-from radmesh.connectivity_manager.schema import events
+from radmesh.connectivity_manager.schema import MIGRATIONS, events, messages, meta, metadata
 from radmesh.hl7.message import Message, parse
 from radmesh.hl7.mllp import Peer
 from radmesh.hl7.orders import Mapping
@@ -120,8 +120,6 @@ class Desk:
         clock: Clock | None = None,
         mapping: Mapping | None = None,
     ) -> None:
-        from radmesh.connectivity_manager.schema import MIGRATIONS
-
         self.clock = clock or ManualClock(NOW)
         self.database = Database(url, MIGRATIONS)
         self.outbox = Events(self.clock)
@@ -185,14 +183,21 @@ class Desk:
 
     def replay(self, key: int, domain: str = "") -> Any:
         """Let a dead letter take effect."""
-        from radmesh.connectivity_manager.schema import messages
-
         intake = self.intakes[domain] if domain else next(iter(self.intakes.values()))
 
         def work(c: sa.Connection) -> Any:
             return intake.replay(c, c.execute(sa.select(messages).where(messages.c.id == key)).one())
 
         return self.database.write(work)
+
+    def clear(self) -> None:
+        """Forget everything: as a new store, without the time that one takes."""
+
+        def work(c: sa.Connection) -> None:
+            for table in metadata.sorted_tables:
+                c.execute(sa.update(meta).values(sequence=0) if table is meta else sa.delete(table))
+
+        self.database.write(work)
 
     def close(self) -> None:
         self.database.close()
