@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import sqlalchemy as sa
 from component_mesh import Components, item, refs
 from database_support import uid
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from transfer_support import wait_for
 
 from radmesh.api.database.v1 import database_pb2
+from radmesh.archive_server import checks
 from radmesh.database_server.schema import instances, studies
+from radmesh.dicom.frame_decoder import FrameDecoder
 
 SIZE = 16 * 16 * 2
 
@@ -32,13 +36,14 @@ def mesh() -> Iterator[Components]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def data_set(size: int) -> bytes:
+def data_set(size: int, pixels: bytes = b"") -> bytes:
     ds = Dataset()
     ds.Rows = ds.Columns = 16
     ds.SamplesPerPixel, ds.PixelRepresentation = 1, 0
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
     ds.PhotometricInterpretation = "MONOCHROME2"
-    ds.add_new(0x7FE00010, "OW", bytes(size))
+    ds.add_new(0x7FE00010, "OB" if pixels else "OW", pixels or bytes(size))
+    ds["PixelData"].is_undefined_length = bool(pixels)
     file = DicomBytesIO()
     file.is_implicit_VR, file.is_little_endian = False, True
     write_dataset(file, ds)
@@ -92,3 +97,19 @@ def test_what_a_stopped_archive_left_is_checked_later(mesh: Components) -> None:
     mesh.send(later)
     checked(mesh, 1)
     assert mesh.running["archive-server-0"]._checks.defective == 0
+
+
+def test_a_frame_that_cannot_be_tried_keeps_no_other_object_waiting(
+    mesh: Components, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "FrameDecoder", lambda: FrameDecoder(("-c", "raise SystemExit(1)")))
+    mesh.archive(quiet=0.2)
+    coded = item("c", 1, data_set(0, encapsulate([b"\xff\x4f" * 50])))
+    coded = replace(coded, header=replace(coded.header, transfer_syntax_uid="1.2.840.10008.1.2.4.90"))
+    short = item("c", 2, data_set(SIZE - 2))
+    first, _ = refs(mesh.send(coded, short))
+    wait_for(lambda: defects(mesh).get(short.sop) == "PIXEL_DATA_SHORT", 20)
+    store = mesh.running["archive-server-0"]._store
+    # It is tried again.
+    assert store.unchecked(first.study_hash, first.generation) == [first]
+    assert defects(mesh)[coded.sop] == ""

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radmesh.dicom import part10
+from radmesh.dicom.admission import AdmissionKey
 from radmesh.dicom.header import TAGS, WANTED, QueryableHeader, decode_text
 from radmesh.dicom.stations import Station, match
 from radmesh.runtime.errors import RadmeshError
@@ -75,6 +76,18 @@ def test_wrong_declarations_lose_nothing_and_are_remarked(
 ) -> None:
     assert decode_text(raw, declared, vr=b"PN") == text
     assert header(PatientName=raw, SpecificCharacterSet=declared).character_set_remarks() == remarks
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [b"undefined", b"unicode_escape", b"raw_unicode_escape", b"utf_7", b"utf-16", b"punycode", b"unicode_escape\\GBK"],
+)
+@pytest.mark.parametrize("raw", [b"\xe9\\ud800", b"+2AA-\x1b(B", b"\\ud800\x1b$B;3", b"\x00\xd8\xe9"])
+def test_a_codec_of_python_is_no_character_set(declared: bytes, raw: bytes) -> None:
+    found = header(PatientName=raw, SpecificCharacterSet=declared)
+    # A lone surrogate could not be stored, sent or hashed.
+    assert AdmissionKey.of("CT1", found).digest()
+    assert found.character_set_remarks()[0].startswith("CHARACTER_SET_UNKNOWN ")
 
 
 @given(st.binary(max_size=40), st.binary(max_size=30), st.sampled_from([b"PN", b"LO", b"LT"]))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import struct
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from radmesh.dicom import frame_decoder, part10
+from radmesh.dicom import frame_decoder, image_check, part10
 from radmesh.dicom.frame_decoder import DecoderUnavailableError, FrameDecoder
 from radmesh.dicom.image_check import check
 from radmesh.runtime.errors import RadmeshError
@@ -118,6 +119,8 @@ def test_native_lengths(syntax: str, size: int, frames: int | None, found: str) 
         (80 * 3, {"SamplesPerPixel": 3, "BitsAllocated": 8, "PhotometricInterpretation": "RGB"}),
         (80 * 2, {"SamplesPerPixel": 3, "BitsAllocated": 8, "PhotometricInterpretation": "YBR_FULL_422"}),
         (80 * 3, {"SamplesPerPixel": 3, "BitsAllocated": 8, "PhotometricInterpretation": "YBR_FULL_422"}),
+        (1, {"Rows": 1, "Columns": 1, "BitsAllocated": 8, "BitsStored": 8}),
+        (3, {"Rows": 2, "Columns": 2, "BitsAllocated": 1, "BitsStored": 1, "NumberOfFrames": 3}),
         (63 + 1, {"Rows": 7, "Columns": 9, "BitsAllocated": 8, "BitsStored": 8}),
         # What says nothing of its size cannot be contradicted.
         (3, {"Rows": None}),
@@ -132,8 +135,27 @@ def test_nothing_where_an_image_is_described() -> None:
     assert result(written(image(None))) == "PIXEL_DATA_MISSING"
     assert result(written(image(None)), sop_class=REPORT) == ""
     assert result(written(image(None, Rows=None))) == ""
+    assert result(written(image(None, PixelDataProviderURL="https://pacs.example/1"))) == ""
     # Referenced by JPIP, it is elsewhere.
     assert result(written(image(None)), "1.2.840.10008.1.2.4.94") == ""
+
+
+def test_what_leads_astray_is_not_missing() -> None:
+    """Explicit VR in a sequence of undefined length and VR UN, in which it must be implicit (PS3.5 6.2.2)."""
+    element = struct.pack("<HH2sH4s", 0x33, 0x1001, b"LO", 4, b"abcd")
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + element + struct.pack("<HHI", 0xFFFE, 0xE00D, 0)
+    sequence = struct.pack("<HH2sHI", 0x33, 0x1000, b"UN", 0, 0xFFFFFFFF) + item
+    sequence += struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    pixels = written(image(bytes(SIZE)))
+    at = pixels.index(b"\xe0\x7f\x10\0")
+    assert result(pixels[:at] + sequence + pixels[at:]) == ""
+
+
+def test_fragments_without_end_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_check, "_FRAGMENTS_MOST", 1000)
+    frames = [b"\xff\x4f"] * 1000
+    assert fragments(frames, frames_said=1001, has_bot=False) == "FRAGMENTS_BROKEN"
+    assert fragments([*frames, b"\xff\x4f"], frames_said=1002, has_bot=False) == ""
 
 
 def test_a_data_set_that_ends_within_its_pixel_data() -> None:
@@ -161,6 +183,8 @@ def test_fragments() -> None:
     assert fragments(frames, has_bot=False) == ""
     assert fragments(frames, fragments_per_frame=3) == ""
     assert fragments(frames, frames_said=5) == "FRAGMENTS_BROKEN"
+    assert fragments(frames, has_bot=False, fragments_per_frame=2) == ""
+    assert fragments(frames, has_bot=False, fragments_per_frame=2, frames_said=5) == "FRAGMENTS_BROKEN"
     assert fragments(frames, frames_said=3) == "FRAGMENTS_BROKEN"
     assert fragments(frames, frames_said=4, syntax=RLE) == ""
     assert fragments(frames, frames_said=3, syntax=RLE, has_bot=False) == "FRAGMENTS_BROKEN"
@@ -181,6 +205,7 @@ def test_fragments_that_are_none() -> None:
     assert result(data, EXPLICIT) == "FRAGMENTS_BROKEN"
     assert result(written(image(bytes(SIZE))), J2K) == "FRAGMENTS_BROKEN"
     # The delimiter at the end is often left out; a fragment that is cut is another thing.
+    assert result(data[:-8], J2K) == ""
     assert result(data[:-9], J2K) == "FRAGMENTS_BROKEN"
     assert result(data.replace(b"\xfe\xff\x00\xe0\x50", b"\xfe\xff\x00\xe1\x50"), J2K) == "FRAGMENTS_BROKEN"
 
@@ -372,3 +397,16 @@ def test_what_there_is_no_decoder_for_is_no_defect() -> None:
     made = FrameDecoder()
     assert made(noise, {**frame_and_values()[1], "uid": "1.2.840.10008.1.2.4.53"}) is None
     made.close()
+
+
+def test_a_decoder_that_panics_says_that_the_frame_cannot_be_decoded(decoder: FrameDecoder) -> None:
+    """pylibjpeg-rle is written in Rust: its panics are no Exception, and are of the frame all the same."""
+    path = Path(str(get_testdata_file("MR_small_RLE.dcm", download=False)))
+    with path.open("rb") as file:
+        assert part10.seek_data_set(file) == RLE
+        data = file.read()
+    head = struct.pack("<3I", 2, 64, 1948)
+    assert data.count(head) == 1
+    # Its second segment begins within the first, and so is longer than the rows of the image.
+    broken = data.replace(head, struct.pack("<3I", 2, 64, 156))
+    assert result(broken, RLE, decoder) == "FRAME_UNDECODABLE"

@@ -124,15 +124,17 @@ class Checks:
             if error.reason == "OBJECT_NOT_FOUND":
                 return True
             raise
-        failure: RadmeshError | None = None
+        failure: Exception | None = None
         for ref in refs:
             if not self._may_begin(since):
                 return False
             try:
                 self._check(ref)
-            except RadmeshError as error:
-                # It has left the cache, or cannot be read; the next may be.
-                if error.reason != "OBJECT_NOT_FOUND":
+            except _StoppedError:
+                raise
+            except Exception as error:  # noqa: BLE001 - it cannot be read or was not tried; the next may be
+                # What has left the cache is checked no more.
+                if not isinstance(error, RadmeshError) or error.reason != "OBJECT_NOT_FOUND":
                     failure = failure or error
         if failure is not None:
             raise failure
@@ -158,7 +160,7 @@ class Checks:
             with self._reports.changing([ref]):
                 self._store.set_checked(ref, defect)
             self.defective += 1
-            self._log.warning("defective pixel data", defect=defect, sequence=ref.sequence)
+            self._log.warning("defective pixel data", defect=defect, study_hash=ref.study_hash, sequence=ref.sequence)
             self._reporter.wake()
         else:
             self._store.set_checked(ref, "")

@@ -62,8 +62,9 @@ class Record:
 
 
 def clean(value: str, most: int = 1024) -> str:
-    """Return text that both databases can keep: without NULs, bounded."""
-    return value.replace("\0", "")[:most]
+    """Return text that both databases can keep: without NULs and lone surrogates, bounded."""
+    value = value.replace("\0", "")[:most]
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 def name_key(name: str) -> str:

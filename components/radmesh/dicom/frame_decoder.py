@@ -167,6 +167,7 @@ class FrameDecoder:
 def _limit() -> None:
     os.nice(_NICE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
@@ -202,7 +203,7 @@ def decode(frame: bytes, values: Mapping[str, Any]) -> bytes:
         decoder.as_array(source, index=0, raw=True, **options)
     except (MemoryError, NotImplementedError):
         return _UNABLE
-    except Exception:  # noqa: BLE001 - each plugin raises what it likes
+    except BaseException:  # noqa: BLE001 - each plugin raises what it likes; a panic in Rust is no Exception
         return _FAILED
     return _DECODED
 

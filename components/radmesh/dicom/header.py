@@ -4,6 +4,8 @@ The gateway proxy scans them out of the data set as it streams by; they travel i
 untouched, so that nothing is decoded where it would cost, or be guessed twice.
 """
 
+import codecs
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -97,10 +99,13 @@ SCAN_LIMIT: Final = 4 * 1024 * 1024
 _TEXT: Final = frozenset((b"LO", b"LT", b"PN", b"SH", b"ST", b"UC", b"UT"))
 
 
-def new_scanner(syntax: TransferSyntax) -> native.Scanner:
-    """Return a scanner for a data set of this encoding; a deflated one is fed what was inflated."""
+def new_scanner(syntax: TransferSyntax, also: Mapping[int, bytes] | None = None) -> native.Scanner:
+    """Return a scanner for a data set of this encoding; a deflated one is fed what was inflated.
+
+    `also` are elements that are wanted besides: {tag: VR}.
+    """
     encoding = native.IMPLICIT if syntax.implicit else native.BIG_ENDIAN if syntax.big_endian else native.EXPLICIT
-    return native.Scanner(encoding, WANTED, limit=SCAN_LIMIT)
+    return native.Scanner(encoding, {**WANTED, **also} if also else WANTED, limit=SCAN_LIMIT)
 
 
 @lru_cache(256)
@@ -108,24 +113,29 @@ def _encodings(character_set: bytes) -> tuple[tuple[str, ...], str]:
     """Return Python's names of a Specific Character Set (PS3.3 C.12.1.1.2), and the first term that nobody knows."""
     import warnings  # noqa: PLC0415 - pydicom's tables are needed for text beyond ASCII only
 
-    from pydicom.charset import convert_encodings  # noqa: PLC0415
+    from pydicom.charset import convert_encodings, python_encoding  # noqa: PLC0415
 
     terms = [term.strip() for term in character_set.decode("ascii", "replace").strip("\0 ").split("\\")]
+    # pydicom takes the name of any codec of Python for a term: one gives lone surrogates, which nothing can keep,
+    # another raises whatever it is fed.
+    known = {codecs.lookup(name).name for name in python_encoding.values()}
     unknown = ""
     for term in filter(None, terms):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
                 # A second term keeps pydicom from taking what stands alone for something like it.
-                convert_encodings([term])
+                if any(codecs.lookup(name).name not in known for name in convert_encodings([term])):
+                    unknown = unknown or term
             except (LookupError, UserWarning, ValueError):
                 unknown = unknown or term
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return tuple(convert_encodings(terms)), unknown
+            encodings = tuple(name for name in convert_encodings(terms) if codecs.lookup(name).name in known)
         except (LookupError, ValueError):
-            return ("utf-8",), unknown
+            encodings = ()
+        return encodings or ("utf-8",), unknown
 
 
 # What pydicom leaves where ISO 2022 IR 58 is designated (PS3.3 table C.12-4): nothing of the text.
@@ -167,7 +177,7 @@ def _decode(raw: bytes, character_set: bytes, vr: bytes) -> tuple[str, bool]:
     for guess in ("utf-8", *encodings[:1], "latin-1"):
         try:
             return raw.decode(guess).replace("\x1b", "").strip("\0 "), False
-        except (LookupError, UnicodeDecodeError):
+        except (LookupError, UnicodeError):
             continue
     return raw.decode("latin-1").strip("\0 "), False
 

@@ -31,9 +31,12 @@ _TABLE_MOST: Final = 8 << 20
 _INFLATED_MOST: Final = 16 << 30
 _PIECE: Final = 1 << 20
 _DEPTH_MOST: Final = 64
+# Frames of the largest slides are a tenth of it; each takes time, however short it is.
+_FRAGMENTS_MOST: Final = 1 << 22
 
 _UNDEFINED: Final = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_PROVIDER_URL: Final = 0x00287FE0
 _EXTENDED_OFFSETS: Final = 0x7FE00001
 _FLOAT, _DOUBLE, _PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010
 # VRs with a length of 16 bits, of 32 bits (PS3.5 7.1.2).
@@ -60,6 +63,7 @@ _RLE: Final = "1.2.840.10008.1.2.5"
 _DECODABLE: Final = frozenset(
     (_RLE, *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)))
 )
+_STARTS: Final = (b"\xff\xd8", b"\xff\x4f")
 _SEQUENTIAL_JPEG: Final = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 
 
@@ -123,6 +127,11 @@ class _Source:
             passed += step
         self.position += passed
         return passed
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more."""
+        return not self._more()
 
     def skip(self, size: int) -> None:
         """Pass over exactly so many."""
@@ -238,7 +247,7 @@ class _Check:
         self._decode = decode
         self._sop_class_uid = sop_class_uid
         iterator = iter(chunks)
-        scanner = new_scanner(syntax)
+        scanner = new_scanner(syntax, {_PROVIDER_URL: b"UR"})
         held = []
         for chunk in iterator:
             held.append(chunk)
@@ -248,6 +257,7 @@ class _Check:
         if scanner.error is not None:
             raise _UndecidableError
         self._image = _Image.of(QueryableHeader.parse(scanner.header()))
+        self._elsewhere = bool((scanner.value(_PROVIDER_URL) or b"").strip(b"\0 "))
         other = "VR_DECLARED_OTHER" in scanner.remarks
         self._implicit = syntax.implicit != other
         self._order = ">" if syntax.big_endian else "<"
@@ -268,9 +278,11 @@ class _Check:
         head = self._source.read(8)
         group, number, length = struct.unpack(self._order + "HHI", head)
         tag = group << 16 | number
-        if implicit or group == 0xFFFE:
-            return tag, b"", length
         vr = head[4:6]
+        if implicit or group == 0xFFFE:
+            # Explicit VR in a sequence that must have none leads astray.
+            self._guessed |= group != 0xFFFE and (vr in _SHORT_FORM or vr in _LONG_FORM)
+            return tag, b"", length
         if vr in _SHORT_FORM:
             return tag, vr, struct.unpack(self._order + "H", head[6:])[0]
         if vr in _LONG_FORM:
@@ -314,7 +326,7 @@ class _Check:
                     self._source.skip(length)
         except _EndedError:
             pass
-        if self._guessed or not self._image.described or self._sop_class_uid.startswith(_NO_IMAGES):
+        if self._guessed or self._elsewhere or not self._image.described or self._sop_class_uid.startswith(_NO_IMAGES):
             return ""
         return PIXEL_DATA_MISSING
 
@@ -337,7 +349,8 @@ class _Check:
         if there < max(lengths):
             return "" if there in lengths or there - 1 in lengths else PIXEL_DATA_SHORT
         # Some writers pad to a block; a frame more than announced is one that nobody would see.
-        return PIXEL_DATA_LONG if there - max(lengths) >= max(lengths) // image.frames else ""
+        surplus = there - max(lengths) - max(lengths) % 2
+        return PIXEL_DATA_LONG if surplus >= max(lengths) // image.frames else ""
 
     # Encapsulated pixel data
 
@@ -355,6 +368,18 @@ class _Check:
         if frame is None or self._decodes(frame):
             return ""
         return FRAME_UNDECODABLE
+
+    def _next_fragment(self) -> int | None:
+        """Read an item's head; return its length, None at the end of the items."""
+        # The delimiter at the end is often left out.
+        if self._source.ended:
+            return None
+        tag, _, length = self._element(implicit=True)
+        if tag == _SEQUENCE_END:
+            return None
+        if tag != _ITEM or length == _UNDEFINED:
+            raise _Broken(FRAGMENTS_BROKEN)
+        return length
 
     def _walk_fragments(self, extended: "array[int] | None") -> bytearray | None:
         """Walk the items; return the first frame, None where it cannot be told from the next, or is too large.
@@ -379,32 +404,39 @@ class _Check:
         first: bytearray | None = bytearray()
         # Whether the first frame is complete; where its first fragment ends.
         done, first_end, fragments = False, 0, 0
-        while True:
-            at = self._source.position - begin
-            tag, _, length = self._element(implicit=True)
-            if tag == _SEQUENCE_END:
-                break
-            if tag != _ITEM or length == _UNDEFINED:
-                raise _Broken(FRAGMENTS_BROKEN)
+        # Fragments that begin a JPEG, JPEG-LS or JPEG 2000 image.
+        starts, told = 0, False
+        while (size := self._next_fragment()) is not None:
+            length = size
+            at = self._source.position - begin - 8
             if due < len(offsets) and offsets[due] <= at:
                 if offsets[due] != at:
                     raise _Broken(FRAGMENTS_BROKEN)
                 due += 1
             fragments += 1
+            if fragments > _FRAGMENTS_MOST:
+                raise _UndecidableError
+            begins = self._source.read(min(2, length))
+            starts += begins in _STARTS
+            told = told or fragments == starts == 1
             if fragments > 1 and (due > 1 or self._syntax.uid == _RLE):
                 done = True
             if done or first is None or video or len(first) + length > FRAME_MOST:
                 first = first if done else None
-                self._source.skip(length)
+                self._source.skip(length - len(begins))
             else:
-                for piece in self._source.pieces(length):
+                first += begins
+                for piece in self._source.pieces(length - len(begins)):
                     first += piece
                 if self._source.position - begin - at - 8 < length:
                     raise _EndedError
                 first_end = first_end or len(first)
                 # The end of a JPEG or JPEG 2000 image, and a byte of padding.
                 done = not offsets and frames > 1 and b"\xff\xd9" in first[-4:]
-        if due < len(offsets) or (frames and not video and self._miscounted(fragments, len(offsets))):
+        frames_seen = starts if told and not offsets else fragments
+        if due < len(offsets) or (
+            frames and not video and (frames_seen < frames or self._miscounted(fragments, len(offsets)))
+        ):
             raise _Broken(FRAGMENTS_BROKEN)
         if first and fragments == frames:
             del first[first_end:]
