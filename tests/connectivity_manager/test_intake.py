@@ -186,6 +186,16 @@ def test_one_bad_order_of_a_message_leaves_nothing_behind(desk):
     assert effects(desk) == (0, 0, 0)
 
 
+def test_the_orders_of_a_message_are_bounded(local):
+    """One message is one transaction, and those of other domains wait for it."""
+    groups = [pid(f"P{n}") + "\r" + obr(f"A{n}") for n in range(1001)]
+    answer = local.tell(message(msh("ORM^O01"), *groups))
+    assert (code(answer), error(answer)[:2]) == ("AE", ("HL7_FIELD_INVALID", "ORC"))
+    assert effects(local) == (0, 0, 0)
+    local.accepted(message(msh("ORM^O01"), *groups[:1000]))
+    assert effects(local) == (1000, 1000, 1000)
+
+
 def test_log_and_errors_tell_nothing_of_the_patient(local):
     local.accepted(orm("A1", pid("SECRETID", "Secret^Name")))
     local.tell(message(msh("ORM^O01"), pid("SECRETID", "Secret^Name"), "ORC|NW", "OBR|1"))
@@ -304,12 +314,13 @@ def test_a_dead_letter_takes_effect_when_its_cause_is_mended(desk, url):
     raw = message(msh("ORM^O01", control_id="M1"), pid(), "ORC|NW", "OBR|1||||||||||||||||||||||||||||||||||NUMBER")
     first = desk.tell(raw)
     assert error(first)[0] == "HL7_FIELD_MISSING"
-    assert desk.replay(1).state == DEAD
+    key = desk.rows(messages)[0]["id"]
+    assert desk.replay(key).state == DEAD
     assert desk.tell(raw) == first
     from radmesh.hl7.orders import Mapping
 
     mended = Desk(url, clock=desk.clock, mapping=Mapping(paths={"accession_number": ["OBR-35"]}))
-    assert mended.replay(1).state == DONE
+    assert mended.replay(key).state == DONE
     (row,) = mended.rows(messages)
     assert (row["state"], row["reason"], row["error"], row["attempts"]) == (DONE, "", "", 3)
     assert mended.found(accession_number="NUMBER") == ("MATCH", ["clinic/NUMBER"])

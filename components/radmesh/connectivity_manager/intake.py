@@ -4,8 +4,9 @@ One transaction writes the message, its answer, what it does to patients and ord
 Database Server. A message that has no effect is a dead letter: kept, listed, replayed by hand when its cause is mended.
 """
 
+import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -17,7 +18,7 @@ from radmesh.connectivity_manager.schema import messages
 from radmesh.hl7 import build
 from radmesh.hl7.message import Message, parse, split_batch
 from radmesh.hl7.mllp import Peer
-from radmesh.hl7.orders import Mapping, MergeEvent, read_order, read_patient_event, subject
+from radmesh.hl7.orders import Mapping, MergeEvent, OrderEvent, PatientEvent, read_order, read_patient_event, subject
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.logs import Logger
@@ -28,6 +29,11 @@ IN, OUT = 1, 2
 DONE, IGNORED, WAITING, DEAD = 1, 2, 3, 4
 _REPLAYED_WITHIN: Final = timedelta(days=7)
 _TEXT_MOST: Final = 250
+# Of one message, and so of one transaction.
+_ORDERS_MOST: Final = 1000
+
+# What a message says; None: nothing that concerns us.
+News = Sequence[OrderEvent] | PatientEvent | MergeEvent | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +89,15 @@ class Intake:
         return build.batch_acknowledgement(answers)
 
     def _take(self, raw: bytes) -> bytes | None:
+        message: Message | None = None
+        news: News = None
+        unclear: RadmeshError | None = None
         try:
-            message: Message | None = parse(raw)
+            message = parse(raw)
+            # Before the transaction: a long message must not keep those of other domains waiting.
+            news = self._read(message)
         except RadmeshError as error:
-            message, unreadable = None, error
+            unclear = error
         digest = _digest(message, raw)
         outcome: list[Effect] = []
 
@@ -98,7 +109,7 @@ class Intake:
                     outcome[:] = [self.replay(c, first)]
                 again = sa.update(messages).where(messages.c.id == first.id).values(replays=messages.c.replays + 1)
                 return bytes(c.execute(again.returning(messages.c.ack)).scalar_one())
-            effect = Effect(DEAD, unreadable) if message is None else self._apply(c, message)
+            effect = Effect(DEAD, unclear) if message is None or unclear else self._apply(c, message, news)
             outcome[:] = [effect]
             answer = self._answer(message, effect)
             c.execute(sa.insert(messages).values(self._row(message, raw, digest, effect, answer)))
@@ -120,7 +131,7 @@ class Intake:
         values: dict[str, Any] = {}
         try:
             message = parse(bytes(row.raw))
-            effect = self._apply(c, message, again=True)
+            effect = self._apply(c, message, self._read(message), again=True)
         except RadmeshError as error:
             effect = Effect(DEAD, error)
         else:
@@ -159,29 +170,37 @@ class Intake:
             .order_by(messages.c.id.desc())
         ).first()
 
-    def _apply(self, c: sa.Connection, message: Message, *, again: bool = False) -> Effect:
-        """Do what the message says; a message that cannot be understood leaves nothing behind."""
+    def _read(self, message: Message) -> News:
+        """Return what a message says.
+
+        Raises:
+            RadmeshError: HL7_…: it cannot be understood.
+        """
         about = subject(message)
+        if about == "ORDER":
+            orders = read_order(message, self._mapping)
+            if len(orders) > _ORDERS_MOST:
+                text = f"more than {_ORDERS_MOST} orders in one message: send several messages"
+                raise RadmeshError("HL7_FIELD_INVALID", text, metadata={"location": "ORC"})
+            return orders
+        if about in ("PATIENT", "MERGE"):
+            return read_patient_event(message, self._mapping)
+        if about == "REPORT" or message.type.code == "ADT":
+            return None
+        text = f"messages of type {str(message.type)[:20]} are not taken"
+        raise RadmeshError("HL7_TYPE_UNKNOWN", text, metadata={"location": "MSH-9"})
+
+    def _apply(self, c: sa.Connection, message: Message, news: News, *, again: bool = False) -> Effect:
+        """Do what a message says; one that contradicts what is known leaves nothing behind."""
         said = Said.of(message, self._clock.now(), again=again)
         try:
             with c.begin_nested():
-                if about == "ORDER":
-                    news = read_order(message, self._mapping)
-                    changed = self._orders.apply_orders(c, self.domain, news, said)
-                elif about in ("PATIENT", "MERGE"):
-                    event = read_patient_event(message, self._mapping)
-                    if isinstance(event, MergeEvent):
-                        changed = self._orders.apply_merges(c, self.domain, event, said)
-                    else:
-                        changed = self._orders.apply_patient(c, self.domain, event, said)
-                elif about == "REPORT" or message.type.code == "ADT":
-                    changed = False
+                if isinstance(news, MergeEvent):
+                    changed = self._orders.apply_merges(c, self.domain, news, said)
+                elif isinstance(news, PatientEvent):
+                    changed = self._orders.apply_patient(c, self.domain, news, said)
                 else:
-                    raise RadmeshError(
-                        "HL7_TYPE_UNKNOWN",
-                        f"messages of type {str(message.type)[:20]} are not taken",
-                        metadata={"location": "MSH-9"},
-                    )
+                    changed = self._orders.apply_orders(c, self.domain, news or (), said)
         except RadmeshError as error:
             if error.reason.startswith("HL7_"):
                 return Effect(DEAD, error)
@@ -236,8 +255,6 @@ def _short(text: str) -> str:
 
 
 def _digest(message: Message | None, raw: bytes) -> bytes:
-    import hashlib  # noqa: PLC0415
-
     return message.digest() if message is not None else hashlib.sha256(raw).digest()
 
 
