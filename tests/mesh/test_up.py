@@ -251,10 +251,9 @@ def test_a_port_in_use_is_said(cluster):
 
 
 def test_a_child_that_hangs_at_start_is_killed_and_named(cluster):
-    cluster.start("--set", "mesh.start_timeout=1.5s", EDGE_FAULT="hang")
+    cluster.start("--set", "mesh.start_timeout=3s", EDGE_FAULT="hang")
     lines = iter(cluster.process.stdout.readline, "")
-    line = next(line for line in lines if "not ready after" in line)
-    assert line == f"edge: not ready after 1.5 s, killed; see {cluster.data}/logs/edge.log\n"
+    assert f"edge: not ready after 3 s, killed; see {cluster.data}/logs/edge.log\n" in lines
     assert "edge: ended (killed by SIGKILL); starts again\n" in lines
     assert not (cluster.data / "ready.json").exists()
     # One that hangs is not waited for: it has begun nothing.
