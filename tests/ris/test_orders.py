@@ -147,6 +147,7 @@ def test_a_late_object_of_another_patient_is_held_alone(hospital, tmp_path):
     fetched = hospital.as_user("rad", "get", study, "--out", tmp_path)
     assert [w["instance"] for w in fetched.json["written"]] == [first]
     assert hospital.verification(study) == ("HELD", "PATIENT_MISMATCH")
+    assert hospital.as_user("rad", "report", "write", study, "--text", "No fracture.").code == 0
 
     # A person answers for it: an administrator, who says why.
     refusal = hospital.as_user("tech", "release", study, "--override", "--reason", "same person")

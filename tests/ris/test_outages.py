@@ -4,7 +4,7 @@ import random
 import threading
 
 import pytest
-from ris_support import Hospital, acknowledgement, ask, ct, new_id, new_study, orm
+from ris_support import Hospital, acknowledgement, adt, ask, ct, new_id, new_study, orm
 from transfer_support import wait_for
 
 STUDIES = 100
@@ -32,6 +32,67 @@ def test_a_hundred_studies_come_in_while_nobody_can_be_asked(hospital: Hospital,
         moves = [move.after for move in hospital.moves(study)]
         assert moves.count("VERIFIED") == 1, moves
         assert moves[-1] == "VERIFIED"
+
+
+def test_a_silent_feed_is_a_ris_that_cannot_be_asked(hospital: Hospital) -> None:
+    """The village's RIS says something every two seconds, or it counts as unavailable."""
+    accessions = [new_id(), new_id(), new_id()]
+    marked, held, later = studies = [new_study(), new_study(), new_study()]
+    patient = new_id()
+    keys = dict(zip(studies, accessions, strict=True))
+
+    def send(station: str, study: str) -> None:
+        assert hospital.send(station, ct(study, PatientID=patient, AccessionNumber=keys[study])) == [0]
+
+    def available() -> bool:
+        return next(d.available for d in hospital.admin.domains() if d.name == "village")
+
+    assert not available()
+    send("VILL1", marked)
+    send("VILL2", held)
+    hospital.wait_verification(marked, "UNVERIFIED", "RIS_UNAVAILABLE")
+    hospital.wait_verification(held, "HELD", "RIS_UNAVAILABLE")
+    assert hospital.seen_by("rad", marked) is not None
+    assert hospital.seen_by("rad", held) is None
+    assert "radmesh hl7 domains" in hospital.run("show", held).out
+    for accession in accessions:
+        assert hospital.tell(orm(accession, patient, facility="VILLAGE"), "village") == "AA"
+    hospital.wait_verification(marked, "VERIFIED")
+    hospital.wait_verification(held, "VERIFIED")
+    # It falls silent, and what it said before does not count until it speaks again.
+    wait_for(lambda: not available())
+    send("VILL1", later)
+    hospital.wait_verification(later, "UNVERIFIED", "RIS_UNAVAILABLE")
+    assert hospital.tell(adt("A08", new_id(), facility="VILLAGE"), "village") == "AA"
+    hospital.wait_verification(later, "VERIFIED")
+    for study in studies:
+        assert [move.after for move in hospital.moves(study)].count("VERIFIED") == 1
+
+
+def test_orders_come_in_without_the_database_and_are_known_when_it_is_back(hospital: Hospital) -> None:
+    accession, study, patient = new_id(), new_study(), new_id()
+    with hospital.without("gone", "database-server"):
+        assert hospital.tell(orm(accession, patient, "Doe^Meanwhile")) == "AA"
+        assert hospital.send("CT1", ct(study, PatientID=patient, AccessionNumber=accession)) == [0]
+    wait_for(lambda: [o.patient.patient_name for o in hospital.orders(accession)] == ["Doe^Meanwhile"], 20)
+    hospital.wait_verification(study, "VERIFIED", seconds=20)
+    assert hospital.study(study).patient_name == "Doe^Meanwhile"
+
+
+@pytest.mark.faults
+def test_the_gateway_dies_with_verdicts_in_its_hands(hospital: Hospital) -> None:
+    patient = new_id()
+    studies = {new_study(): new_id() for _ in range(20)}
+    for accession in studies.values():
+        assert hospital.tell(orm(accession, patient)) == "AA"
+    images = [ct(study, PatientID=patient, AccessionNumber=accession) for study, accession in studies.items()]
+    killer = threading.Timer(0.2, lambda: hospital.kill("network-gateway"))
+    killer.start()
+    assert hospital.send("CT1", *images) == [0] * len(images)
+    killer.join()
+    wait_for(lambda: {s.verification for s in hospital.admin.find(patient_id=patient)} == {"VERIFIED"}, 30)
+    for study in studies:
+        assert [move.after for move in hospital.moves(study)].count("VERIFIED") == 1
 
 
 @pytest.mark.faults

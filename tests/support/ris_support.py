@@ -1,4 +1,4 @@
-"""A hospital: a cluster with two RIS domains and stations of each policy; orders, images, and peers of both sides."""
+"""A hospital: a cluster with three RIS domains and stations of each policy; orders, images, and peers of both sides."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from transfer_support import wait_for
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.client import Cluster, Study
-from radmesh.client.model import HistoryEntry
+from radmesh.client.model import HistoryEntry, Order
 from radmesh.runtime.errors import RadmeshError
 
 PASSWORD = "correct horse battery"
@@ -46,6 +46,13 @@ manager = 1
 hl7_port = {town_hl7}
 report_to = "127.0.0.1:{town}"
 
+[[domains]]
+name = "village"
+issuer = "VILLAGE"
+manager = 1
+hl7_port = {village_hl7}
+feed_timeout = 2
+
 [[stations]]
 ae_title = "CT1"
 domain = "clinic"
@@ -66,6 +73,17 @@ domain = "town"
 verification = "required"
 
 [[stations]]
+ae_title = "VILL1"
+domain = "village"
+verification = "required"
+
+[[stations]]
+ae_title = "VILL2"
+domain = "village"
+verification = "required"
+on_ris_unavailable = "hold"
+
+[[stations]]
 ae_title = "ANY1"
 domain = "by-object"
 """
@@ -78,8 +96,9 @@ class Hospital(RealCluster):
         self.report_ports = {"clinic": free_port(), "town": free_port()}
         data.parent.mkdir(parents=True, exist_ok=True)
         self.configuration = data.parent / "radmesh.toml"
-        self.hl7_ports = {"clinic": 0, "town": free_port()}
-        text = CONFIGURATION.format(**self.report_ports, town_hl7=self.hl7_ports["town"])
+        self.hl7_ports = {"clinic": 0, "town": free_port(), "village": free_port()}
+        ports = {f"{name}_hl7": port for name, port in self.hl7_ports.items()}
+        text = CONFIGURATION.format(**self.report_ports, **ports)
         self.configuration.write_text(text)
         super().__init__(data, "--config", str(self.configuration))
         try:
@@ -113,9 +132,21 @@ class Hospital(RealCluster):
     def study(self, uid: str) -> Study:
         return self.admin.study(uid).study
 
+    def orders(self, accession: str) -> list[Order]:
+        """Orders with an accession number; none while they cannot be asked for."""
+        try:
+            return list(self.admin.orders(accession_number=accession))
+        except RadmeshError as error:
+            assert error.transient, error
+            return []
+
     def verification(self, uid: str) -> tuple[str, str]:
         """Verification and reason; empty while the study is not registered."""
-        found = list(self.admin.find(study_instance_uids=[uid]))
+        try:
+            found = list(self.admin.find(study_instance_uids=[uid]))
+        except RadmeshError as error:
+            assert error.transient, error
+            return "", ""
         return (found[0].verification, found[0].verification_reason) if found else ("", "")
 
     def wait_verification(self, uid: str, state: str, reason: str = "", *, seconds: float = 15.0) -> None:

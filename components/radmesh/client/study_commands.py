@@ -282,7 +282,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     table(
         "history",
         [Column("time (UTC)"), Column("axis"), Column("from"), Column("to"), Column("reason", cut=True), Column("by")],
-        [[moment(h.time), h.axis, h.before.lower(), h.after.lower(), h.reason, h.actor] for h in history],
+        [[moment(h.time), h.axis, _move(h.axis, h.before), _move(h.axis, h.after), h.reason, h.actor] for h in history],
     )
     return OK
 
@@ -376,3 +376,8 @@ def _status_text(study: model.Study) -> str:
         reason = f" ({study.verification_reason})" if study.verification_reason else ""
         said.insert(0, study.verification.lower() + reason)
     return ", ".join(said)
+
+
+def _move(axis: str, value: str) -> str:
+    """Return what a move was from or to: of a correction, a DICOM keyword as it is written."""
+    return value if axis == "correction" else value.lower().replace("_", " ")
