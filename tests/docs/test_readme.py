@@ -16,7 +16,7 @@ from radmesh.mesh import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-DICOM_PORT = "11112"
+PORTS = {"dicom": "11112", "hl7": "2575"}
 
 
 def blocks(language: str) -> list[str]:
@@ -32,9 +32,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
     try:
         wait_for(lambda: cluster.run("status").code == 0)
         script = "\n".join(blocks("bash"))
-        assert script.count(DICOM_PORT) == 1
-        # The one change: a test takes a port that is free.
-        script = script.replace(DICOM_PORT, str(cluster.ready["ports"]["dicom"]))
+        # The one change: a test takes ports that are free.
+        for name, port in PORTS.items():
+            assert script.count(port) == 1
+            script = script.replace(port, str(cluster.ready["ports"][name]))
         yield folder, shell(folder, "bash", "-euo", "pipefail", "-c", script)
     finally:
         cluster.close()
@@ -61,6 +62,12 @@ def test_the_walk_through(clone):
         "jane  radiologist",
         "1 file: 1 STORED",
         "STUDY_STORE",
+        "MSA|AA|1",
+        "Samples^Compressed  1CT1",
+        "corrected    yes",
+        "version     1, approved",
+        "No fracture.",
+        "ORU^R01",
     ):
         assert line in told, told
 
@@ -70,7 +77,7 @@ def test_the_python_example(clone):
     (example,) = blocks("python")
     assert shell(folder, f"{folder}/.venv/bin/python", "-c", example).splitlines() == [
         "CompressedSamples^MR1 20040826 1",
-        "CompressedSamples^CT1 20040119 1",
+        "Samples^Compressed 20040119 1",
     ]
 
 
@@ -86,7 +93,7 @@ def test_make_targets_and_commands_are_there():
     for target in targets:
         assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), target
     (commands,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
-    used = set(re.findall(r"`radmesh ([a-z]+)", README))
-    used |= set(re.findall(r"^(?:\w+='.*?' )?radmesh ([a-z]+)", "".join(blocks("bash")), re.MULTILINE))
+    used = set(re.findall(r"`radmesh ([a-z0-9]+)", README))
+    used |= set(re.findall(r"^(?:\w+='.*?' )?radmesh ([a-z0-9]+)", "".join(blocks("bash")), re.MULTILINE))
     assert {"status", "find", "show", "get", "users", "store", "audit"} <= used
     assert used <= set(commands.choices), used
