@@ -1,0 +1,390 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Bit streams of a JPEG 2000 code stream: each kind as a struct, its writer and its reader, all inline.
+
+Writers never check for room: whoever starts one gives it a buffer for the worst case. Readers never read outside their
+bytes: past the end they give what the standard says a decoder is to see there.
+
+| stream | bytes | bits | seven bits follow | clause |
+| --- | --- | --- | --- | --- |
+| MagSgn, SigProp | forward | least significant first | 0xFF | T.814 7.1.2, 7.1.5 |
+| MEL | forward | most significant first | 0xFF | T.814 7.1.3 |
+| VLC, MagRef | backward | least significant first | over 0x8F, and they are all ones | T.814 7.1.4, 7.1.6 |
+| packet header | forward | most significant first | 0xFF | T.800 B.10.1 |
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from radmesh_native._htj2k_tables cimport HTJ2K_MEL_EXPONENT
+
+# MagSgn and SigProp -------------------------------------------------------------------------------------------------
+
+cdef struct ForwardWriter:
+    uint8_t *p
+    uint64_t bits
+    int used
+    # 8, or 7 after 0xFF.
+    int room
+
+
+cdef inline void forward_write_start(ForwardWriter *w, uint8_t *p) noexcept nogil:
+    w.p = p
+    w.bits = 0
+    w.used = 0
+    w.room = 8
+
+
+cdef inline void forward_write(ForwardWriter *w, uint32_t value, int length) noexcept nogil:
+    """Write `length` <= 32 bits; those of `value` above them are zero."""
+    cdef uint8_t byte
+    w.bits |= <uint64_t> value << w.used
+    w.used += length
+    while w.used >= w.room:
+        byte = <uint8_t> (w.bits & ((1 << w.room) - 1))
+        w.p[0] = byte
+        w.p += 1
+        w.bits >>= w.room
+        w.used -= w.room
+        w.room = 7 if byte == 0xFF else 8
+
+
+cdef inline uint8_t *forward_write_end(ForwardWriter *w) noexcept nogil:
+    """Fill the last byte with ones; return the end. A last 0xFF goes: the reader supplies it."""
+    if w.used:
+        forward_write(w, (1 << (w.room - w.used)) - 1, w.room - w.used)
+    if w.room == 7:
+        w.p -= 1
+    return w.p
+
+
+cdef struct ForwardReader:
+    const uint8_t *p
+    const uint8_t *end
+    uint64_t bits
+    int have
+    int room
+    # What follows the last byte: 0xFF for MagSgn, 0 for SigProp.
+    uint8_t fill
+
+
+cdef inline void forward_read_start(
+    ForwardReader *r, const uint8_t *p, const uint8_t *end, uint8_t fill
+) noexcept nogil:
+    r.p = p
+    r.end = end
+    r.bits = 0
+    r.have = 0
+    r.room = 8
+    r.fill = fill
+
+
+cdef inline uint32_t forward_read(ForwardReader *r, int length) noexcept nogil:
+    """Read `length` <= 32 bits."""
+    cdef uint8_t byte
+    cdef uint32_t value
+    while r.have < length:
+        byte = r.fill
+        if r.p < r.end:
+            byte = r.p[0]
+            r.p += 1
+        r.bits |= <uint64_t> (byte & ((1 << r.room) - 1)) << r.have
+        r.have += r.room
+        r.room = 7 if byte == 0xFF else 8
+    value = <uint32_t> (r.bits & ((<uint64_t> 1 << length) - 1))
+    r.bits >>= length
+    r.have -= length
+    return value
+
+
+# VLC and MagRef -----------------------------------------------------------------------------------------------------
+
+cdef struct BackwardWriter:
+    # Where the last byte written lies; the next goes below it.
+    uint8_t *p
+    uint64_t bits
+    int used
+    bint over
+
+
+cdef inline void backward_write_start(BackwardWriter *w, uint8_t *end) noexcept nogil:
+    """The last byte, and the low half of the one before, are the length of MEL and VLC: ones, for now."""
+    w.p = end - 1
+    w.p[0] = 0xFF
+    w.bits = 0xF
+    w.used = 4
+    w.over = True
+
+
+cdef inline void backward_write(BackwardWriter *w, uint32_t value, int length) noexcept nogil:
+    """Write `length` <= 32 bits; those of `value` above them are zero."""
+    cdef uint8_t byte
+    cdef int room
+    w.bits |= <uint64_t> value << w.used
+    w.used += length
+    while w.used >= 7:
+        room = 7 if w.over and (w.bits & 0x7F) == 0x7F else 8
+        if w.used < room:
+            return
+        byte = <uint8_t> (w.bits & ((1 << room) - 1))
+        w.p -= 1
+        w.p[0] = byte
+        w.bits >>= room
+        w.used -= room
+        w.over = byte > 0x8F
+
+
+cdef struct BackwardReader:
+    # The byte that comes next, and the lowest that may.
+    const uint8_t *p
+    const uint8_t *begin
+    uint64_t bits
+    int have
+    bint over
+
+
+cdef inline void backward_fill(BackwardReader *r) noexcept nogil:
+    """Make at least 32 bits ready; zeros follow the last byte."""
+    cdef uint8_t byte
+    cdef int room
+    while r.have < 32:
+        byte = 0
+        if r.p >= r.begin:
+            byte = r.p[0]
+            r.p -= 1
+        room = 7 if r.over and (byte & 0x7F) == 0x7F else 8
+        r.bits |= <uint64_t> (byte & ((1 << room) - 1)) << r.have
+        r.have += room
+        r.over = byte > 0x8F
+
+
+cdef inline void vlc_read_start(BackwardReader *r, const uint8_t *begin, const uint8_t *end) noexcept nogil:
+    """begin…end: the MEL and VLC bytes of a block, 2 at least; the first four bits share a byte with the length."""
+    cdef uint8_t byte = (end - 2)[0] | 0x0F
+    r.p = end - 3
+    r.begin = begin
+    r.have = 3 if (byte & 0x7F) == 0x7F else 4
+    r.bits = (byte >> 4) & ((1 << r.have) - 1)
+    r.over = byte > 0x8F
+
+
+cdef inline void magref_read_start(BackwardReader *r, const uint8_t *begin, const uint8_t *end) noexcept nogil:
+    r.p = end - 1
+    r.begin = begin
+    r.bits = 0
+    r.have = 0
+    r.over = True
+
+
+cdef inline uint32_t backward_read(BackwardReader *r, int length) noexcept nogil:
+    """Read `length` <= 32 bits."""
+    cdef uint32_t value
+    backward_fill(r)
+    value = <uint32_t> (r.bits & ((<uint64_t> 1 << length) - 1))
+    r.bits >>= length
+    r.have -= length
+    return value
+
+
+# MEL ----------------------------------------------------------------------------------------------------------------
+
+cdef struct MelWriter:
+    uint8_t *p
+    int byte
+    # Bits that the byte still takes.
+    int room
+    int run
+    int state
+
+
+cdef inline void mel_write_start(MelWriter *w, uint8_t *p) noexcept nogil:
+    w.p = p
+    w.byte = 0
+    w.room = 8
+    w.run = 0
+    w.state = 0
+
+
+cdef inline void mel_write_bit(MelWriter *w, int bit) noexcept nogil:
+    w.byte = (w.byte << 1) | bit
+    w.room -= 1
+    if w.room == 0:
+        w.p[0] = <uint8_t> w.byte
+        w.p += 1
+        w.room = 7 if w.byte == 0xFF else 8
+        w.byte = 0
+
+
+cdef inline void mel_write(MelWriter *w, bint event) noexcept nogil:
+    """Code one event of the adaptive run length code: runs of zeros, each but a full one ended by a one."""
+    cdef int exponent = HTJ2K_MEL_EXPONENT[w.state]
+    if not event:
+        w.run += 1
+        if w.run == 1 << exponent:
+            mel_write_bit(w, 1)
+            w.run = 0
+            if w.state < 12:
+                w.state += 1
+        return
+    mel_write_bit(w, 0)
+    while exponent:
+        exponent -= 1
+        mel_write_bit(w, (w.run >> exponent) & 1)
+    w.run = 0
+    if w.state > 0:
+        w.state -= 1
+
+
+cdef struct MelReader:
+    const uint8_t *p
+    const uint8_t *end
+    int byte
+    int have
+    int run
+    bint one
+    int state
+
+
+cdef inline void mel_read_start(MelReader *r, const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """p…end: the MEL and VLC bytes of a block. The last one and a half belong to the length: they read as ones."""
+    r.p = p
+    r.end = end
+    r.byte = 0
+    r.have = 0
+    r.run = 0
+    r.one = False
+    r.state = 0
+
+
+cdef inline int mel_read_bit(MelReader *r) noexcept nogil:
+    if r.have == 0:
+        r.have = 7 if r.byte == 0xFF else 8
+        r.byte = 0xFF
+        if r.p < r.end - 1:
+            r.byte = r.p[0]
+            if r.p == r.end - 2:
+                r.byte |= 0x0F
+            r.p += 1
+    r.have -= 1
+    return (r.byte >> r.have) & 1
+
+
+cdef inline bint mel_read(MelReader *r) noexcept nogil:
+    cdef int exponent
+    if r.run == 0 and not r.one:
+        exponent = HTJ2K_MEL_EXPONENT[r.state]
+        if mel_read_bit(r):
+            r.run = 1 << exponent
+            if r.state < 12:
+                r.state += 1
+        else:
+            while exponent:
+                exponent -= 1
+                r.run = 2 * r.run + mel_read_bit(r)
+            r.one = True
+            if r.state > 0:
+                r.state -= 1
+    if r.run:
+        r.run -= 1
+        return False
+    r.one = False
+    return True
+
+
+cdef inline void mel_vlc_end(MelWriter *mel, BackwardWriter *vlc) noexcept nogil:
+    """Finish both. Their last bytes become one, where both readers find their bits in it."""
+    cdef int mel_mask, vlc_mask, both
+    if mel.run:
+        mel_write_bit(mel, 1)
+    # The seven bits after 0xFF end a byte whose first bit is zero: that one is used as well.
+    mel_mask = (0xFF << mel.room) & 0xFF
+    mel.byte <<= mel.room
+    vlc_mask = (1 << vlc.used) - 1
+    both = mel.byte | <int> vlc.bits
+    if mel_mask and vlc_mask and not (both ^ mel.byte) & mel_mask and not (both ^ <int> vlc.bits) & vlc_mask:
+        if both != 0xFF:
+            mel.p[0] = <uint8_t> both
+            mel.p += 1
+            return
+    if mel_mask:
+        mel.p[0] = <uint8_t> mel.byte
+        mel.p += 1
+    if vlc_mask:
+        vlc.p -= 1
+        vlc.p[0] = <uint8_t> vlc.bits
+
+
+# Packet headers -----------------------------------------------------------------------------------------------------
+
+cdef struct HeaderWriter:
+    uint8_t *p
+    int byte
+    int room
+
+
+cdef inline void header_write_start(HeaderWriter *w, uint8_t *p) noexcept nogil:
+    w.p = p
+    w.byte = 0
+    w.room = 8
+
+
+cdef inline void header_write(HeaderWriter *w, uint32_t value, int length) noexcept nogil:
+    while length:
+        length -= 1
+        w.byte = (w.byte << 1) | ((value >> length) & 1)
+        w.room -= 1
+        if w.room == 0:
+            w.p[0] = <uint8_t> w.byte
+            w.p += 1
+            w.room = 7 if w.byte == 0xFF else 8
+            w.byte = 0
+
+
+cdef inline uint8_t *header_write_end(HeaderWriter *w) noexcept nogil:
+    """Fill the last byte with zeros; return the end. A header does not end with 0xFF."""
+    if w.room != 8:
+        w.p[0] = <uint8_t> (w.byte << w.room)
+        w.p += 1
+    return w.p
+
+
+cdef struct HeaderReader:
+    const uint8_t *p
+    const uint8_t *end
+    int byte
+    int have
+    bint short
+
+
+cdef inline void header_read_start(HeaderReader *r, const uint8_t *p, const uint8_t *end) noexcept nogil:
+    r.p = p
+    r.end = end
+    r.byte = 0
+    r.have = 0
+    r.short = False
+
+
+cdef inline uint32_t header_read(HeaderReader *r, int length) noexcept nogil:
+    """Read `length` <= 32 bits; zeros, and `short` is set, past the end."""
+    cdef uint32_t value = 0
+    while length:
+        length -= 1
+        if r.have == 0:
+            r.have = 7 if r.byte == 0xFF else 8
+            if r.p < r.end:
+                r.byte = r.p[0]
+                r.p += 1
+            else:
+                r.byte = 0
+                r.short = True
+        r.have -= 1
+        value = (value << 1) | ((r.byte >> r.have) & 1)
+    return value
+
+
+cdef inline const uint8_t *header_read_end(HeaderReader *r) noexcept nogil:
+    """The end of the header: behind the byte that follows a last 0xFF."""
+    if r.byte == 0xFF:
+        if r.p < r.end:
+            r.p += 1
+        else:
+            r.short = True
+    return r.p

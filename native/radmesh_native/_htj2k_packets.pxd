@@ -1,0 +1,34 @@
+# cython: language_level=3
+"""Packets: tag trees and packet headers (T.800 B.10), for code blocks of one layer."""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+
+from radmesh_native._htj2k_block_decoder cimport Coded
+from radmesh_native._htj2k_layout cimport Grid
+
+
+cdef struct Tree:
+    # Nodes of all levels, leaves first; levels end with the one node of the root.
+    int32_t *values
+    int32_t *lows
+    uint8_t *known
+    Py_ssize_t room
+    int levels
+    int32_t across[32]
+    Py_ssize_t starts[32]
+
+
+# Work space of packet headers: zero it to begin with, and release it in the end.
+cdef struct Trees:
+    Tree inclusion
+    Tree missing
+
+
+cdef void release_trees(Trees *trees) noexcept nogil
+cdef Py_ssize_t header_bound(const Grid *grids, int count) noexcept nogil
+cdef uint8_t *write_packet_header(
+    const Grid *grids, const int *missing, int count, const uint32_t *lengths, Trees *trees, uint8_t *out
+) noexcept nogil
+cdef int read_packet_header(
+    const Grid *grids, int count, const uint8_t **p, const uint8_t *end, Coded *blocks, Trees *trees
+) noexcept nogil
