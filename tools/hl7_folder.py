@@ -78,14 +78,6 @@ def wants_answer(message: bytes) -> bool:
     return asked[:1] != [b"NE"] or asked[1:2] not in ([], [b""], [b"NE"])
 
 
-def logged(cluster: Cluster, domain: str, after: int) -> Iterator[Message]:
-    """Yield the messages that came in to a domain after the one numbered `after`."""
-    for message in cluster.messages(domain=domain, direction="in"):
-        if message.id <= after:
-            return
-        yield message
-
-
 def kind_of(message: Message) -> str:
     """Return the type without its structure, such as "ORM^O01"; "(none)" if it is no type."""
     code, _, trigger = message.type.partition("^")
@@ -131,7 +123,7 @@ def main() -> int:
         domains = {domain.hl7_port: domain.name for domain in cluster.domains()}
         port = next((p for p, name in domains.items() if name == arguments.domain), int(ports["hl7"]))
         domain = domains[port]
-        before = next(cluster.messages(domain=domain, direction="in", limit=1), None)
+        before = {message.id: message for message in cluster.messages(domain=domain, direction="in")}
         line = Line(port)
         for path in files:
             message = path.read_bytes()
@@ -140,8 +132,9 @@ def main() -> int:
             if code == "none":
                 print(f"no answer: {path}", file=sys.stderr)
         line.close()
-        messages = list(logged(cluster, domain, before.id if before else 0))
-    for text in report(answers, messages, sum(message.replays for message in messages)):
+        after = list(cluster.messages(domain=domain, direction="in"))
+    replays = sum(m.replays for m in after) - sum(m.replays for m in before.values())
+    for text in report(answers, [m for m in after if m.id not in before], replays):
         print(text)
     return 1 if answers["none"] else 0
 

@@ -67,9 +67,7 @@ def managers_of(context: Context) -> list[Manager]:
 def domains_of(context: Context) -> dict[str, str]:
     """Return the configured domains, each with the instance name of its Connectivity Manager; with none, `default`."""
     configured = context.settings.get("domains", ())
-    return {domain.name: f"{_MANAGER}-{getattr(domain, 'manager', 0)}" for domain in configured} or {
-        "default": f"{_MANAGER}-0"
-    }
+    return {domain.name: f"{_MANAGER}-{domain.manager}" for domain in configured} or {"default": f"{_MANAGER}-0"}
 
 
 class RisService:
