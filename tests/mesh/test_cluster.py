@@ -1,9 +1,11 @@
 """The real components under `radmesh up`: they start, come back on their ports, and drain."""
 
+import contextlib
 import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,9 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.database.v1 import database_pb2
 from radmesh.mesh.modules import TABLE
+from radmesh.runtime import rpc
+from radmesh.runtime.clock import SystemClock
+from radmesh.runtime.line import Line
+from radmesh.runtime.security import Authority, Credentials
 
 FREE_PORTS = dict.fromkeys(("RADMESH_DICOM_PORT", "RADMESH_GRPC_PORT", "RADMESH_HTTP_PORT", "RADMESH_HL7_PORT"), "0")
 
@@ -97,6 +107,82 @@ def test_the_whole_cluster(up):
     assert not (up.data / "ready.json").exists()
     wrong = radmesh(up.data, "status", "--json")
     assert wrong.returncode == 3
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [taken.getsockname()[1] for taken in sockets]
+
+
+@pytest.fixture
+def pods(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Starts components, each in a process and a data folder of its own; credentials are shared, as a Secret is."""
+    Authority(tmp_path / "credentials", SystemClock()).issue(["database-server", "archive-server-0", "network-gateway"])
+    running: list[subprocess.Popen[str]] = []
+
+    def start(component: str, **settings: object) -> None:
+        settings = {
+            "credentials": tmp_path / "credentials",
+            "transport": "tls",
+            "data": tmp_path / component,
+            **settings,
+        }
+        command = [sys.executable, "-P", "-m", "radmesh.mesh", "serve", f"--target={component}"]
+        command += [f"--set=mesh.{name.replace('__', '.')}={value}" for name, value in settings.items()]
+        process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+        running.append(process)
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert json.loads(line)["message"] == "serving", line + process.stderr.read()
+
+    yield start
+    for process in reversed(running):
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def test_a_pod_tells_others_where_it_is_and_a_kubelet_that_it_lives(tmp_path, pods):
+    """It listens on all addresses; nobody could connect to that name."""
+    database, archive, line, health = free_ports(4)
+    pods("database-server", listen=f"127.0.0.1:{database}")
+    there = {"addresses__database-server": f"127.0.0.1:{database}"}
+    pods(
+        "archive-server",
+        listen=f"0.0.0.0:{archive}",
+        advertise="localhost",
+        line_port=line,
+        health_listen=f"127.0.0.1:{health}",
+        **there,
+    )
+    credentials = Credentials(tmp_path / "credentials", "network-gateway")
+    with rpc.open_channel(f"127.0.0.1:{database}", credentials) as channel:
+        registry = rpc.Client(channel, database_pb2.DESCRIPTOR.services_by_name["RegistryService"])
+        (store,) = registry.ListStores(database_pb2.ListStoresRequest()).stores
+    assert (store.alive, store.target, store.put_target) == (True, f"localhost:{archive}", f"localhost:{line}")
+    with rpc.open_channel(store.target, credentials) as channel:
+        client = rpc.Client(channel, common_pb2.DESCRIPTOR.services_by_name["StatusService"])
+        assert client.GetStatus(common_pb2.GetStatusRequest()).instance == "archive-server-0"
+    Line(store.put_target, "/radmesh.api.transfer.v1.TransferService/Put", credentials).close()
+    with grpc.insecure_channel(f"127.0.0.1:{health}") as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        status = channel.unary_unary("/radmesh.api.common.v1.StatusService/GetStatus")
+        with pytest.raises(grpc.RpcError) as caught:
+            status(b"", timeout=5)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_all_addresses_are_told_as_the_name_of_the_machine(tmp_path, pods):
+    database, archive = free_ports(2)
+    pods("database-server", listen=f"127.0.0.1:{database}")
+    pods("archive-server", listen=f"0.0.0.0:{archive}", **{"addresses__database-server": f"127.0.0.1:{database}"})
+    credentials = Credentials(tmp_path / "credentials", "network-gateway")
+    with rpc.open_channel(f"127.0.0.1:{database}", credentials) as channel:
+        registry = rpc.Client(channel, database_pb2.DESCRIPTOR.services_by_name["RegistryService"])
+        (store,) = registry.ListStores(database_pb2.ListStoresRequest()).stores
+    assert store.target == f"{socket.getfqdn()}:{archive}"
+    assert store.put_target.rpartition(":")[0] == socket.getfqdn()
 
 
 def test_a_wrong_password_is_4(up, tmp_path):

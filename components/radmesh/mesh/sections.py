@@ -34,6 +34,12 @@ def _network(value: str) -> str | None:
     return None
 
 
+def _host(value: str) -> str | None:
+    if not value or re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", value):
+        return None
+    return 'must be a host name or an address, without port, such as "archive-server-0.archive-server" or "[fd00::1]"'
+
+
 def _name(value: str) -> str | None:
     if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", value):
         return None
@@ -90,6 +96,20 @@ class Mesh:
         "",
         doc="host:port where the instances of `radmesh serve` listen with mutual TLS; empty = as `transport` says.",
         env="RADMESH_LISTEN",
+    )
+    advertise: str = setting(
+        "",
+        doc="Host that the others are told to reach this process at, which its certificate must name; empty = that of "
+        "`listen`, or this machine's name where that is 0.0.0.0 or [::].",
+        env="RADMESH_ADVERTISE",
+        rule=_host,
+    )
+    line_port: int = setting(
+        0,
+        doc="Port where an Archive Server or Network Gateway takes objects, beside that of `listen`; 0 = any free one.",
+        env="RADMESH_LINE_PORT",
+        minimum=0,
+        maximum=65535,
     )
     health_listen: str = setting(
         "",

@@ -253,6 +253,8 @@ def _contexts(
             settings=settings,
             # One port a process: what several instances share says how the first is.
             health_listen=mesh.health_listen if instance == instances[0] else "",
+            advertise=mesh.advertise,
+            line_port=mesh.line_port,
         )
         for instance in instances
     }
@@ -320,7 +322,7 @@ def _report(notifier: Notifier, instance: str, service: "Service", context: "Con
     """Say what the instance serves, its processes and its figures."""
     endpoints: Mapping[str, str] = getattr(service, "endpoints", dict)()
     pids = list(getattr(service, "pids", list)()) or [os.getpid()]
-    health = context.servers[0].target if context.servers else ""
+    health = context.servers[0].bound if context.servers else ""
     notifier.tell("ready", instance=instance, endpoints=dict(endpoints), pids=pids, health=health)
     figures = context.status.figures()
     alarms = sorted(reason for reason, _, _ in context.status.alarms())

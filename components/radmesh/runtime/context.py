@@ -70,8 +70,9 @@ class Channels:
 class Context:
     """One instance of a component: who it is, where it keeps its data, how it reaches the others.
 
-    `listen` is where its own server listens, `health_listen` where it tells its health in plaintext too ("" = nowhere);
-    `addresses` maps components and instances to gRPC targets.
+    `listen` is where its own server listens, `health_listen` where it tells its health in plaintext too ("" = nowhere),
+    `advertise` the host that others are told ("" = that of `listen`), `line_port` the port of its line on TCP (0 = any
+    free one); `addresses` maps components and instances to gRPC targets.
     """
 
     component: str
@@ -86,6 +87,8 @@ class Context:
     addresses: Mapping[str, str]
     settings: Mapping[str, Any] = field(default_factory=dict)
     health_listen: str = ""
+    advertise: str = ""
+    line_port: int = 0
     channels: Channels = field(init=False)
     servers: list[rpc.Server] = field(init=False, default_factory=list)
 
@@ -133,6 +136,8 @@ class Context:
             max_workers=max_workers,
             max_connection_age=max_connection_age,
             health_listen=health_listen or self.health_listen,
+            advertise=self.advertise,
+            line_port=self.line_port,
         )
         self.servers.append(server)
         return server

@@ -7,6 +7,7 @@ Servers are built from the service descriptors: the options `callers` and `roles
 import json
 import os
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +53,7 @@ _KEEPALIVE: tuple[tuple[str, Any], ...] = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+_EVERYWHERE = ("0.0.0.0", "[::]", "::")  # noqa: S104 - recognised, not listened at
 _FOR_EVER = 10 * 365 * 86400
 # MethodOptions.IdempotencyLevel
 _NO_SIDE_EFFECTS, _IDEMPOTENT = 1, 2
@@ -196,7 +198,8 @@ class Server:
     unless `person_authenticator` makes this the clients' door: then a bearer token is looked up, and TLS is what
     `door_tls` gives as (key, certificate chain), asked again at every handshake; without it there is none.
     Of `max_workers` calls at once each has a thread; more are refused. `health_listen` is a second, plaintext
-    "host:port" that tells health and nothing else, for who has no certificate, such as a kubelet.
+    "host:port" that tells health and nothing else, for who has no certificate, such as a kubelet. `advertise` is the
+    host that others are told, `line_port` the port of the line on TCP.
     """
 
     def __init__(
@@ -214,8 +217,12 @@ class Server:
         person_authenticator: PersonAuthenticator | None = None,
         door_tls: Callable[[], tuple[bytes, bytes]] | None = None,
         health_listen: str = "",
+        advertise: str = "",
+        line_port: int = 0,
     ) -> None:
         self._listen = listen
+        self._advertise = advertise
+        self._line_port = line_port
         self._credentials = credentials
         self._component = component
         self._clock = clock
@@ -259,7 +266,23 @@ class Server:
     @property
     def target(self) -> str:
         """Where this server is reached."""
+        return self._told(self.bound)
+
+    @property
+    def bound(self) -> str:
+        """Where this server listens."""
         return self._listen if self._listen.startswith("unix:") else f"{self._listen.rpartition(':')[0]}:{self.port}"
+
+    def _told(self, bound: str) -> str:
+        """Return what others are told of an address here: "all addresses" is none to connect to."""
+        if bound.startswith("unix:"):
+            return bound
+        host, _, port = bound.rpartition(":")
+        if self._advertise:
+            host = self._advertise
+        elif host in _EVERYWHERE and self._person is None:
+            host = socket.getfqdn()
+        return f"{host}:{port}"
 
     def add(
         self, service: ServiceDescriptor, implementation: object, *, codecs: Mapping[str, MethodCodec] | None = None
@@ -278,7 +301,7 @@ class Server:
             if self._listen.startswith("unix:"):
                 listen = f"{self._listen}.line"
             else:
-                listen = f"{self._listen.rpartition(':')[0]}:0"
+                listen = f"{self._listen.rpartition(':')[0]}:{self._line_port}"
         name = method.full_name
         argument = _argument(method, codec)
         serialize = codec.response_serializer or GetMessageClass(method.output_type).SerializeToString
@@ -307,7 +330,7 @@ class Server:
     @property
     def line_target(self) -> str:
         """Where the line is reached; the server's own target, where the same rpc is served, if there is none."""
-        return self._line.target if self._line is not None else self.target
+        return self._told(self._line.target) if self._line is not None else self.target
 
     def start(self) -> None:
         """Listen and serve.
