@@ -4,6 +4,7 @@ Servers are built from the service descriptors: the options `callers` and `roles
 (common/v1/access.proto) are the allow list, so that what is written in the protos is what is enforced.
 """
 
+import functools
 import json
 import os
 import secrets
@@ -281,7 +282,7 @@ class Server:
         if self._advertise:
             host = self._advertise
         elif host in _EVERYWHERE and self._person is None:
-            host = socket.getfqdn()
+            host = _own_name()
         return f"{host}:{port}"
 
     def add(
@@ -537,6 +538,12 @@ class Server:
         if method.containing_service is _STATUS:
             behaviour.experimental_thread_pool = self._health.pool
         return make(behaviour)
+
+
+@functools.cache
+def _own_name() -> str:
+    # Asked once: a name server may take its time.
+    return socket.getfqdn()
 
 
 def _door_credentials(source: Callable[[], tuple[bytes, bytes]]) -> grpc.ServerCredentials:
