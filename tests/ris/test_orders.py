@@ -109,6 +109,7 @@ def test_without_an_order_it_is_held_and_only_its_modality_sees_it_until_the_ord
     (hold,) = hospital.as_user("tech", "holds", study).json["admissions"]
     assert (hold["verification"], hold["reason"], hold["accession_number"]) == ("HELD", "NO_ORDER", accession)
     assert hospital.as_user("rad", "holds").code == 4
+    assert hospital.as_user("tech", "get", study, "--out", tmp_path / "tech").code == 0
     # Asked again there is still no order.
     released = hospital.as_user("tech", "release", study)
     assert (released.code, released.json["admissions"][0]["reason"]) == (1, "NO_ORDER")
@@ -149,6 +150,13 @@ def test_a_late_object_of_another_patient_is_held_alone(hospital, tmp_path):
     assert hospital.verification(study) == ("HELD", "PATIENT_MISMATCH")
     assert hospital.as_user("rad", "report", "write", study, "--text", "No fracture.").code == 0
 
+    for arguments, code, reason in (
+        ((study, "--key", "xyz"), 2, "FIELD_INVALID"),
+        ((study, "--key", "00" * 32), 5, "ADMISSION_UNKNOWN"),
+        (("2.25.404",), 5, "STUDY_NOT_FOUND"),
+    ):
+        wrong = hospital.run("release", *arguments, "--json")
+        assert (wrong.code, wrong.reason) == (code, reason)
     # A person answers for it: an administrator, who says why.
     refusal = hospital.as_user("tech", "release", study, "--override", "--reason", "same person")
     assert (refusal.code, refusal.reason) == (4, "ROLE_REFUSED")
@@ -286,6 +294,9 @@ def test_dead_letters_are_seen_and_replayed_by_administrators_alone(hospital):
     assert (dead["direction"], dead["ack_code"], dead["type"][:7]) == ("IN", "AE", "ADT^A08")
     assert dead["reason"]
     identifier = f"{dead['manager']}/{dead['id']}"
+    # With several managers the table's ids say whose they are, so that they can be copied.
+    listed = hospital.run("hl7", "messages", "--state", "dead", "--domain", "clinic").out
+    assert identifier in [line.split()[0] for line in listed.splitlines()]
     shown = hospital.run("hl7", "show", identifier)
     assert control_id in shown.out
     assert "MSA|AE" in shown.out

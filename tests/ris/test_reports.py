@@ -122,6 +122,8 @@ def test_commands_write_and_approve(hospital, tmp_path):
     shown = hospital.run("report", "show", study)
     assert shown.out.endswith("\nKein Befund: ä\n")
     assert f"report show {study}" in hospital.run("show", study).out
+    late = hospital.as_user("rad", "report", "write", study, "--text", "x", "--version", 1)
+    assert (late.code, late.reason) == (1, "VERSION_CONFLICT")
     empty = hospital.as_user("rad", "report", "write", study, "--text", " ")
     assert (empty.code, empty.reason) == (2, "REPORT_EMPTY")
     nobody = hospital.as_user("rad", "report", "write", "2.25.404", "--text", "x")

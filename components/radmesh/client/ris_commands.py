@@ -73,7 +73,9 @@ def register(command: Command) -> None:
         help="list (also without), show, write, approve: this sends it to the RIS",
     )
     report.add_argument("study", nargs="?", default="", metavar="STUDY_UID", help="Study Instance UID")
-    report.add_argument("--version", type=shell.positive, metavar="N", help="which version; else the newest")
+    report.add_argument(
+        "--version", type=shell.positive, metavar="N", help="which version; else the newest, or the draft"
+    )
     report.add_argument("--text", metavar="TEXT", help="what 'write' writes")
     report.add_argument("--file", metavar="FILE", help="file with it (UTF-8); - or none: from standard input")
     report.add_argument("--transcribed", action="store_true", help="'write': a dictation that was typed")
@@ -273,7 +275,11 @@ def run_report(arguments: argparse.Namespace) -> int:
     more = False
     with shell.connect(arguments) as cluster:
         if action == "write":
-            reports = [cluster.save_report(arguments.study, text, transcribed=arguments.transcribed)]
+            reports = [
+                cluster.save_report(
+                    arguments.study, text, transcribed=arguments.transcribed, expected_version=arguments.version or 0
+                )
+            ]
         elif action == "approve":
             reports = [cluster.approve_report(arguments.study, arguments.version or 0)]
         else:
@@ -452,10 +458,11 @@ def run_hl7(arguments: argparse.Namespace) -> int:
             ),
             arguments.limit,
         )
+        # Of several managers each numbers its own messages.
+        several = not arguments.json and len({domain.manager for domain in cluster.domains()}) > 1
     if arguments.json:
         shell.print_json(answers.Messages(tuple(messages), more))
         return OK
-    several = len({message.manager for message in messages}) > 1
     table(
         "",
         [
