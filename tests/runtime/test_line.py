@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import queue
 import random
 import signal
 import socket
@@ -163,6 +164,24 @@ def test_grpcio_calls_a_line(lines: Lines) -> None:
         list(talk(iter([StringValue(value="refuse")]), timeout=20))
     error = from_rpc_error(caught.value)
     assert (error.reason, error.message, error.metadata) == ("STORAGE_FULL", "no room: é % \n", {"room": "0"})
+
+
+def test_a_second_stream_on_the_connection_is_refused_at_once(unix: Lines) -> None:
+    channel = unix.world.context("gateway-proxy").channels.get(unix.server.line_target)
+    talk: Any = channel.stream_stream(
+        PATH, request_serializer=StringValue.SerializeToString, response_deserializer=StringValue.FromString
+    )
+    words: queue.SimpleQueue[StringValue | None] = queue.SimpleQueue()
+    first = talk(iter(words.get, None), timeout=30)
+    words.put(StringValue(value="one"))
+    assert next(first).value == "gateway-proxy:one"
+    with pytest.raises(grpc.RpcError) as caught:
+        list(talk(iter([StringValue(value="two")]), timeout=30))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    words.put(StringValue(value="three"))
+    assert next(first).value == "gateway-proxy:three"
+    words.put(None)
+    assert list(first) == []
 
 
 @pytest.mark.parametrize("where", ["line", "grpcio"])

@@ -78,8 +78,9 @@ class Plain:
 
     def __init__(self, world: Any) -> None:
         self.world = world
-        # grpcio's client, at grpcio's server or at a line.
-        stub = transfer_pb2_grpc.TransferServiceStub(world.client.channels.get(world.put_target))
+        # grpcio's client, at grpcio's server or at a line, which has one stream a connection.
+        self.channel = world.client.channels.new(world.put_target)
+        stub = transfer_pb2_grpc.TransferServiceStub(self.channel)
         self.requests: Any = None
         import queue
 
@@ -104,6 +105,7 @@ class Plain:
     def close(self) -> None:
         self.requests.put(None)
         self.call.cancel()
+        self.channel.close()
 
 
 @pytest.fixture

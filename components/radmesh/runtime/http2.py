@@ -132,7 +132,8 @@ class Connection:
 
     def _first(self) -> bytes:
         settings = {_WINDOW: _WINDOW_MAX, _FRAME_SIZE: _FRAME_MAX, _HEADER_LIST: _HEADER_MAX}
-        settings |= {_ENABLE_PUSH: 0} if self._client else {_MAX_STREAMS: 1}
+        # A second stream is refused at once: announced as the limit, gRPC would let it wait for the first one's end.
+        settings |= {_ENABLE_PUSH: 0} if self._client else {_MAX_STREAMS: 100}
         payload = b"".join(struct.pack(">HL", *setting) for setting in settings.items())
         update = struct.pack(">L", _WINDOW_MAX - _DEFAULT_WINDOW)
         return frame(SETTINGS, 0, 0, payload) + frame(WINDOW_UPDATE, 0, 0, update)

@@ -350,18 +350,19 @@ class LineServer:
                 return
             _tune(sock)
             with self._lock:
-                crowded = len(self._live) >= self._most + 8
-                if not crowded:
-                    served = _Served(self, sock)
-                    self._live.add(served)
-            if crowded:
+                # Begun under the lock, so that `stop` finds nobody who has not begun.
+                begun = len(self._live) < self._most + 8 and not self._stopping.is_set() and self._begin(sock)
+            if not begun:
                 sock.close()
-                continue
-            try:
-                served.thread.start()
-            except RuntimeError:
-                self.gone(served)
-                sock.close()
+
+    def _begin(self, sock: socket.socket) -> bool:
+        served = _Served(self, sock)
+        try:
+            served.thread.start()
+        except RuntimeError:
+            return False  # out of threads
+        self._live.add(served)
+        return True
 
     def gone(self, served: "_Served") -> None:
         """A connection has ended."""
