@@ -1,5 +1,6 @@
 """Wires a Connectivity Manager: the domains that name its number, each with a listener and a delivery of its own."""
 
+import contextlib
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
@@ -111,6 +112,9 @@ class ConnectivityManager:
     def start(self) -> None:
         """Serve."""
         self._server.start()
+        # The first event of a process says no more than the state of a domain: see Publisher.
+        with contextlib.suppress(RadmeshError):
+            self._watch_feeds()
         self._publisher.start()
         self._teller.start()
         for domain, listener in self._listeners:

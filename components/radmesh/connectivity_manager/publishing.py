@@ -14,6 +14,8 @@ from radmesh.runtime.lifecycle import Worker
 from radmesh.sql.engine import Database
 
 _BATCH = 256
+# A message between components has 4 MiB at most.
+_BATCH_BYTES = 1 << 20
 _POLL_SECONDS = 1.0
 _SERVICE = database_pb2.DESCRIPTOR.services_by_name["OrderService"]
 
@@ -60,6 +62,8 @@ class Publisher:
         self._outbox = outbox
         self._context = context
         self._client = context.client(_SERVICE, "database-server")
+        # Until the first answer: the last event of an earlier process. See `_is_newer`.
+        self._earlier: int | None = self._last()
         self._worker: Worker = context.worker("publisher", self._step, most_pause=5.0)
 
     def start(self) -> None:
@@ -79,30 +83,57 @@ class Publisher:
         with self._database.read() as c:
             return int(c.execute(sa.select(sa.func.count()).select_from(events)).scalar_one())
 
+    def _last(self) -> int:
+        with self._database.read() as c:
+            return int(c.execute(sa.select(meta.c.sequence)).scalar_one())
+
     def _step(self) -> float:
         while not self._worker.stopping:
             with self._database.read() as c:
                 epoch = bytes(c.execute(sa.select(meta.c.epoch)).scalar_one())
-                rows = c.execute(sa.select(events).order_by(events.c.sequence).limit(_BATCH)).all()
+                # The first question is whether the database and this store mean the same numbers.
+                most = _BATCH if self._earlier is None else 1
+                rows = c.execute(sa.select(events).order_by(events.c.sequence).limit(most)).all()
             if not rows:
                 break
+            batch: list[database_pb2.RisEvent] = []
+            left = _BATCH_BYTES
+            for row in rows:
+                left -= len(row.payload)
+                if batch and left < 0:
+                    break
+                batch.append(database_pb2.RisEvent.FromString(bytes(row.payload)))
             request = database_pb2.ApplyRisEventsRequest(
-                manager=self._context.instance,
-                manager_epoch=epoch,
-                events=[database_pb2.RisEvent.FromString(bytes(row.payload)) for row in rows],
+                manager=self._context.instance, manager_epoch=epoch, events=batch
             )
             try:
-                answer = self._client.ApplyRisEvents(request, timeout=10.0)
+                told = self._client.ApplyRisEvents(request, timeout=10.0).sequence
             except RadmeshError as error:
                 if error.reason != "EVENT_GAP":
                     raise
                 # The database is older than what it was told: from a backup, most likely.
-                self._context.log.warning("the database misses events: everything is told anew")
-                self._database.write(self._tell_anew)
+                self._again("the database misses events")
                 continue
-            gone = sa.delete(events).where(events.c.sequence <= answer.sequence)
+            if self._is_newer(told, batch[-1].sequence):
+                self._again("the database has events that this store has not told")
+                continue
+            gone = sa.delete(events).where(events.c.sequence <= told)
             self._database.write(lambda c, gone=gone: c.execute(gone))  # type: ignore[misc] # bound now
+            self._earlier = None
         return _POLL_SECONDS
+
+    def _is_newer(self, told: int, sent: int) -> bool:
+        """Whether the database was told more than this store knows of: then this store is from a backup.
+
+        What it says next would be taken for what the database has under these numbers already. An earlier process may
+        have died between an answer and its own note of that, so the first answer may be ahead by what it had to tell.
+        """
+        return told > max(sent, self._earlier or 0)
+
+    def _again(self, why: str) -> None:
+        self._context.log.warning("everything is told anew", why=why)
+        self._database.write(self._tell_anew)
+        self._earlier = None
 
     def _tell_anew(self, c: sa.Connection) -> None:
         """Begin again at sequence 1 of a new epoch, with all that is known."""
