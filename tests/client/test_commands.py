@@ -296,6 +296,18 @@ def test_a_table_goes_below_and_then_is_cut():
     assert tables.lines(columns, [], 20) == []
 
 
+def test_facts_go_on_below_themselves():
+    uid = "1.2.826.0.1.3680043.8.498.6410818900703977717176633399987488247"
+    pairs = [("study", uid), ("empty", " "), ("what to do", "it heals when its order comes: send\x1b that")]
+    assert tables.facts(pairs, 34) == [
+        f"study       {uid}",
+        "what to do  it heals when its",
+        "            order comes: send\N{REPLACEMENT CHARACTER}",
+        "            that",
+    ]
+    assert tables.facts([], 80) == []
+
+
 def test_what_a_terminal_would_obey_is_not_printed():
     assert tables.lines([Column("a")], [["x\x1b[2Jy\x07\n"]], 80) == [
         "a",

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from radmesh.client import answers, model, shell
+from radmesh.client import answers, model, shell, tables
 from radmesh.client.shell import OK, PARTIAL, Command, counted, moment, note, say, size_text, table
 from radmesh.client.tables import Column, printable
 
@@ -234,7 +234,8 @@ def run_show(arguments: argparse.Namespace) -> int:
     ]
     if s.defective_count or s.variant_count:
         facts.append(("look at", f"{s.defective_count} defective, {counted(s.variant_count, 'variant')}"))
-    table("", [Column(""), Column("")], [list(fact) for fact in facts if fact[1].strip()])
+    for line in tables.facts(facts, tables.width()):
+        say(line)
     table(
         "series",
         [

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,17 @@ def lines(columns: Sequence[Column], rows: Iterable[Sequence[str]], room: int) -
     for row in cells:
         made.append(line(row))
         made += [f"{_GAP}{row[n]}" for n in below if row[n]]
+    return made
+
+
+def facts(pairs: Iterable[tuple[str, str]], room: int) -> list[str]:
+    """Return the lines of names and texts, those without a text left out; a text goes on below itself, at its words."""
+    said = [(name, printable(text).strip()) for name, text in pairs if text.strip()]
+    left = max((len(name) for name, _ in said), default=0) + len(_GAP)
+    made: list[str] = []
+    for name, text in said:
+        wrapped = textwrap.wrap(text, max(room - left, 20), break_long_words=False, break_on_hyphens=False)
+        made += [f"{name if n == 0 else '':{left}}{part}" for n, part in enumerate(wrapped)]
     return made
 
 
