@@ -11,7 +11,9 @@ import pytest
 
 NATIVE = Path(__file__).resolve().parents[2] / "native" / "radmesh_native"
 # What native/ may name; the dynamic loader and the system's C library are all it may link.
-IMPORTED = {"numpy", "radmesh_native"} | (set(sys.stdlib_module_names) - {"ctypes", "importlib", "subprocess"})
+IMPORTED = {"numpy", "radmesh_native", "typing_extensions"} | (
+    set(sys.stdlib_module_names) - {"ctypes", "importlib", "subprocess"}
+)
 CIMPORTED = {"cpython", "cython", "libc", "radmesh_native"}
 INCLUDED = re.compile(r"(std\w+|string|errno|time|poll|sys/\w+|netinet/\w+|Python|[a-z]mmintrin|htj2k_\w+|crc32c)\.h")
 LINKED = re.compile(r"(linux-vdso|linux-gate|ld-linux[\w-]*|libc|libm|libpthread|libgcc_s)\.so[.\d]*")
