@@ -67,6 +67,15 @@ class Operation:
         self.done = threading.Lock()
         self.done.acquire()
 
+    def run(self, transaction: Any) -> None:
+        """Apply it, and let go of its data, which the transaction has."""
+        try:
+            self.result = self.apply(transaction)
+        except RadmeshError as error:
+            self.error = error
+        finally:
+            self.apply = _nothing
+
     def wait(self, seconds: float) -> Any:
         """Return the result; any number of threads may wait.
 

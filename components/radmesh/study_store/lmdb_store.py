@@ -519,10 +519,7 @@ class LmdbStudyStore:
         try:
             with environment.lmdb.begin(write=True) as transaction:
                 for operation in batch:
-                    try:
-                        operation.result = operation.apply(transaction)
-                    except RadmeshError as error:
-                        operation.error = error
+                    operation.run(transaction)
         except Exception as error:
             self._seal(environment)
             raise self._failure(error) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from radmesh.runtime.errors import RadmeshError
 from radmesh.study_store.checks import check_commit
-from radmesh.study_store.committer import Operation
+from radmesh.study_store.committer import BATCH_BYTES, Operation
 from radmesh.study_store.environment import Content, Environment
 from radmesh.study_store.rows import encode_header
 from radmesh.study_store.store import CHUNK_MAX, Buffer, ObjectHeader, Stored
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from radmesh.study_store.lmdb_store import LmdbStudyStore
 
 WAIT_SECONDS: Final = 30.0
+# Two batches: one comes while the other is committed. More would wait in memory, and make nothing faster.
+WINDOW: Final = 2 * BATCH_BYTES
 
 
 class LmdbTransfer:
@@ -88,6 +90,21 @@ class LmdbTransfer:
             self._acknowledged = self._operations.popleft()[0]
         return self._acknowledged
 
+    def _wait_for_room(self, size: int) -> None:
+        """Wait until so many bytes more are not too many that are not durable; what fails meanwhile is left to find."""
+        while True:
+            with self._lock:
+                if self._received + size - self._acknowledge() <= WINDOW or not self._operations:
+                    return
+                first = self._operations[0][1]
+            if first.error is not None:
+                return
+            try:
+                first.wait(WAIT_SECONDS)
+            except RadmeshError:
+                if not first.finished:
+                    raise
+
     def _raise_failed(self) -> None:
         with self._lock:
             self._acknowledge()
@@ -107,6 +124,7 @@ class LmdbTransfer:
             raise RadmeshError("CHUNK_TOO_LARGE", f"at most {CHUNK_MAX} bytes at once")
         if not size:
             return
+        self._wait_for_room(size)
         self._raise_failed()
         store, environment = self._store, self.environment
         operation = Operation(
