@@ -186,7 +186,7 @@ def test_the_same_patient_id_in_two_domains_never_joins(parts: Parts) -> None:
     domains = Domains(
         [Station("CT1", domain="north"), Station("CT2", domain="south")], [RisDomain("north"), RisDomain("south")]
     )
-    parts.registry.domains = domains
+    parts.registry.domains = parts.statuses.domains = domains
     north, south = record(study=1, station="CT1", PatientID="7"), record(study=2, station="CT2", PatientID="7")
     parts.register(north, south)
     assert {parts.study(n)["domain"] for n in (1, 2)} == {"north", "south"}

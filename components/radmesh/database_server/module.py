@@ -40,7 +40,7 @@ class DatabaseServer:
         statuses = Statuses(self._database, self._feed, clock)
         verifications = Verifications(self._database, self._feed, clock, statuses)
         registry = Registry(self._database, self._feed, clock, config.store_timeout, verifications)
-        self._domains = registry.domains = Domains.of(context.settings)
+        self._domains = registry.domains = statuses.domains = Domains.of(context.settings)
         orders = Orders(self._database, self._feed, clock, statuses)
         reports = Reports(self._database, self._feed, clock, statuses)
         queries = Queries(self._database)

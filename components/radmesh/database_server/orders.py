@@ -130,7 +130,13 @@ class Orders:
         }
         c.execute(self._database.upsert(orders, ["order_id"], values))
         yield "order", f"{domain} {values['accession_number']}"
-        for study in c.execute(sa.select(studies).where(studies.c.order_id == values["order_id"]).limit(_STUDIES_MOST)):
+        # An order that names another patient now is a contradiction, which the verification finds: nothing is laid.
+        linked = (
+            sa.select(studies)
+            .join(patients, patients.c.id == studies.c.patient)
+            .where(studies.c.order_id == values["order_id"], patients.c.patient_id == values["patient_id"])
+        )
+        for study in c.execute(linked.limit(_STUDIES_MOST)).all():
             if self._statuses.lay(c, study, of_order(values), source=f"ris:{domain}", actor="ris"):
                 yield "correction", study.study_instance_uid
 
@@ -145,7 +151,7 @@ class Orders:
         c.execute(sa.update(orders).where(mine).values(**values, name_key=name_key(values["patient_name"])))
         yield "patient", f"{domain} {values['patient_id']}"
         linked = sa.select(orders.c.order_id).where(mine)
-        for study in c.execute(sa.select(studies).where(studies.c.order_id.in_(linked)).limit(_STUDIES_MOST)):
+        for study in c.execute(sa.select(studies).where(studies.c.order_id.in_(linked)).limit(_STUDIES_MOST)).all():
             if self._statuses.lay(c, study, of_order(values), source=f"ris:{domain}", actor="ris"):
                 yield "correction", study.study_instance_uid
 

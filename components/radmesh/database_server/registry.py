@@ -104,16 +104,6 @@ def bounded(keyword: str, value: str) -> str:
     return clean(value, _INDEXED.get(keyword, 1024))
 
 
-def patient_identity(study_instance_uid: str, issuer: str, patient_id: str, domain: str = DEFAULT_DOMAIN) -> str:
-    """Return what tells patients apart: ID and issuer, and without an issuer the domain.
-
-    One without an ID is that of the study alone.
-    """
-    if not patient_id:
-        return f"study\x1f{study_instance_uid}"
-    return f"id\x1f{issuer}\x1f{patient_id}" + ("" if issuer or domain == DEFAULT_DOMAIN else f"\x1f{domain}")
-
-
 class Domains(Protocol):
     """Which RIS domain an object is of: radmesh.dicom.domains."""
 
@@ -123,6 +113,10 @@ class Domains(Protocol):
 
     def issuer_of(self, domain: str) -> str:
         """Return the issuer of a domain's Patient IDs; empty if it has none."""
+        ...
+
+    def patient_identity(self, domain: str, issuer: str, patient_id: str, study_instance_uid: str) -> str:
+        """Return what tells patients apart; equal texts are one patient."""
         ...
 
 
@@ -136,6 +130,12 @@ class OneDomain:
     def issuer_of(self, domain: str) -> str:  # noqa: ARG002
         """Return none."""
         return ""
+
+    def patient_identity(self, domain: str, issuer: str, patient_id: str, study_instance_uid: str) -> str:
+        """Return ID and issuer; one without an ID is that of the study alone."""
+        if not patient_id:
+            return f"study\x1f{study_instance_uid}"
+        return f"id\x1f{domain}\x1f{issuer}\x1f{patient_id}"
 
 
 @lru_cache(512)
@@ -426,7 +426,7 @@ class _Registration:
                 continue
             text = item.text
             domain = self._domain(item)
-            patient = self._patient(uid, text, domain, item.record.calling_ae_title)
+            patient = self._patient(uid, text, domain)
             self._c.execute(
                 self._db.insert_new(studies).values(
                     study_instance_uid=uid,
@@ -457,10 +457,9 @@ class _Registration:
             record.calling_ae_title, record.source_address, text["IssuerOfPatientID"], text["AccessionNumber"]
         )
 
-    def _patient(self, study_instance_uid: str, text: dict[str, str], domain: str, station: str) -> int:
+    def _patient(self, study_instance_uid: str, text: dict[str, str], domain: str) -> int:
         issuer = text["IssuerOfPatientID"] or self._domains.issuer_of(domain)
-        # Whose IDs they are is not known: those of a station at least do not join with anybody else's.
-        identity = patient_identity(study_instance_uid, issuer, text["PatientID"], domain or f"?{station}")
+        identity = self._domains.patient_identity(domain, issuer, text["PatientID"], study_instance_uid)
         self._c.execute(
             self._db.insert_new(patients).values(
                 identity=identity,

@@ -11,11 +11,12 @@ from radmesh.database_server.queries import OVERLAID, Cursor
 from radmesh.database_server.registry import (
     HELD,
     UNVERIFIED,
+    Domains,
+    OneDomain,
     bounded,
     clean,
     derive_verification,
     name_key,
-    patient_identity,
 )
 from radmesh.database_server.schema import admissions, corrections, history, instances, merges, patients, studies
 from radmesh.runtime.clock import Clock
@@ -91,6 +92,7 @@ class Statuses:
         self._database = database
         self._feed = feed
         self._clock = clock
+        self.domains: Domains = OneDomain()
 
     def _study(self, connection: sa.Connection, uid: str, expected_version: int = 0) -> Any:
         query = sa.select(studies).where(studies.c.study_instance_uid == uid)
@@ -282,7 +284,7 @@ class Statuses:
             )
         ).all()
         effective = {OVERLAID[keyword]: value for keyword, value in changed.items()}
-        patient = self._patient_of(connection, row.id, {**shown, **effective}, in_force)
+        patient = self._patient_of(connection, {**shown, **effective}, in_force)
         if not changed and patient == row.patient:
             return False
         connection.execute(
@@ -301,9 +303,7 @@ class Statuses:
             self.remember(connection, row.id, "correction", keyword, what, source, actor, version)
         return True
 
-    def _patient_of(
-        self, connection: sa.Connection, study: int, shown: Mapping[str, Any], in_force: Sequence[Any]
-    ) -> int:
+    def _patient_of(self, connection: sa.Connection, shown: Mapping[str, Any], in_force: Sequence[Any]) -> int:
         """Return the patient that a study shows.
 
         That which came with it; one of its own with what a person corrected; or, of a verified study, the RIS's. What
@@ -324,11 +324,9 @@ class Statuses:
             if merged is not None:
                 return int(merged)
         else:
-            first = connection.execute(
-                sa.select(admissions.c.station).where(admissions.c.study == study).order_by(admissions.c.id).limit(1)
-            ).scalar()
-            domain = shown["domain"] or f"?{first or ''}"
-            identity = patient_identity(uid, shown["issuer_of_patient_id"], shown["patient_id"], domain)
+            identity = self.domains.patient_identity(
+                shown["domain"], shown["issuer_of_patient_id"], shown["patient_id"], uid
+            )
             known = connection.execute(sa.select(patients.c.id).where(patients.c.identity == identity)).scalar()
             if known is not None:
                 return int(known)
