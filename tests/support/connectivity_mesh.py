@@ -25,6 +25,7 @@ from radmesh.api.database.v1 import database_pb2
 from radmesh.connectivity_manager.config import Section
 from radmesh.connectivity_manager.module import module
 from radmesh.mesh import sections
+from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Server
 
@@ -151,9 +152,9 @@ class _Calls:
         )
         return {domain.name: domain for domain in answer.domains}
 
-    def send_report(self, study: str, version: int = 1, text: str = "Text.", domain: str = "default") -> str:
-        """SendReport, as the Database Server's outbox does; return MSH-10."""
-        request = report_request(study, version, text, domain)
+    def send_report(self, study: str, version: int = 1, text: str = "Text.", **more: str) -> str:
+        """SendReport, as the Database Server's outbox does; return MSH-10. `more` are fields of the study."""
+        request = report_request(study, version, text, **more)
         answer = self._client(DATABASE, "ConnectivityService", 0).SendReport(request, timeout=10.0)
         return str(answer.control_id)
 
@@ -173,13 +174,13 @@ class _Calls:
         return service.ReplayMessage(pb.ReplayMessageRequest(id=key, actor="rad"), timeout=10.0)
 
 
-def report_request(study: str, version: int = 1, text: str = "Text.", domain: str = "default") -> Any:
-    """An approved report, with its study and its order."""
+def report_request(study: str, version: int = 1, text: str = "Text.", **more: str) -> Any:
+    """An approved report with its study, of which `more` are fields."""
+    fields = {"patient_id": "P1", "patient_name": "Doe^John", "accession_number": "A1", "domain": "default", **more}
     request = pb.SendReportRequest(
         report=database_pb2.Report(study_instance_uid=study, version=version, text=text, approver="rad"),
         study=database_pb2.Study(
-            study_instance_uid=study, patient_id="P1", patient_name="Doe^John", accession_number="A1", domain=domain,
-            study_date="20260102", study_time="030405.123",
+            study_instance_uid=study, study_date="20260102", study_time="030405.123", **fields
         ),
     )  # fmt: skip
     request.report.approve_time.FromSeconds(1767400000)
@@ -189,8 +190,9 @@ def report_request(study: str, version: int = 1, text: str = "Text.", domain: st
 class World(_Calls):
     """Managers in this process; `told` stands where the Database Server is."""
 
-    def __init__(self, folder: Path, *domains: sections.Domain, transport: str = "unix") -> None:
-        self.mesh = Mesh(folder, transport)
+    def __init__(self, folder: Path, *domains: sections.Domain, clock: Clock | None = None) -> None:
+        folder.mkdir(exist_ok=True)
+        self.mesh = Mesh(folder, "unix", clock)
         self.mesh.addresses[DATABASE] = self.mesh.listen(DATABASE)
         self.mesh.settings["domains"] = domains or (sections.Domain(name="default"),)
         self.told = Told(self.mesh).start()

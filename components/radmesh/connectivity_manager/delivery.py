@@ -28,7 +28,7 @@ from radmesh.sql.engine import Database, micros
 STATE_WAITING, STATE_DELIVERED, STATE_REFUSED, STATE_NOT_CONFIGURED = 1, 2, 3, 4
 _FIRST_PAUSE: Final = timedelta(seconds=1)
 _MOST_PAUSE: Final = timedelta(minutes=2)
-# An AE may pass (a locked record, a patient not known yet); after so many it is a matter for people.
+# An AE may pass (a locked record, a patient not known yet); after so many it is a matter for people. An outage is none.
 _ERRORS_MOST: Final = 10
 _POLL_SECONDS: Final = 1.0
 
@@ -154,7 +154,7 @@ class Delivery:
         c.execute(
             sa.update(reports)
             .where(reports.c.message == message)
-            .values(state=STATE_WAITING, reason="", next_time=0, untold=1)
+            .values(state=STATE_WAITING, reason="", next_time=0, errors=0, untold=1)
         )
 
     def _step(self) -> float:
@@ -180,6 +180,7 @@ class Delivery:
                 sa.select(
                     reports.c.id,
                     reports.c.next_time,
+                    reports.c.errors,
                     reports.c.message,
                     messages.c.raw,
                     messages.c.control_id,
@@ -196,7 +197,7 @@ class Delivery:
         try:
             acknowledgement = self._client.exchange(bytes(row.raw), row.control_id)
         except AckError as error:
-            last = error.reason == "HL7_REFUSED" or row.attempts + 1 >= _ERRORS_MOST
+            last = error.reason == "HL7_REFUSED" or row.errors + 1 >= _ERRORS_MOST
             self._record(row, error, error.acknowledgement, dead=last)
         except RadmeshError as error:
             if self._worker.stopping:
@@ -221,6 +222,7 @@ class Delivery:
                     state=state,
                     reason=reason,
                     next_time=micros(self._due(now, row.attempts)),
+                    errors=row.errors + isinstance(error, AckError),
                     **({"untold": 1} if changed else {}),
                 )
             )

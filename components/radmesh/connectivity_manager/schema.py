@@ -122,6 +122,8 @@ reports = Table(
     _number("state"),
     _text("reason"),
     _number("next_time"),
+    # Times that the RIS said that it could not apply it (AE, CE).
+    _number("errors"),
     # 1: the Database Server has not heard of `state` yet.
     _number("untold"),
     UniqueConstraint("study_instance_uid", "version"),

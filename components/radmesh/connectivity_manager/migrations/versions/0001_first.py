@@ -101,7 +101,7 @@ def upgrade() -> None:
         sa.Column("study_instance_uid", sa.String(64), nullable=False),
         *map(_number, ("version", "message", "state")),
         _text("reason"),
-        *map(_number, ("next_time", "untold")),
+        *map(_number, ("next_time", "errors", "untold")),
         sa.UniqueConstraint("study_instance_uid", "version", name="uq_reports_study_instance_uid_version"),
     )
     op.create_index("ix_reports_domain_state_id", "reports", ["domain", "state", "id"])
