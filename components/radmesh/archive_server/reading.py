@@ -34,13 +34,12 @@ class Reading:
         if reader.residence != common_pb2.RESIDENCE_CACHE_AND_PERMANENT or (checks := self._tier.checks(ref)) is None:
             return EitherReader(reader, instead, offset, length)
         # Whole blocks are read, so that each can be checked before a byte of it leaves.
-        first = offset // BLOCK * BLOCK
-        if length and offset + length < reader.size:
-            end = min(reader.size, -(-(offset + length) // BLOCK) * BLOCK)
-        else:
-            end = reader.size
-        reader.close()
-        return EitherReader(self._store.read(ref, first, end - first), instead, offset, length, checks)
+        wanted = min(reader.size, offset + length) if length else reader.size
+        first, end = offset // BLOCK * BLOCK, min(reader.size, -(-wanted // BLOCK) * BLOCK)
+        if (first, end) != (offset, wanted):
+            reader.close()
+            reader = self._store.read(ref, first, end - first)
+        return EitherReader(reader, instead, offset, length, checks)
 
     def _instead(self, ref: Ref, offset: int, length: int) -> Any:
         self._store.damage.question(ref)
@@ -106,14 +105,16 @@ class EitherReader:
 
 def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes in blocks; as records are, unless a transfer was resumed within one."""
-    held = bytearray()
+    held: bytes | bytearray = b""
     for piece in pieces:
-        if not held and len(piece) == BLOCK:
-            yield piece
-            continue
-        held += piece
+        # A piece is copied only where it has to be joined.
+        if not held:
+            held = piece
+        else:
+            held = held if isinstance(held, bytearray) else bytearray(held)
+            held += piece
         while len(held) >= BLOCK:
             yield bytes(held[:BLOCK])
-            del held[:BLOCK]
+            held = held[BLOCK:]
     if held:
         yield bytes(held)
