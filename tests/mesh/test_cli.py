@@ -50,7 +50,7 @@ def test_help_names_every_command_and_exit_code_and_imports_nothing_heavy():
         "audit",
     ):
         assert f"\n    {command} " in output
-    assert "exit codes: 0" in output
+    assert "exit codes:\n  0   done" in output
     assert output.endswith("[]\n")
 
 
@@ -174,7 +174,7 @@ def test_a_cluster_that_is_not_there_is_3(tmp_path):
         (RadmeshError("PASSWORD_WRONG", "wrong name or password"), 4),
         (RadmeshError("ROLE_REFUSED", "no"), 4),
         (RadmeshError("PEER_UNAVAILABLE", "gone"), 3),
-        (RadmeshError("STUDY_NOT_FOUND", "no such study"), 1),
+        (RadmeshError("STUDY_NOT_FOUND", "no such study"), 5),
         (RadmeshError("FIELD_INVALID", "page size"), 2),
         (ValueError("a defect"), 1),
         (KeyboardInterrupt(), 130),

@@ -14,25 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import radmesh
+from radmesh.client import shell
 from radmesh.mesh import modules
 from radmesh.mesh.modules import PORTS, Table
 from radmesh.runtime import config
 from radmesh.runtime.config import Configuration
 
-OK, FAILED, USAGE, UNREACHABLE, REFUSED = 0, 1, 2, 3, 4
-_INTERRUPTED = 130
-_EXIT_CODES = """\
-exit codes: 0 done; 1 failed, or done in part; 2 wrong usage or configuration; 3 the cluster cannot be reached;
-4 refused (who you are, or what you may do). RADMESH_DEBUG=1 shows where an error came from."""
-_BY_REASON = {
-    "CONFIG_INVALID": USAGE,
-    "FIELD_INVALID": USAGE,
-    "PASSWORD_MISSING": USAGE,
-    "FILE_UNREADABLE": USAGE,
-    "CLUSTER_NOT_RUNNING": UNREACHABLE,
-    "PEER_UNAVAILABLE": UNREACHABLE,
-    "PEER_TIMEOUT": UNREACHABLE,
-}
+# One table for every command: `radmesh.client.shell` has it, and is light.
+_CODES = "\n".join(f"  {code:<4}{meaning}" for code, meaning in shell.EXIT_CODES.items())
+_EPILOG = f"exit codes:\n{_CODES}\n\nRADMESH_DEBUG=1 shows where an error came from."
 # Where more commands come from: a function `register(subparsers)` each.
 MOUNTED = ("radmesh.client.commands:register",)
 
@@ -42,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="radmesh",
         description="radmesh: a PACS cluster. 'radmesh up' runs one on this machine.",
-        epilog=_EXIT_CODES,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"radmesh {radmesh.__version__}")
@@ -111,11 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(chosen.run(chosen))
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return shell.INTERRUPTED
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        return shell.OK
     except Exception as error:
         if os.environ.get("RADMESH_DEBUG"):
             raise
@@ -136,10 +126,7 @@ def _report(error: Exception, *, as_json: bool) -> int:
         print(json.dumps({"error": about}, ensure_ascii=False))  # noqa: T201
     else:
         print(f"radmesh: {message}\n  {reason}: {remedy}", file=sys.stderr)  # noqa: T201
-    if reason in _BY_REASON:
-        return _BY_REASON[reason]
-    refused = isinstance(error, RadmeshError) and error.code.name in ("UNAUTHENTICATED", "PERMISSION_DENIED")
-    return REFUSED if refused else FAILED
+    return shell.exit_code(error)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -211,7 +198,7 @@ def run_check(chosen: argparse.Namespace) -> int:
             print(problem, file=sys.stderr)  # noqa: T201
     else:
         print(f"{chosen.file}: good")  # noqa: T201
-    return USAGE if problems else OK
+    return shell.USAGE if problems else shell.OK
 
 
 def run_print(chosen: argparse.Namespace) -> int:
@@ -221,14 +208,14 @@ def run_print(chosen: argparse.Namespace) -> int:
     if chosen.json:
         listed = {key: {"value": value, "source": source} for key, value, source in settings}
         print(json.dumps(listed, ensure_ascii=False, indent=2, default=str))  # noqa: T201
-        return OK
+        return shell.OK
     for key, value, source in settings:
         print(f"{key} = {json.dumps(value, ensure_ascii=False, default=str)}  # {source}")  # noqa: T201
-    return OK
+    return shell.OK
 
 
 def run_version(chosen: argparse.Namespace) -> int:
     """Print the version."""
     version: dict[str, Any] = {"version": radmesh.__version__}
     print(json.dumps(version) if chosen.json else f"radmesh {radmesh.__version__}")  # noqa: T201
-    return OK
+    return shell.OK

@@ -109,6 +109,9 @@ class Status:
             return [(reason, message, since) for reason, (message, since) in self._alarms.items()]
 
 
+_ALARMING_FAILURES = 3
+
+
 class Worker:
     """A named thread that calls `step` again and again.
 
@@ -160,23 +163,27 @@ class Worker:
 
     def _run(self) -> None:
         alarm = f"{self.name.upper().replace('-', '_')}_FAILING"
-        pause = 0.0
+        pause, failures = 0.0, 0
         while not self._stop.is_set():
             self._wake.clear()
             try:
                 wait = self._step()
-                if pause:
+                if failures:
                     self._status.clear_alarm(alarm)
-                pause = 0.0
+                pause, failures = 0.0, 0
             except Exception as error:  # noqa: BLE001 - whatever it is, the worker goes on
                 pause = min(max(0.05, pause * 2), self._most_pause)
                 wait = pause
+                failures += 1
                 self._failures.inc()
                 if isinstance(error, RadmeshError):
                     self._log.warning("worker failed", worker=self.name, reason=error.reason, text=error.message)
-                    self._status.raise_alarm(alarm, f"{error.reason}: {error.message}")
+                    text = f"{error.reason}: {error.message}"
                 else:
                     self._log.exception("worker failed", error, worker=self.name)
-                    self._status.raise_alarm(alarm, type(error).__name__)
+                    text = type(error).__name__
+                # Others start, and start again: once or twice is nothing that somebody should look at.
+                if failures >= _ALARMING_FAILURES:
+                    self._status.raise_alarm(alarm, text)
             if not self._stop.is_set():
                 self._clock.wait(self._wake, wait)
