@@ -1,9 +1,10 @@
 """Stores on both back ends."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from connectivity_mesh import Process
 from connectivity_support import Desk
 from postgres_support import Postgres
 
@@ -44,3 +45,17 @@ def local(tmp_path: Path) -> Iterator[Desk]:
     opened = Desk(f"sqlite:///{tmp_path}/connectivity.sqlite")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Callable[[str], Process]]:
+    """Make a manager in a process of its own, with the domains of a piece of TOML."""
+    made: list[Process] = []
+
+    def make(domains: str = "") -> Process:
+        made.append(Process(tmp_path, domains))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.close()

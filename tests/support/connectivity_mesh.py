@@ -124,6 +124,18 @@ class Told:
         return refuse
 
 
+def _patiently(call: Any, request: Any, timeout: float = 10.0) -> Any:
+    """Ask until somebody is there: what was started a moment ago may not be reached yet."""
+    for _ in range(300):
+        try:
+            return call(request, timeout=timeout)
+        except RadmeshError as error:
+            if error.reason != "PEER_UNAVAILABLE":
+                raise
+            threading.Event().wait(0.05)
+    raise AssertionError("nobody answered")
+
+
 class _Calls:
     """Calls to a manager, as the components make them."""
 
@@ -143,40 +155,48 @@ class _Calls:
         request = pb.VerifyStudyRequest(domain=domain)
         for name, value in keys.items():
             setattr(request.keys if name in request.keys.DESCRIPTOR.fields_by_name else request, name, value)
-        return self._verifying[number].VerifyStudy(request, timeout=timeout)
+        return _patiently(self._verifying[number].VerifyStudy, request, timeout)
 
     def domains(self, number: int = 0) -> dict[str, Any]:
         """ListDomains, by name."""
-        answer = self._client("network-gateway", "ConnectivityService", number).ListDomains(
-            pb.ListDomainsRequest(), timeout=5.0
-        )
+        client = self._client("network-gateway", "ConnectivityService", number)
+        answer = _patiently(client.ListDomains, pb.ListDomainsRequest())
         return {domain.name: domain for domain in answer.domains}
 
     def send_report(self, study: str, version: int = 1, text: str = "Text.", **more: str) -> str:
-        """SendReport, as the Database Server's outbox does; return MSH-10. `more` are fields of the study."""
+        """SendReport, as the Database Server's outbox does: until it is answered. Return MSH-10.
+
+        `more` are fields of the study.
+        """
         request = report_request(study, version, text, **more)
-        answer = self._client(DATABASE, "ConnectivityService", 0).SendReport(request, timeout=10.0)
-        return str(answer.control_id)
+        client = self._client(DATABASE, "ConnectivityService", 0)
+        return str(_patiently(client.SendReport, request).control_id)
 
     def messages(self, **wanted: Any) -> list[Any]:
         """The log, newest first."""
         service = self._client("application-server", "MessageService", 0)
-        return list(service.ListMessages(pb.ListMessagesRequest(page_size=1000, **wanted), timeout=5.0).messages)
+        return list(_patiently(service.ListMessages, pb.ListMessagesRequest(page_size=1000, **wanted)).messages)
 
     def message(self, key: int) -> Any:
         """A message with its bytes."""
         service = self._client("application-server", "MessageService", 0)
-        return service.GetMessage(pb.GetMessageRequest(id=key), timeout=5.0)
+        return _patiently(service.GetMessage, pb.GetMessageRequest(id=key))
 
     def replay(self, key: int) -> Any:
         """ReplayMessage."""
         service = self._client("application-server", "MessageService", 0)
-        return service.ReplayMessage(pb.ReplayMessageRequest(id=key, actor="rad"), timeout=10.0)
+        return _patiently(service.ReplayMessage, pb.ReplayMessageRequest(id=key, actor="rad"))
 
 
 def report_request(study: str, version: int = 1, text: str = "Text.", **more: str) -> Any:
     """An approved report with its study, of which `more` are fields."""
-    fields = {"patient_id": "P1", "patient_name": "Doe^John", "accession_number": "A1", "domain": "default", **more}
+    fields: Any = {
+        "patient_id": "P1",
+        "patient_name": "Doe^John",
+        "accession_number": "A1",
+        "domain": "default",
+        **more,
+    }
     request = pb.SendReportRequest(
         report=database_pb2.Report(study_instance_uid=study, version=version, text=text, approver="rad"),
         study=database_pb2.Study(
