@@ -11,7 +11,7 @@ from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.connectivity_manager import service
 from radmesh.connectivity_manager.config import Section
 from radmesh.connectivity_manager.delivery import Delivery
-from radmesh.connectivity_manager.intake import DEAD, DONE, IGNORED, Intake, last_message
+from radmesh.connectivity_manager.intake import DEAD, DONE, IGNORED, IN, OUT, Intake, last_message
 from radmesh.connectivity_manager.orders import Orders
 from radmesh.connectivity_manager.publishing import Events, Publisher
 from radmesh.connectivity_manager.schema import MIGRATIONS, messages
@@ -55,7 +55,7 @@ class ConnectivityManager:
             _SERVICES["MessageService"], service.MessageService(self._domains, self._database, context, self._changed)
         )
         self._known: dict[str, bool] = {}
-        self._feeds: Worker = context.worker("feeds", self._watch_feeds)
+        self._feeds: Worker = context.worker("feeds", self._look)
         self._prune: Worker = context.worker("log", self._prune_log)
         figure = context.status.figure
         figure("events_waiting", self._publisher.waiting)
@@ -99,15 +99,12 @@ class ConnectivityManager:
         """Return where each domain's RIS sends to."""
         host = self._config.bind
         shown = f"[{host}]" if ":" in host else host
-        names = {d.name: "hl7" if n == 0 and self._is_first(d) else f"hl7_{d.name}" for n, (d, _) in self._numbered()}
-        return {names[domain.name]: f"mllp://{shown}:{listener.port}" for domain, listener in self._listeners}
-
-    def _numbered(self) -> list[tuple[int, tuple[service.Domain, MllpListener]]]:
-        return list(enumerate(self._listeners))
-
-    def _is_first(self, domain: service.Domain) -> bool:
-        every = self._context.settings["domains"]
-        return bool(every) and every[0].name == domain.name
+        first = self._context.settings["domains"][0].name
+        return {
+            "hl7" if domain.name == first else f"hl7_{domain.name}": f"mllp://{shown}:{domain.port}"
+            for domain in self._domains.values()
+            if domain.port
+        }
 
     def start(self) -> None:
         """Serve."""
@@ -117,26 +114,53 @@ class ConnectivityManager:
             self._watch_feeds()
         self._publisher.start()
         self._teller.start()
-        for domain, listener in self._listeners:
-            listener.start()
-            domain.port = listener.port
+        self._listen()
+        for domain, _ in self._listeners:
             domain.delivery.start()
         self._feeds.start()
         self._prune.start()
 
     def stop(self, grace: float) -> None:
         """Answer what came in, and end."""
+        self._feeds.stop(grace)
         for domain, listener in self._listeners:
             listener.stop(grace)
             domain.delivery.stop(grace)
-        self._feeds.stop(grace)
         self._prune.stop(grace)
         self._server.stop(grace)
         self._teller.stop(grace)
         self._publisher.stop(grace)
         self._database.close()
 
-    def _watch_feeds(self) -> float:
+    def _listen(self) -> None:
+        """Open the ports that are not open yet; one that is taken is an alarm, and leaves the other domains alone.
+
+        Raises:
+            RadmeshError: PORT_IN_USE: there is none that could be opened.
+        """
+        taken: list[RadmeshError] = []
+        for domain, listener in self._listeners:
+            if domain.port:
+                continue
+            try:
+                listener.start()
+            except RadmeshError as error:
+                taken.append(error)
+            else:
+                domain.port = listener.port
+        if not taken:
+            self._context.status.clear_alarm("PORT_IN_USE")
+        elif len(taken) == len(self._listeners):
+            raise taken[0]
+        else:
+            self._context.status.raise_alarm("PORT_IN_USE", "; ".join(error.message for error in taken))
+
+    def _look(self) -> float:
+        self._watch_feeds()
+        self._listen()
+        return 1.0
+
+    def _watch_feeds(self) -> None:
         """Tell when a domain becomes available: what waited for it is verified again. After a start, all are new."""
         for domain in self._domains.values():
             available = domain.available
@@ -152,7 +176,6 @@ class ConnectivityManager:
             self._context.status.raise_alarm("RIS_UNAVAILABLE", f"no message came in time: {', '.join(silent)}")
         else:
             self._context.status.clear_alarm("RIS_UNAVAILABLE")
-        return 1.0
 
     def _tell(self, domain: str, *, available: bool) -> None:
         self._database.write(lambda c: self._events.append(c, domain, available=available))
@@ -162,7 +185,7 @@ class ConnectivityManager:
         oldest = micros(self._context.clock.now() - timedelta(seconds=self._config.keep))
         old = (
             sa.select(messages.c.id)
-            .where(messages.c.state.in_((DONE, IGNORED)), messages.c.time < oldest, messages.c.direction == 1)
+            .where(messages.c.state.in_((DONE, IGNORED)), messages.c.time < oldest, messages.c.direction == IN)
             .limit(_PRUNED_AT_ONCE)
         )
         gone = self._database.write(lambda c: c.execute(sa.delete(messages).where(messages.c.id.in_(old))).rowcount)
@@ -170,8 +193,11 @@ class ConnectivityManager:
 
     def _dead_letters(self) -> int:
         with self._database.read() as c:
-            query = sa.select(sa.func.count()).select_from(messages).where(messages.c.state == DEAD)
-            return int(c.execute(query).scalar_one())
+            # By the index: the figure is asked for all the time, and the log is long.
+            dead = sa.and_(
+                messages.c.domain.in_(self._domains), messages.c.direction.in_((IN, OUT)), messages.c.state == DEAD
+            )
+            return int(c.execute(sa.select(sa.func.count()).select_from(messages).where(dead)).scalar_one())
 
 
 def _number(instance: str) -> int:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from radmesh.api.connectivity.v1 import connectivity_pb2 as pb
 from radmesh.api.database.v1 import database_pb2
 from radmesh.connectivity_manager.delivery import Delivery, control_id
-from radmesh.connectivity_manager.intake import DEAD, IN, Intake
+from radmesh.connectivity_manager.intake import DEAD, IN, OUT, Intake
 from radmesh.connectivity_manager.matching import Person, Policy, StudyKeys
 from radmesh.connectivity_manager.orders import Orders
 from radmesh.connectivity_manager.publishing import order_message
@@ -145,7 +145,13 @@ class ConnectivityService:
                     available=domain.available,
                     orders=_count(c, orders, orders.c.domain == domain.name),
                     messages=_count(c, messages, messages.c.domain == domain.name),
-                    dead_letters=_count(c, messages, messages.c.domain == domain.name, messages.c.state == DEAD),
+                    dead_letters=_count(
+                        c,
+                        messages,
+                        messages.c.domain == domain.name,
+                        messages.c.direction.in_((IN, OUT)),
+                        messages.c.state == DEAD,
+                    ),
                     reports_waiting=_count(c, reports, reports.c.domain == domain.name, reports.c.state == 1),
                 )
                 if domain.intake.last_message_at is not None:
