@@ -5,7 +5,10 @@ Were it lost, the files themselves would be adopted, and everything in them regi
 
 import contextlib
 import re
+import signal
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +19,7 @@ import lmdb
 
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.files import sync_directory
-from radmesh.study_store.files import prepare_lock
+from radmesh.study_store.files import extend_to_last_page, prepare_lock
 from radmesh.study_store.store import Ref
 
 # OPEN: the environment takes objects. SEALED: it takes no more, after a failed commit. EVICTING: on its way to the
@@ -74,13 +77,23 @@ class Catalogue:
         self._condition = threading.Condition()
         self._users = 0
         self._broken = False
+        self._environment: Any = None
         self.replaced = False
         """Whether there was a catalogue that could not be opened, and a new one was begun."""
         folder.mkdir(exist_ok=True, mode=0o700)
+        # There while a start goes on. LMDB ends the process that meets a page which is none: no start may for ever.
+        self._starting = folder / "starting"
+        if self._starting.exists() and not _survived(folder):
+            self.replaced = True
+            self._set_aside()
+        self._starting.touch()
         try:
             self._environment = self._open()
-        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError):
+            _check_whole(self._environment)
+        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError, ValueError):
             # Half made when the power went, or damaged. It is kept for people; the store finds its files without it.
+            if self._environment is not None:
+                self._environment.close()
             self.replaced = True
             self._set_aside()
             self._environment = self._open()
@@ -90,6 +103,7 @@ class Catalogue:
         prepare_lock(self._folder / "lock.mdb")
         environment = lmdb.open(str(self._folder), map_size=MAP_SIZE, max_dbs=0, sync=True, metasync=True, mode=0o700)
         try:
+            extend_to_last_page(environment, self._folder / "data.mdb")
             _check_version(environment)
         except BaseException:
             environment.close()
@@ -101,6 +115,10 @@ class Catalogue:
         while (aside := self._folder / f"damaged-{number}.mdb").exists():
             number += 1
         (self._folder / "data.mdb").rename(aside)
+
+    def started(self) -> None:
+        """Whoever relies on it has found all that is needed: the start is over."""
+        self._starting.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _use(self) -> Iterator[Any]:
@@ -273,6 +291,31 @@ def _check_version(environment: Any) -> None:
         raise RadmeshError("DATA_IN_USE", "the store was written by a newer radmesh: start that one")
 
 
+def _check_whole(environment: Any) -> None:
+    """Read everything once: a damaged page is found now, when all can be made anew, and not in the midst of work.
+
+    Raises:
+        lmdb.Error: a page is none.
+        ValueError: an entry is none.
+    """
+    with environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+        entries = environment.stat()["entries"]
+        for key, value in cursor:
+            entries -= 1
+            if bytes(key[:1]) == b"s":
+                _, raw_hash, number = _KEY.unpack(key)
+                _decode(bytes(raw_hash).hex(), number, value)
+    if entries:
+        raise ValueError("not all entries are there")
+
+
+def _survived(folder: Path) -> bool:
+    """Return whether another process can read everything without being ended by it."""
+    command = [sys.executable, "-P", "-m", "radmesh.study_store.catalogue", str(folder)]
+    code = subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode  # noqa: S603 - our own
+    return -code not in (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV)
+
+
 def _change(
     transaction: Any, study_hash: str, number: int, changes: dict[str, Any], *, unmark: bool
 ) -> Generation | None:
@@ -306,5 +349,14 @@ def _encode(g: Generation) -> bytes:
 
 
 def _decode(study_hash: str, number: int, raw: bytes) -> Generation:
-    state, registered, last, size = _ROW.unpack_from(raw)
+    try:
+        state, registered, last, size = _ROW.unpack_from(raw)
+        STATES[state]
+    except (struct.error, IndexError) as error:
+        raise ValueError("a row of the catalogue is none") from error
     return Generation(study_hash, number, bytes(raw[_ROW.size :]).decode(), STATES[state], registered, last, size)
+
+
+if __name__ == "__main__":
+    with contextlib.closing(lmdb.open(sys.argv[1], map_size=MAP_SIZE, readonly=True, lock=False)) as opened:
+        _check_whole(opened)

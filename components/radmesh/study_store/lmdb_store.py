@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import resource
 import secrets
 import struct
@@ -26,6 +27,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +70,9 @@ EVICT_SECONDS = 1.0
 OVERHEAD: Final = 16_384
 _FREE_EVERY: Final = 0.2
 _SWEEP_EVERY: Final = 60.0
+
+# Of a generation: the study's hash, and its number.
+_FILE_NAME: Final = re.compile(r"([0-9a-f]{32})\.([1-9]\d{0,8})")
 
 Key = tuple[str, int]
 
@@ -149,6 +154,7 @@ class LmdbStudyStore:
             self._catalogue = Catalogue(root / "catalogue")
             self.damage = Damage(self, self._catalogue, self._alarms, self._background)
             self._recover()
+            self._catalogue.started()
         except BaseException:
             os.close(self._lock_file)
             raise
@@ -185,12 +191,11 @@ class LmdbStudyStore:
                 self._go_on_leaving(g, present=key in studies)
             elif g.state in states.IN_CACHE and key not in studies and g.registered:
                 self._lose(key, "is gone")
+            elif g.state == states.LOST and key in studies:
+                self._find_again(g)
             elif g.state == states.SEALED and key in studies:
                 # The process that sealed it may have ended before it had looked.
-                self._sealed.add(key)
-                self._suspect.add(key)
-                self._hashing.add(key)
-                self._background.submit(self._verify, *key)
+                self._hash_again(key)
             # OPEN, without a file, and nothing was ever registered: it had not been made yet.
         for key in studies - known:
             self._adopt(key, states.OPEN)
@@ -206,15 +211,33 @@ class LmdbStudyStore:
 
     def _files(self, kind: str) -> set[Key]:
         found = set()
-        for folder in (self.root / kind).iterdir():
+        for folder in filter(Path.is_dir, (self.root / kind).iterdir()):
             for path in folder.iterdir():
-                name, _, number = path.name.partition(".")
-                if len(name) == 32 and number.isdecimal():
-                    found.add((name, int(number)))
+                named = _FILE_NAME.fullmatch(path.name)
+                if named:
+                    found.add((named[1], int(named[2])))
                 elif path.name.endswith((".new", ".new-lock")):
                     # It did not get its name: nothing in it was acknowledged.
                     path.unlink()
         return found
+
+    def _find_again(self, g: Generation) -> None:
+        """Take a generation back whose file was put back, or can be opened now; nothing is stored in it any more."""
+        key = (g.study_hash, g.number)
+        with (
+            contextlib.suppress(lmdb.Error, OSError, ValueError),
+            contextlib.closing(self._make_environment(self._path(*key), *key)) as environment,
+        ):
+            uid = environment.study_instance_uid()
+            self._catalogue.add(replace(g, study_instance_uid=uid, state=states.SEALED, registered=0), mark=True)
+            self._hash_again(key)
+
+    def _hash_again(self, key: Key) -> None:
+        self._suspect.add(key)
+        self._hashing.add(key)
+        self.take_no_more(*key)
+        with contextlib.suppress(RuntimeError):  # the store is being closed
+            self._background.submit(self._verify, *key)
 
     def _go_on_leaving(self, g: Generation, *, present: bool) -> None:
         """Finish what a crash has cut short; not if more is in the file than was to go, or its rows were not saved."""
@@ -259,8 +282,13 @@ class LmdbStudyStore:
         try:
             with self.environment(Ref(*key, 0)) as environment:
                 # What was being committed when the process was killed is answered from now on: now it must be on disk.
-                environment.sync()
-                environment.drop_stale_transfers(self.clock.now(), (), WAIT_SECONDS)
+                try:
+                    environment.sync()
+                except lmdb.Error:
+                    self._seal(environment)
+                # Where that cannot be done, as on a full disk, it is later.
+                with contextlib.suppress(RadmeshError):
+                    environment.drop_stale_transfers(self.clock.now(), (), WAIT_SECONDS)
                 last, unfinished = environment.last_sequence, environment.unfinished()
         except RadmeshError as error:
             if error.reason != "OBJECT_CORRUPT":
@@ -507,13 +535,10 @@ class LmdbStudyStore:
         """Run a batch in one durable transaction. After any failure the environment takes no more objects."""
         if environment.sealed:
             for operation in batch:
-                if not operation.mark:
-                    text = "an earlier commit of the study failed: send the object again"
-                    operation.error = RadmeshError("COMMIT_FAILED", text)
-            batch = [operation for operation in batch if operation.mark]
+                operation.error = self._refusal(environment, operation)
+            batch = [operation for operation in batch if operation.error is None]
             if not batch:
                 return
-            self._check_hashed(environment)
         start = time.perf_counter()
         environment.begin_batch()
         try:
@@ -528,16 +553,12 @@ class LmdbStudyStore:
 
     def _seal(self, environment: Environment) -> None:
         key = (environment.study_hash, environment.generation)
-        self._suspect.add(key)
-        self._hashing.add(key)
-        self.take_no_more(*key)
         # On a full disk this fails too; a later start then finds it open, and whole.
         with contextlib.suppress(RadmeshError):
             self._catalogue.update(*key, state=states.SEALED)
         text = "a commit failed: the study's environment is sealed, later objects go to the next"
         self._alarms.begin("COMMIT_FAILED", key, text)
-        with contextlib.suppress(RuntimeError):  # the store is being closed
-            self._background.submit(self._verify, *key)
+        self._hash_again(key)
 
     def _verify(self, study_hash: str, number: int) -> None:
         """Hash again what a sealed environment has committed: from the disk, not from what is in memory."""
@@ -580,9 +601,13 @@ class LmdbStudyStore:
                 for key in failed:
                     self._alarms.end("COMMIT_FAILED", key)
 
-    def _check_hashed(self, environment: Environment) -> None:
+    def _refusal(self, environment: Environment, operation: Operation) -> RadmeshError | None:
+        """Return why a sealed environment does not take an operation; None: it does."""
+        if not operation.mark:
+            return RadmeshError("COMMIT_FAILED", "an earlier commit of the study failed: send the object again")
         if (environment.study_hash, environment.generation) in self._hashing:
-            raise RadmeshError("STORE_BUSY", "what the study has is hashed again after a failed commit: try again")
+            return RadmeshError("STORE_BUSY", "what the study has is hashed again after a failed commit: try again")
+        return None
 
     def intact(self, row: IndexRow) -> bool:
         """Whether what is read of an object has the digest that it was committed with.
@@ -859,14 +884,24 @@ class LmdbStudyStore:
         """Return rows behind `after`, in order."""
         try:
             with self.environment(Ref(study_hash, generation, 0)) as environment:
-                return [
-                    row_format.decode(Ref(study_hash, generation, sequence), raw)[0]
-                    for sequence, raw in environment.raw_rows(after, limit)
-                ]
+                return self._rows(environment, after, limit)
         except RadmeshError as error:
             if error.reason != "OBJECT_NOT_FOUND":
                 raise
             return []
+
+    def _rows(self, environment: Environment, after: int, limit: int) -> list[IndexRow]:
+        """Return rows, as far as they can be read: of an object whose row is damaged nothing can be told."""
+        found: list[IndexRow] = []
+        while page := environment.raw_rows(after, limit - len(found)):
+            for sequence, raw in page:
+                ref = Ref(environment.study_hash, environment.generation, sequence)
+                try:
+                    found.append(row_format.decode(ref, raw)[0])
+                except row_format.DamagedError:
+                    self.damage.question(ref)
+            after = page[-1][0]
+        return found
 
     def studies(self, after: Key = ("", 0)) -> Iterator[StudyState]:
         """Yield every generation behind `after`."""
@@ -965,7 +1000,8 @@ class LmdbStudyStore:
         with self.environment(Ref(study_hash, generation, 0)) as environment:
             if environment.rows_only:
                 return []
-            self._check_hashed(environment)
+            if (study_hash, generation) in self._hashing:
+                raise RadmeshError("STORE_BUSY", "what the study has is hashed again after a failed commit: try again")
             refs = [Ref(study_hash, generation, sequence) for sequence in environment.unmarked(kind)]
         # Of a damaged object there is nothing to be copied or checked; its content comes anew, as another.
         return [ref for ref in refs if ref not in self.damage] if self.damage else refs

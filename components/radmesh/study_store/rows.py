@@ -23,6 +23,10 @@ _TEXTS: Final = (
 )
 
 
+class DamagedError(ValueError):
+    """The bytes are no row, though of a version that is known."""
+
+
 def encode(row: IndexRow, object_number: int) -> bytes:
     """Return a row as bytes; its ref is its place, and is not in it."""
     header = row.header
@@ -52,12 +56,16 @@ def decode(ref: Ref, data: bytes) -> tuple[IndexRow, int]:
     Raises:
         ValueError: the bytes are none, or of a newer version.
     """
+    if data and data[0] > VERSION:
+        raise ValueError(f"an index row of version {data[0]}: this radmesh is older than its data")
     try:
-        version, number, length, time, verification, sha256, key, transfer_id = _HEAD.unpack_from(data)
-    except struct.error as error:
-        raise ValueError("an index row is cut") from error
-    if version != VERSION:
-        raise ValueError(f"an index row of version {version}: this radmesh is older than its data")
+        return _decode(ref, data)
+    except (struct.error, OverflowError, ValueError) as error:
+        raise DamagedError("an index row is cut or damaged") from error
+
+
+def _decode(ref: Ref, data: bytes) -> tuple[IndexRow, int]:
+    _, number, length, time, verification, sha256, key, transfer_id = _HEAD.unpack_from(data)
     texts = []
     at = _HEAD.size
     for _ in range(len(_TEXTS) + 2):
@@ -72,10 +80,7 @@ def decode(ref: Ref, data: bytes) -> tuple[IndexRow, int]:
         verification=verification,
     )
     remarks = tuple(remark.decode() for remark in texts[-2].split(b"\0") if remark)
-    try:
-        received = _EPOCH + timedelta(microseconds=time)
-    except OverflowError as error:
-        raise ValueError("an index row has an impossible time") from error
+    received = _EPOCH + timedelta(microseconds=time)
     return IndexRow(ref, header, length, sha256, texts[-1], received, remarks, transfer_id), number
 
 
