@@ -6,8 +6,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster_support import save
 from hl7_partners import ROOT, mllp_send, node_send
-from ris_support import HELD, VERIFIED, Hospital, acknowledgement, adt, ask, ct, msh, new_id, new_study, orm, write
+from ris_support import (
+    HELD,
+    PASSWORD,
+    VERIFIED,
+    Hospital,
+    acknowledgement,
+    adt,
+    ask,
+    ct,
+    msh,
+    new_id,
+    new_study,
+    orm,
+    write,
+)
 from transfer_support import wait_for
 
 # -- other people's senders
@@ -238,6 +253,17 @@ def test_the_object_tells_its_domain_and_a_wrong_one_is_held(hospital):
     for study in (wrong, unknown):
         hospital.wait_verification(study, "HELD", "DOMAIN_UNKNOWN")
         assert hospital.seen_by("rad", study) is None
+
+
+def test_a_person_is_told_that_what_was_stored_is_held(hospital, tmp_path):
+    study = new_study()
+    path = save(tmp_path, 1, StudyInstanceUID=study, SOPInstanceUID=f"{study}.1", PatientID=new_id())
+    told = hospital.run("store", path, "--user", "rad", RADMESH_PASSWORD=PASSWORD)
+    assert told.code == 0
+    assert f"  {study}  held\n" in told.out
+    assert "1 study held until technologists or administrators settle it: radmesh holds" in told.err
+    assert hospital.verification(study) == ("HELD", "DOMAIN_UNKNOWN")
+    assert hospital.seen_by("rad", study) is None
 
 
 # -- merges

@@ -2,12 +2,16 @@
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from radmesh.client import answers, model, shell, tables
 from radmesh.client.shell import OK, PARTIAL, Command, counted, moment, note, say, size_text, table
 from radmesh.client.tables import Column, printable
+
+if TYPE_CHECKING:
+    from radmesh.client.cluster import Cluster
 
 
 def register(command: Command) -> None:
@@ -119,15 +123,28 @@ def run_store(arguments: argparse.Namespace) -> int:
             rest = files[len(results) :]
             results += [model.StoreResult(str(path), error.reason, error.message) for path in rest]
             tell(f"{counted(len(rest), 'file')} not stored: {error.reason}: {error.message}")
+        held = set() if arguments.json else _held(cluster, results)
     stored = [result for result in results if result.stored]
     if arguments.json:
         shell.print_json(answers.Stored(tuple(results), len(stored), len(results) - len(stored)))
     else:
-        _print_stored(results)
+        _print_stored(results, held)
     return OK if len(stored) == len(results) else PARTIAL if stored else shell.FAILED
 
 
-def _print_stored(results: list[model.StoreResult]) -> None:
+def _held(cluster: "Cluster", results: list[model.StoreResult]) -> set[str]:
+    """Return the studies that were stored and are held, at most a thousand: who stored them may not see them again."""
+    from radmesh.runtime.errors import RadmeshError  # noqa: PLC0415
+
+    stored = sorted({result.study_instance_uid for result in results if result.registered})[:1000]
+    try:
+        seen = {s.study_instance_uid: s for s in cluster.find(study_instance_uids=stored)} if stored else {}
+    except RadmeshError:
+        return set()  # that they are stored is said all the same
+    return {uid for uid in stored if uid not in seen or seen[uid].verification == "HELD"}
+
+
+def _print_stored(results: list[model.StoreResult], held: Collection[str] = ()) -> None:
     counts: dict[str, int] = {}
     for result in results:
         counts[result.outcome] = counts.get(result.outcome, 0) + 1
@@ -135,13 +152,15 @@ def _print_stored(results: list[model.StoreResult]) -> None:
     say(f"{counted(len(results), 'file')}: {summary}")
     studies = sorted({result.study_instance_uid for result in results if result.stored})
     for study in studies[:20]:
-        say(f"  {study}")
+        say(f"  {study}" + ("  held" if study in held else ""))
     if len(studies) > 20:
         say(f"  … and {len(studies) - 20} more studies")
     for reason in sorted({result.outcome for result in results if not result.stored}):
         # What a person stores stays in the person's file, and is not in the rejects store.
         what = shell.remedy(reason, without="rejects store") or "export the file from its source again"
         note(f"  {reason}: {what}")
+    if held:
+        note(f"  {counted(len(held), 'study')} held until technologists or administrators settle it: radmesh holds")
 
 
 def run_find(arguments: argparse.Namespace) -> int:
