@@ -383,20 +383,20 @@ PIECES = st.sampled_from(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(st.lists(PIECES, max_size=8), st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3)), max_size=3))
-def test_whatever_comes_is_answered_once_and_in_the_log(local, pieces, changes):
+def test_whatever_comes_is_answered_once_and_in_the_log(desk, pieces, changes):
     raw = bytearray("\r".join(pieces).encode())
     for where, what in changes:
         raw[where % (len(raw) + 1) : where % (len(raw) + 1)] = what
-    before = sum(1 + row["replays"] for row in local.rows(messages))
-    answer = local.tell(bytes(raw))
+    before = sum(1 + row["replays"] for row in desk.rows(messages))
+    answer = desk.tell(bytes(raw))
     if answer is not None and not answer.startswith(b"BHS"):
         assert parse(answer).get("MSA-1") in ("AA", "AE", "AR", "CA", "CE", "CR")
-    assert sum(1 + row["replays"] + row["attempts"] for row in local.rows(messages)) > before or answer == b""
+    assert sum(1 + row["replays"] + row["attempts"] for row in desk.rows(messages)) > before or answer == b""
     # Whatever was said, the patients form no circle, and every order has one.
-    known = {row["id"]: row for row in local.rows(patients)}
+    known = {row["id"]: row for row in desk.rows(patients)}
     for row in known.values():
         assert not row["merged_into"] or not known[row["merged_into"]]["merged_into"]
-    for row in local.rows(orders):
+    for row in desk.rows(orders):
         assert not known[row["patient"]]["merged_into"]
 
 

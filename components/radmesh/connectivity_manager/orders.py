@@ -318,7 +318,8 @@ class Orders:
 
             def of_date() -> list[OrderKeys]:
                 day = study.study_date
-                conditions = [orders.c.scheduled_time >= day, orders.c.scheduled_time < day + "~"]
+                # Digits alone: those are ordered alike in every collation.
+                conditions = [orders.c.scheduled_time >= day, orders.c.scheduled_time <= day + "999999"]
                 if "id" in policy.patient_key.split("+"):
                     ids = [row.id for row in known]
                     if not ids:
