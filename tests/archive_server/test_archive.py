@@ -95,6 +95,13 @@ def test_from_put_to_the_tier_and_out_of_the_cache(either: Components) -> None:
     items = [item("a", n, os.urandom(size)) for n, size in enumerate([0, 1, 3000, CHUNK, 2 * CHUNK + 7])]
     committed = mesh.send(*items)
     assert [c.outcome for c in committed] == [Outcome.STORED] * 5
+    metrics = mesh.contexts["archive-server-0"].metrics.registry
+    assert mesh.send(items[2])[0].outcome is Outcome.ALREADY
+    assert {
+        outcome: metrics.get_sample_value("radmesh_objects_committed_total", {"outcome": outcome})
+        for outcome in ("STORED", "ALREADY")
+    } == {"STORED": 5, "ALREADY": 1}
+    assert metrics.get_sample_value("radmesh_bytes_committed_total") == sum(len(i.data) for i in items)
     assert reason(lambda: mesh.evict("a")) == "NOT_PERMANENT"
     wait_for(lambda: mesh.residences("a") == [BOTH] * 5)
     for i, c in zip(items, committed, strict=True):

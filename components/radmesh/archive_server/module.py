@@ -18,7 +18,7 @@ from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.lifecycle import Group
 from radmesh.runtime.rpc import Server
-from radmesh.study_store import LmdbStudyStore, Ref, Residence
+from radmesh.study_store import LmdbStudyStore, Outcome, Ref, Residence
 from radmesh.transfer.model import ObjectReference
 from radmesh.transfer.pump import Heartbeat, RegistrationPump
 from radmesh.transfer.receiver import TransferReceiver
@@ -83,6 +83,15 @@ class ArchiveServer:
         figure("unregistered", lambda: sum(max(0, last - done) for _, _, done, last in self._store.unregistered()))
         commit_seconds = context.metrics.histogram("radmesh_commit_seconds")
         self._store.on_commit_seconds = commit_seconds.observe
+        objects = context.metrics.counter("radmesh_objects_committed")
+        size_counter = context.metrics.counter("radmesh_bytes_committed")
+
+        def stored(outcome: Outcome, size: int) -> None:
+            objects.labels(outcome.value).inc()
+            if outcome is not Outcome.ALREADY:
+                size_counter.inc(size)
+
+        self._store.on_stored = stored
 
     def _describe(self, ref: Ref) -> database_pb2.InstanceUpdate | None:
         """Return an object's state for the database; None while it is not registered."""

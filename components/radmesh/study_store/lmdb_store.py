@@ -147,6 +147,7 @@ class LmdbStudyStore:
         self._free_at, self._free = -1.0, 0
         self._swept_at = clock.monotonic()
         self.on_commit_seconds: Callable[[float], None] = lambda _seconds: None
+        self.on_stored: Callable[[Outcome, int], None] = lambda _outcome, _size: None
         self.objects_committed = 0
         self.bytes_committed = 0
         self._lock_file = self._take_folder()
@@ -637,7 +638,6 @@ class LmdbStudyStore:
             progress = self._progress.get((environment.study_hash, environment.generation))
             if progress is not None:
                 progress[1] = max(progress[1], environment.last_sequence)
-            self.objects_committed += len(stored)
         for result in stored:
             for callback in self._callbacks:
                 try:
@@ -714,6 +714,7 @@ class LmdbStudyStore:
         try:
             known = self.find_earlier(environment, content)
             if isinstance(known, Stored):
+                self.count(known, size)
                 return known
             self._budget.take(size, WAIT_SECONDS)
             stored: Stored = environment.committer.run(
@@ -734,8 +735,16 @@ class LmdbStudyStore:
             )
         finally:
             self._release(environment)
-        self.bytes_committed += size
+        self.count(stored, size)
         return stored
+
+    def count(self, stored: Stored, size: int) -> None:
+        """An object of so many bytes was answered."""
+        if stored.outcome is not Outcome.ALREADY:
+            with self._lock:
+                self.objects_committed += 1
+                self.bytes_committed += size
+        self.on_stored(stored.outcome, size)
 
     def find_earlier(self, environment: Environment, content: Content) -> Stored | bool:
         """Return what an earlier generation has of a content; else whether one has other content of the instance.

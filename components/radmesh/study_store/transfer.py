@@ -169,6 +169,7 @@ class LmdbTransfer:
         if isinstance(known, Stored):
             self.abort()
             self.stored = known
+            self._store.count(known, length)
             return known
         operation = Operation(
             lambda transaction: environment.finish(
@@ -186,7 +187,7 @@ class LmdbTransfer:
         # Operations run in order; one before that failed has sealed the environment, and this one fails with it.
         stored: Stored = environment.committer.run(operation, WAIT_SECONDS)
         self.stored = stored
-        self._store.bytes_committed += length
+        self._store.count(stored, length)
         self._store.end_transfer(self)
         return stored
 
