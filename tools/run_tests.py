@@ -1,8 +1,8 @@
-"""Runs every test: pytest in two lanes at once, since most of a fault test's time is waiting.
+"""Runs every test: pytest in lanes at once, since much of the time of a whole cluster's test is waiting.
 
     .venv/bin/python tools/run_tests.py [PYTEST-ARGUMENTS]
 
-What is not named in FAULTS is in the other lane, so that a new folder is never left out. Each lane's output is shown
+What is not named in CLUSTERS is in the last lane, so that a new folder is never left out. Each lane's output is shown
 whole when it has ended; the exit code is that of the first lane that failed. One core has one lane after the other.
 """
 
@@ -14,8 +14,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Whole clusters that are killed, stopped, filled up, and waited for.
-FAULTS = ("tests/faults", "tests/power", "tests/ris", "tests/client", "tests/docs")
+# Whole clusters that are killed, stopped, filled up, and waited for; and those that are asked.
+CLUSTERS = (
+    ("tests/faults", "tests/power"),
+    ("tests/ris", "tests/client", "tests/docs", "tests/mesh", "tests/application_server", "tests/connectivity_manager"),
+)
 _NOT_TESTS = ("support", "__pycache__", "partners")
 
 
@@ -24,8 +27,8 @@ def lanes() -> list[list[str]]:
     every = sorted(
         f"tests/{path.name}" for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name not in _NOT_TESTS
     )
-    slow = [folder for folder in FAULTS if folder in every]
-    return [slow, [folder for folder in every if folder not in slow]]
+    named = [[folder for folder in lane if folder in every] for lane in CLUSTERS]
+    return [*named, [folder for folder in every if not any(folder in lane for lane in named)]]
 
 
 def begin(folders: list[str], log: Path) -> subprocess.Popen[bytes]:
