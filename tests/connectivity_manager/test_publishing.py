@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from connectivity_mesh import DATABASE, World
-from connectivity_support import a40, adt, code, message, msh, orm, pid, segment
+from connectivity_support import a40, adt, code, message, msh, obr, orm, pid, segment
 from transfer_support import wait_for
 
 from radmesh.mesh import sections
@@ -49,7 +49,9 @@ def test_after_an_outage_all_is_told_once_and_meanwhile_everything_works(world):
     accepted(world, order(0))
     wait_for(lambda: world.told.accessions == ["A0"])
     world.told.stop()
-    accepted(world, *(order(n) for n in range(1, 300)))
+    many = [[pid(f"P{n}") + "\r" + obr(f"A{n}") for n in range(start, start + 50)] for start in range(1, 251, 50)]
+    accepted(world, *(message(msh("ORM^O01"), *groups) for groups in many))
+    accepted(world, *(order(n) for n in range(251, 300)))
     accepted(world, order(300), domain="town")
     assert world.verify("clinic", patient_id="P7", accession_number="A7").orders[0].order_id == "clinic/A7"
     assert waiting(world) == 300
@@ -93,12 +95,9 @@ def test_orders_at_their_longest_are_told_too(world):
     """256 of them are more than a message between components may have."""
     world.told.stop()
     text = "\U00020000" * 1000
-    obr = segment("OBR", f1="1", f4=f"{text}^{text}", f18="A%d", f19=text, f24=text)
-    long = [
-        message(msh("ORM^O01"), pid(f"P{n}", f"{text}^X"), f"PV1|1|||||||1^{text}", "ORC|NW", obr % n)
-        for n in range(300)
-    ]
-    accepted(world, *long)
+    last = segment("OBR", f1="1", f4=f"{text}^{text}", f18="A%d", f19=text, f24=text)
+    long = [(pid(f"P{n}", f"{text}^X"), f"PV1|1|||||||1^{text}", "ORC|NW", last % n) for n in range(300)]
+    accepted(world, *(message(msh("ORM^O01"), *sum(long[n : n + 50], ())) for n in range(0, 300, 50)))
     world.told.start()
     wait_for(lambda: not waiting(world), 60)
     assert world.told.accessions == [f"A{n}" for n in range(300)]
