@@ -48,7 +48,7 @@ class Running:
             folder = self.data / instance
             folder.mkdir(mode=0o700)
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", folder], check=True)
-        self._ports: tuple[str, ...] = ("--dicom-port", "0", "--grpc-port", "0")
+        self._ports: tuple[str, ...] = ("--dicom-port", "0", "--grpc-port", "0", "--hl7-port", "0")
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("RADMESH_")}
         self.start()
 
@@ -62,7 +62,7 @@ class Running:
         )
         wait_for(self.ready, 40, "radmesh up is ready")
         ports = self.ready()["ports"]
-        self._ports = ("--dicom-port", str(ports["dicom"]), "--grpc-port", str(ports["grpc"]))
+        self._ports = ("--dicom-port", str(ports["dicom"]), "--grpc-port", str(ports["grpc"]), "--hl7-port", "0")
 
     def ready(self) -> dict[str, Any]:
         try:
