@@ -60,7 +60,21 @@ def radmesh(data: Path, *, transport: str = "unix", extra: tuple[str, ...] = ())
     shutil.rmtree(data, ignore_errors=True)
     command = Path(sys.executable).with_name("radmesh")
     process = subprocess.Popen(
-        [command, "up", "--data", data, "--dicom-port", "0", "--grpc-port", "0", "--transport", transport, *extra],
+        [
+            command,
+            "up",
+            "--data",
+            data,
+            "--dicom-port",
+            "0",
+            "--grpc-port",
+            "0",
+            "--hl7-port",
+            "0",
+            "--transport",
+            transport,
+            *extra,
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
