@@ -7,6 +7,7 @@ whole when it has ended; the exit code is that of the first lane that failed. On
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,9 @@ def begin(folders: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 def main() -> int:
     """Run them; return the exit code."""
+    # Whoever starts this in the background lets it ignore these, and so would everything that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     start, code = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="radmesh-tests-") as logs:
         running: dict[subprocess.Popen[bytes], tuple[str, Path]] = {}
