@@ -30,7 +30,7 @@ from database_support import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from radmesh.database_server.registry import Record, _Parsed, name_key
+from radmesh.database_server.registry import Record, _Parsed
 from radmesh.database_server.schema import (
     MIGRATIONS,
     admissions,
@@ -42,6 +42,7 @@ from radmesh.database_server.schema import (
     series,
     studies,
 )
+from radmesh.database_server.texts import name_key
 from radmesh.dicom.header import TAGS
 from radmesh.runtime.clock import SystemClock
 from radmesh.runtime.errors import RadmeshError

@@ -201,7 +201,7 @@ def test_status_holds_and_corrections(cluster: Cluster) -> None:
     assert reason_of(lambda: queries.GetStudy(pb.GetStudyRequest(**study))) == "STUDY_NOT_FOUND"
     mine = queries.GetStudy(pb.GetStudyRequest(**study, viewer_station="CT1")).study
     assert (mine.instance_count, mine.verification_reason) == (1, "PATIENT_MISMATCH")
-    admissions = gateway.ListAdmissions(pb.ListAdmissionsRequest(verifications=[HELD])).admissions  # type: ignore[arg-type]
+    admissions = gateway.ListAdmissions(pb.ListAdmissionsRequest(verifications=[HELD])).admissions  # type: ignore[list-item]
     assert [(a.admission_key_digest, a.admission_key.station, a.reason) for a in admissions] == [
         (entry.admission_key, "CT1", "PATIENT_MISMATCH")
     ]
@@ -378,7 +378,7 @@ def _implementations(parts: Parts, world: World) -> dict[str, Any]:
         ),
         "QueryService": service.QueryService(queries, parts.clock, 3.0),
         "StudyService": service.StudyService(parts.statuses, queries, parts.verifications),
-        "OrderService": service.OrderService(parts.orders),
+        "OrderService": service.OrderService(parts.orders, parts.merges),
         "ReportService": service.ReportService(parts.reports),
         "JobService": service.JobService(parts.jobs),
         "FeedService": service.FeedService(parts.feed),

@@ -131,7 +131,7 @@ class RealCluster:
     def correct(self, study: str, **values: str) -> None:
         """Lay corrections over a study; an empty value takes one away."""
         self.inside("StudyService").SetCorrection(
-            database_pb2.SetCorrectionRequest(study_instance_uid=study, values=values, source="ris:main", actor="test")
+            database_pb2.SetCorrectionRequest(study_instance_uid=study, values=values, source="user:test", actor="test")
         )
 
     def close(self) -> None:

@@ -15,7 +15,10 @@ import sqlalchemy as sa
 from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.jobs import Jobs
-from radmesh.database_server.orders import Orders
+from radmesh.database_server.merges import Merges
+from radmesh.database_server.orders import Orders, RisEvent
+from radmesh.database_server.overlay import Overlay
+from radmesh.database_server.people import People
 from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries, StudyFilter, Viewer
 from radmesh.database_server.registry import Record, Registry
@@ -23,6 +26,7 @@ from radmesh.database_server.reports import Reports
 from radmesh.database_server.statuses import Statuses
 from radmesh.database_server.verification import AdmissionFilter, Decision, Verifications
 from radmesh.dicom.admission import AdmissionKey
+from radmesh.dicom.domains import Domains
 from radmesh.dicom.header import TAGS, WANTED, QueryableHeader
 from radmesh.dicom.uids import study_hash
 from radmesh.runtime.clock import Clock, ManualClock
@@ -122,22 +126,63 @@ def record(
     return replace(made, **(changes or {}))
 
 
+def ris_patient(
+    patient_id: str = "P0", name: str = "Doe^John", birth: str = "19700101", sex: str = "M", issuer: str = ""
+) -> dict[str, str]:
+    """A patient as a RIS tells it."""
+    return {
+        "patient_id": patient_id,
+        "issuer_of_patient_id": issuer,
+        "patient_name": name,
+        "patient_birth_date": birth,
+        "patient_sex": sex,
+    }
+
+
+def order(
+    accession: str = "A1", patient: Mapping[str, str] | None = None, domain: str = "default", **more: Any
+) -> dict[str, Any]:
+    """An order as a RIS tells it."""
+    return {
+        "order_id": f"{domain}/{accession}",
+        "domain": domain,
+        "accession_number": accession,
+        **(ris_patient() if patient is None else patient),
+        "status": 1,
+        "scheduled_time": "20260101100000",
+        **more,
+    }
+
+
+def decision(entry: Record, verification: int, reason: str = "", **more: Any) -> Decision:
+    """A decision about the admission key of a record."""
+    given = {key: value for key, value in more.items() if value is not None}
+    options: dict[str, Any] = {"domain": "default", "actor": "gateway", **given}
+    return Decision(entry.study_instance_uid, entry.admission_key, verification, reason, **options)
+
+
 class Parts:
     """Every noun of the Database Server over one database, without servers."""
 
-    def __init__(self, database: Database, clock: Clock | None = None, *, kept: int = 100_000) -> None:
+    def __init__(
+        self, database: Database, clock: Clock | None = None, *, kept: int = 100_000, domains: Domains | None = None
+    ) -> None:
         self.database = database
         self.clock = clock or ManualClock()
         self.feed = Feed(database, self.clock, kept)
-        self.statuses = Statuses(database, self.feed, self.clock)
-        self.verifications = Verifications(database, self.feed, self.clock, self.statuses)
-        self.registry = Registry(database, self.feed, self.clock, 3.0, self.verifications)
-        self.orders = Orders(database, self.feed, self.clock, self.statuses)
+        people = People(database, domains or Domains((), ()))
+        overlay = Overlay(database, self.clock, people)
+        self.statuses = Statuses(database, self.feed, self.clock, overlay)
+        self.merges = Merges(database, self.feed, self.clock, overlay)
+        self.orders = Orders(database, self.feed, overlay, self.merges)
+        self.verifications = Verifications(database, self.feed, self.clock, overlay, self.orders)
+        self.registry = Registry(database, self.feed, self.clock, 3.0, people, self.verifications)
         self.reports = Reports(database, self.feed, self.clock, self.statuses)
         self.placement = Placement(database, self.registry, self.clock)
         self.queries = Queries(database)
         self.jobs = Jobs(database, self.feed, self.clock)
         self._accounts: Accounts | None = None
+        self._told = 0
 
     @property
     def accounts(self) -> Accounts:
@@ -186,6 +231,25 @@ class Parts:
     ) -> tuple[list[dict[str, Any]], str]:
         """A page of admissions."""
         return self.verifications.admissions(AdmissionFilter(study, tuple(verifications)), size, token)
+
+    def decide(self, entry: Record, verification: int, reason: str = "", **more: Any) -> tuple[int, int, bool]:
+        """Decide about the admission key of a record; return instances, revision, and whether anything changed."""
+        return self.verifications.decide(decision(entry, verification, reason, **more))
+
+    def say(self, domain: str = "default", **event: Any) -> None:
+        """Let the RIS of a domain say something: `order`, `patient`, `merge` or `available`."""
+        self._told, _ = self.orders.apply("m", b"e" * 16, [RisEvent(self._told + 1, domain, **event)])
+
+    def listed(self, size: int = 100, **wanted: Any) -> list[dict[str, Any]]:
+        """Every admission that a filter leaves, page by page."""
+        found: list[dict[str, Any]] = []
+        token = ""
+        while True:
+            rows, token = self.verifications.admissions(AdmissionFilter(**wanted), size, token)
+            assert len(rows) <= size
+            found += rows
+            if not token:
+                return found
 
     def study(self, study: object = 0, viewer: Viewer = ALL) -> dict[str, Any]:
         """A study as a viewer sees it."""
@@ -263,6 +327,27 @@ def meeting(
         yield
     finally:
         sa.event.remove(database.engine, "before_cursor_execute", before)
+
+
+def plans(database: Database, call: Callable[[], Any]) -> list[str]:
+    """How the back end runs each query of `call`."""
+    statements: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        statements.append((statement, parameters))
+
+    sa.event.listen(database.engine, "before_cursor_execute", note)
+    call()
+    sa.event.remove(database.engine, "before_cursor_execute", note)
+    found = []
+    with database.engine.connect() as connection:
+        for statement, parameters in statements:
+            if not statement.lstrip("( \n").startswith("SELECT"):
+                continue
+            explain = "EXPLAIN QUERY PLAN" if database.sqlite else "EXPLAIN"
+            rows = connection.exec_driver_sql(f"{explain} {statement}", parameters).all()
+            found.append("\n".join(row[3] if database.sqlite else row[0] for row in rows))
+    return found
 
 
 def pages(size: int, items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.queries import Cursor, page
-from radmesh.database_server.registry import clean
 from radmesh.database_server.schema import audit, sessions, users
+from radmesh.database_server.texts import clean
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.files import write_atomic

@@ -1,6 +1,5 @@
 """Wires the Database Server."""
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from radmesh.api.connectivity.v1 import connectivity_pb2
@@ -10,7 +9,10 @@ from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.config import Section
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.jobs import Jobs
+from radmesh.database_server.merges import Merges
 from radmesh.database_server.orders import Orders
+from radmesh.database_server.overlay import Overlay
+from radmesh.database_server.people import People
 from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries
 from radmesh.database_server.registry import Registry
@@ -26,6 +28,7 @@ from radmesh.sql.engine import Database
 from radmesh.sql.outbox import Dispatcher
 
 _SERVICES: Final = database_pb2.DESCRIPTOR.services_by_name
+_PRUNE_SECONDS: Final = 3600.0
 _CONNECTIVITY: Final = connectivity_pb2.DESCRIPTOR.services_by_name["ConnectivityService"]
 
 
@@ -37,11 +40,14 @@ class DatabaseServer:
         self._database = Database(config.url or f"sqlite:///{context.data / 'radmesh.sqlite'}", MIGRATIONS)
         clock = context.clock
         self._feed = Feed(self._database, clock, config.history)
-        statuses = Statuses(self._database, self._feed, clock)
-        verifications = Verifications(self._database, self._feed, clock, statuses)
-        registry = Registry(self._database, self._feed, clock, config.store_timeout, verifications)
-        self._domains = registry.domains = statuses.domains = Domains.of(context.settings)
-        orders = Orders(self._database, self._feed, clock, statuses)
+        self._domains = Domains.of(context.settings)
+        people = People(self._database, self._domains)
+        overlay = Overlay(self._database, clock, people)
+        statuses = Statuses(self._database, self._feed, clock, overlay)
+        merges = Merges(self._database, self._feed, clock, overlay)
+        orders = Orders(self._database, self._feed, overlay, merges)
+        verifications = Verifications(self._database, self._feed, clock, overlay, orders)
+        registry = Registry(self._database, self._feed, clock, config.store_timeout, people, verifications)
         reports = Reports(self._database, self._feed, clock, statuses)
         queries = Queries(self._database)
         accounts = Accounts(self._database, self._feed, clock, config.session)
@@ -57,7 +63,7 @@ class DatabaseServer:
             ),
             ("QueryService", service.QueryService(queries, clock, config.store_timeout)),
             ("StudyService", service.StudyService(statuses, queries, verifications)),
-            ("OrderService", service.OrderService(orders)),
+            ("OrderService", service.OrderService(orders, merges)),
             ("ReportService", service.ReportService(reports)),
             ("JobService", service.JobService(Jobs(self._database, self._feed, clock))),
             ("FeedService", service.FeedService(self._feed)),
@@ -68,15 +74,13 @@ class DatabaseServer:
         dispatcher = Dispatcher(self._database, clock, outbox, TOPIC, sender)
         self._reports: Worker = context.worker("reports", dispatcher.step)
         reports.wake = self._reports.wake
-        self._prune: Worker = context.worker("verdicts", lambda: _hourly(verifications.prune))
+        self._prune: Worker = context.worker("verdicts", lambda: 0.0 if verifications.prune() else _PRUNE_SECONDS)
         context.status.figure("revision", self._feed.revision)
 
     def _manager(self, domain: str) -> Any:
         """Return the calls of the Connectivity Manager that serves a domain; None if nobody does."""
         instance = self._domains.manager_of(domain)
-        if not instance:
-            return None
-        return self._context.client(_CONNECTIVITY, instance)
+        return self._context.client(_CONNECTIVITY, instance) if instance in self._context.addresses else None
 
     def start(self) -> None:
         """Serve."""
@@ -91,11 +95,6 @@ class DatabaseServer:
         self._reports.stop(grace)
         self._prune.stop(grace)
         self._database.close()
-
-
-def _hourly(work: Callable[[], None]) -> float:
-    work()
-    return 3600.0
 
 
 def module(config: Section, context: Context) -> DatabaseServer:

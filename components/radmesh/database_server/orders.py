@@ -1,51 +1,47 @@
-"""Orders, patients and merges, as the Connectivity Managers tell them; the worklist (FEATURES DB1, DB3)."""
+"""Orders and patients, as the Connectivity Managers tell them; the worklist (FEATURES DB1, CORRECTNESS rule 15)."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from radmesh.database_server.feed import Feed
-from radmesh.database_server.queries import Cursor, matches
-from radmesh.database_server.registry import clean, name_key
-from radmesh.database_server.schema import managers, merged_studies, merges, orders, patients, studies
-from radmesh.database_server.statuses import Statuses
-from radmesh.database_server.verification import of_order
-from radmesh.runtime.clock import Clock
+from radmesh.database_server.merges import Merges
+from radmesh.database_server.overlay import Overlay
+from radmesh.database_server.people import FIELDS as PATIENT_FIELDS
+from radmesh.database_server.queries import Cursor, matches, name_matches, page
+from radmesh.database_server.schema import managers, orders, patients, studies
+from radmesh.database_server.texts import clean, short
 from radmesh.runtime.errors import RadmeshError
-from radmesh.sql.engine import Database, micros
+from radmesh.sql.engine import Database
 
-PATIENT_FIELDS: Final = (
-    "patient_id",
-    "issuer_of_patient_id",
-    "patient_name",
-    "patient_birth_date",
-    "patient_sex",
-)
-ORDER_FIELDS: Final = (
-    "order_id",
-    "domain",
-    "accession_number",
-    "placer_order_number",
-    "filler_order_number",
-    "study_instance_uid",
-    "scheduled_time",
-    "modality",
-    "station_ae_title",
-    "procedure_code",
-    "procedure_description",
-    "requested_procedure_id",
-    "referring_physician_name",
-)
-# A patient has more studies than that in nobody's lifetime.
-_STUDIES_MOST: Final = 10_000
+# Texts of an order -> most characters: those of an index are short.
+FIELDS: Final = {
+    "accession_number": 250,
+    "placer_order_number": 250,
+    "filler_order_number": 250,
+    "study_instance_uid": 64,
+    "scheduled_time": 26,
+    "modality": 64,
+    "station_ae_title": 64,
+    "procedure_code": 1024,
+    "procedure_description": 1024,
+    "requested_procedure_id": 1024,
+    "referring_physician_name": 1024,
+}
+_ORDER_ID_MOST: Final = 400
+_INT: Final = (1 << 31) - 1
 Event = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class RisEvent:
-    """One thing that a RIS said: exactly one of `order`, `patient`, `merge`, `available` is given."""
+    """One thing that a RIS said: one of `order` (with its patient, in one mapping), `patient`, `merge`, `available`.
+
+    An event that is none of them is of a manager that is newer than this: it is passed over.
+    """
 
     sequence: int
     domain: str
@@ -57,7 +53,7 @@ class RisEvent:
 
 @dataclass(frozen=True, slots=True)
 class OrderFilter:
-    """What orders are asked for; empty = any. Texts with wildcards."""
+    """What orders are asked for; empty = any. Texts may have wildcards; times are YYYYMMDD[HHMM[SS]], both included."""
 
     order_id: str = ""
     domain: str = ""
@@ -68,29 +64,37 @@ class OrderFilter:
     station_ae_title: str = ""
     scheduled_from: str = ""
     scheduled_to: str = ""
-    statuses: tuple[int, ...] = field(default=())
+    statuses: tuple[int, ...] = ()
+
+
+def order_key(order: Mapping[str, Any]) -> str:
+    """Return the order_id of an order as the tables keep it."""
+    return short(str(order.get("order_id", "")), _ORDER_ID_MOST)
 
 
 class Orders:
     """Takes over what managers tell, and finds orders."""
 
-    def __init__(self, database: Database, feed: Feed, clock: Clock, statuses: Statuses) -> None:
+    def __init__(self, database: Database, feed: Feed, overlay: Overlay, merges: Merges) -> None:
         self._database = database
         self._feed = feed
-        self._clock = clock
-        self._statuses = statuses
+        self._overlay = overlay
+        self._people = overlay.people
+        self._merges = merges
 
     def apply(self, manager: str, epoch: bytes, news: Sequence[RisEvent]) -> tuple[int, int]:
         """Apply events in their order, all or none; return the last sequence applied, and the revision.
 
+        Nothing that a RIS may say is refused: it would stand before all that follows.
+
         Raises:
-            RadmeshError: EVENT_GAP, FIELD_INVALID.
+            RadmeshError: EVENT_GAP.
         """
 
         def work(c: sa.Connection) -> tuple[int, list[Event]]:
             self._database.serialise(c)
-            row = c.execute(sa.select(managers).where(managers.c.name == manager)).first()
-            last = row.sequence if row is not None and bytes(row.epoch) == epoch else 0
+            mine = sa.and_(managers.c.name == manager, managers.c.epoch == epoch)
+            last = before = c.execute(sa.select(managers.c.sequence).where(mine)).scalar() or 0
             published: dict[Event, None] = {}
             for event in news:
                 if event.sequence <= last:
@@ -101,248 +105,146 @@ class Orders:
                         f"event {last + 1} is expected: tell it first",
                         metadata={"sequence": str(last + 1)},
                     )
-                published |= dict.fromkeys(self._apply(c, event))
+                published |= dict.fromkeys(self._apply(c, event, clean(event.domain, 64)))
                 last = event.sequence
-            values = {"name": manager, "epoch": epoch, "sequence": last}
-            c.execute(self._database.upsert(managers, ["name"], values))
+            if last > before:
+                values = {"name": manager, "epoch": epoch, "sequence": last}
+                c.execute(self._database.upsert(managers, ["name", "epoch"], values))
             return last, list(published)
 
         last, revision = self._feed.write(work)
         return last, revision  # type: ignore[return-value]
 
-    def _apply(self, c: sa.Connection, event: RisEvent) -> Iterator[Event]:
+    def _apply(self, c: sa.Connection, event: RisEvent, domain: str) -> Iterable[Event]:
         if event.order is not None:
-            yield from self._order(c, event.domain, event.order)
-        elif event.patient is not None:
-            yield from self._patient(c, event.domain, event.patient)
-        elif event.merge is not None:
-            yield from self._merge(c, event.domain, *event.merge)
-        elif event.available is not None:
-            yield "domain", event.domain
+            return self._order(c, domain, event.order)
+        if event.patient is not None:
+            return self._patient(c, domain, event.patient)
+        if event.merge is not None:
+            return self._merges.apply(c, domain, *event.merge)
+        return [("domain", domain)] if event.available is not None else []
 
     def _order(self, c: sa.Connection, domain: str, order: Mapping[str, Any]) -> Iterator[Event]:
-        values = {name: clean(str(order.get(name, "")), 1024) for name in (*ORDER_FIELDS, *PATIENT_FIELDS)}
-        values |= {
-            "domain": domain,
-            "name_key": name_key(values["patient_name"]),
-            "status": order.get("status", 0),
-            "update_time": order.get("update_time", 0),
-        }
-        c.execute(self._database.upsert(orders, ["order_id"], values))
+        if not order_key(order):
+            return
+        patient, renewed = self._people.told(c, domain, order, news=True, otherwise=order_key(order))
+        if renewed == "changed":
+            yield from self._renewed(c, domain, patient)
+        row = c.execute(sa.select(orders).where(orders.c.order_id == order_key(order))).first()
+        shown = patient if renewed == "new" else self._people.root(c, patient)
+        values = self._values(domain, order, patient, shown)
+        if row is not None and row.shown == shown:
+            values["patient"] = row.patient  # the same, by whichever of the IDs that were merged
+        if row is not None and all(getattr(row, name) == value for name, value in values.items()):
+            return
         yield "order", f"{domain} {values['accession_number']}"
-        # An order that names another patient now is a contradiction, which the verification finds: nothing is laid.
-        linked = (
-            sa.select(studies)
-            .join(patients, patients.c.id == studies.c.patient)
-            .where(studies.c.order_id == values["order_id"], patients.c.patient_id == values["patient_id"])
-        )
-        for study in c.execute(linked.limit(_STUDIES_MOST)).all():
-            if self._statuses.lay(c, study, of_order(values), source=f"ris:{domain}", actor="ris"):
-                yield "correction", study.study_instance_uid
+        if row is None:
+            c.execute(sa.insert(orders).values(values))
+            return
+        c.execute(sa.update(orders).where(orders.c.id == row.id).values(values))
+        # Its patient may be another now: whether it is still theirs is for verification to find out.
+        linked = sa.select(studies.c.id, studies.c.study_instance_uid).where(studies.c.order_id == values["order_id"])
+        yield from self._refreshed(c, domain, linked)
 
     def _patient(self, c: sa.Connection, domain: str, patient: Mapping[str, str]) -> Iterator[Event]:
-        """New demographics of a patient: orders say them, and verified studies show them."""
-        values = {name: clean(patient.get(name, ""), 1024) for name in PATIENT_FIELDS}
-        mine = sa.and_(
-            orders.c.domain == domain,
-            orders.c.patient_id == values["patient_id"],
-            orders.c.issuer_of_patient_id == values["issuer_of_patient_id"],
-        )
-        c.execute(sa.update(orders).where(mine).values(**values, name_key=name_key(values["patient_name"])))
-        yield "patient", f"{domain} {values['patient_id']}"
-        linked = sa.select(orders.c.order_id).where(mine)
-        for study in c.execute(sa.select(studies).where(studies.c.order_id.in_(linked)).limit(_STUDIES_MOST)).all():
-            if self._statuses.lay(c, study, of_order(values), source=f"ris:{domain}", actor="ris"):
+        if patient.get("patient_id"):
+            person, renewed = self._people.told(c, domain, patient, news=True)
+            if renewed:
+                yield from self._renewed(c, domain, person)
+
+    def _renewed(self, c: sa.Connection, domain: str, person: int) -> Iterator[Event]:
+        """Show new demographics of a patient wherever it is shown."""
+        patient_id = c.execute(sa.select(patients.c.patient_id).where(patients.c.id == person)).scalar_one()
+        yield "patient", f"{domain} {patient_id}"
+        if self._people.root(c, person) == person:
+            yield from self._refreshed(c, domain, self._merges.studies_of(c, person))
+
+    def _refreshed(self, c: sa.Connection, domain: str, query: Any) -> Iterator[Event]:
+        for study in c.execute(query).all():
+            if self._overlay.refresh(c, study.id, actor=f"ris:{domain}"):
                 yield "correction", study.study_instance_uid
 
-    # -- merges
+    @staticmethod
+    def _values(domain: str, order: Mapping[str, Any], patient: int, shown: int) -> dict[str, Any]:
+        return {name: clean(str(order.get(name, "")), most) for name, most in FIELDS.items()} | {
+            "order_id": order_key(order),
+            "domain": domain,
+            "patient": patient,
+            "shown": shown,
+            "status": max(0, min(int(order.get("status", 0)), _INT)),
+            "update_time": order.get("update_time", 0),
+        }
 
-    def _row(self, c: sa.Connection, domain: str, patient: Mapping[str, str]) -> int:
-        """Return the row of a patient of a RIS, made if it is not there."""
-        values = {name: clean(patient.get(name, ""), 1024) for name in PATIENT_FIELDS}
-        identity = f"ris\x1f{domain}\x1f{values['issuer_of_patient_id']}\x1f{values['patient_id']}"
-        c.execute(
-            self._database.insert_new(patients).values(
-                identity=identity, name_key=name_key(values["patient_name"]), **values
-            )
-        )
-        return int(c.execute(sa.select(patients.c.id).where(patients.c.identity == identity)).scalar_one())
+    def patient_of(self, c: sa.Connection, domain: str, order: Mapping[str, Any]) -> int:
+        """Return the patient (row of patients) of an order that was decided by.
 
-    def _root(self, c: sa.Connection, patient: int) -> int:
-        """Return who a patient is now; merges in force never make a circle."""
-        seen = {patient}
-        while True:
-            following = c.execute(
-                sa.select(merges.c.surviving).where(merges.c.prior == patient, merges.c.undo_time == 0)
-            ).scalar()
-            if following is None or following in seen:
-                return patient
-            seen.add(following)
-            patient = following
-
-    def _merge(
-        self, c: sa.Connection, domain: str, prior: Mapping[str, str], surviving: Mapping[str, str]
-    ) -> Iterator[Event]:
-        before, after = self._row(c, domain, prior), self._root(c, self._row(c, domain, surviving))
-        # The same again, a patient into itself, or the way back: nothing.
-        if self._root(c, before) == after or before == after:
-            return
-        before = self._root(c, before)
-        key = c.execute(
-            sa.insert(merges)
-            .values(domain=domain, prior=before, surviving=after, time=micros(self._clock.now()))
-            .returning(merges.c.id)
-        ).scalar_one()
-        moved = c.execute(sa.select(studies).where(studies.c.patient == before).limit(_STUDIES_MOST)).all()
-        if moved:
-            c.execute(sa.insert(merged_studies), [{"merge": key, "study": study.id} for study in moved])
-        c.execute(sa.update(merges).where(merges.c.id == key).values(study_count=len(moved)))
-        yield from self._move(c, domain, moved, before, after, prior, surviving)
-
-    def _move(
-        self,
-        c: sa.Connection,
-        domain: str,
-        moved: Sequence[Any],
-        before: int,
-        after: int,
-        prior: Mapping[str, str],
-        surviving: Mapping[str, str],
-    ) -> Iterator[Event]:
-        """Give studies and orders of one patient to another."""
-        row = c.execute(sa.select(patients).where(patients.c.id == after)).one()
-        now = {name: getattr(row, name) for name in PATIENT_FIELDS}
-        old = c.execute(sa.select(patients).where(patients.c.id == before)).one()
-        c.execute(
-            sa.update(orders)
-            .where(
-                orders.c.domain == domain,
-                orders.c.patient_id == old.patient_id,
-                orders.c.issuer_of_patient_id == old.issuer_of_patient_id,
-            )
-            .values(**now, name_key=row.name_key)
-        )
-        for study in moved:
-            self._statuses.lay(c, study, of_order(now), source=f"ris:{domain}", actor="ris")
-            c.execute(sa.update(studies).where(studies.c.id == study.id).values(patient=after))
-            yield "correction", study.study_instance_uid
-        for patient in (prior, surviving):
-            yield "patient", f"{domain} {clean(patient.get('patient_id', ''), 1024)}"
-
-    def merges(self, domain: str, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
-        """Return a page of merges, newest first, and the next token."""
-        cursor = Cursor(("merges", domain))
-        position = cursor.read(token)
-        query = sa.select(merges).order_by(merges.c.id.desc()).limit(size + 1)
-        if domain:
-            query = query.where(merges.c.domain == domain)
-        if position:
-            query = query.where(merges.c.id < position[0])
-        with self._database.read() as c:
-            rows = [self._told(c, row) for row in c.execute(query).mappings()]
-        more = len(rows) > size
-        rows = rows[:size]
-        return rows, cursor.write(rows[-1]["id"]) if more else ""
-
-    def _told(self, c: sa.Connection, row: Any) -> dict[str, Any]:
-        told = dict(row)
-        for name in ("prior", "surviving"):
-            told[name] = c.execute(sa.select(patients).where(patients.c.id == row[name])).mappings().one()
-        return told
-
-    def undo(self, key: int, actor: str) -> dict[str, Any]:
-        """Give back the studies that a merge moved.
-
-        Raises:
-            RadmeshError: MERGE_NOT_FOUND, MERGE_UNDONE, MERGE_BURIED.
+        Where the manager's event is still under way the order becomes known by this; what an event told stays, for the
+        decision may be older than that.
         """
-
-        def work(c: sa.Connection) -> tuple[dict[str, Any], list[Event]]:
-            self._database.serialise(c)
-            row = c.execute(sa.select(merges).where(merges.c.id == key)).mappings().first()
-            if row is None:
-                raise RadmeshError("MERGE_NOT_FOUND", "there is no such merge")
-            if row["undo_time"]:
-                raise RadmeshError("MERGE_UNDONE", "the merge was undone before")
-            later = c.execute(
-                sa.select(merges.c.id).where(
-                    merges.c.id > key,
-                    merges.c.undo_time == 0,
-                    sa.or_(merges.c.prior == row["surviving"], merges.c.surviving == row["prior"]),
-                )
-            ).scalar()
-            if later is not None:
-                raise RadmeshError("MERGE_BURIED", f"merge {later} came after it: undo that one first")
-            now = micros(self._clock.now())
-            c.execute(sa.update(merges).where(merges.c.id == key).values(undo_time=now, undo_actor=clean(actor, 256)))
-            moved = c.execute(
-                sa.select(studies)
-                .join(merged_studies, merged_studies.c.study == studies.c.id)
-                .where(merged_studies.c.merge == key)
-            ).all()
-            told = self._told(c, row)
-            events: list[Event] = []
-            prior = {name: told["prior"][name] for name in PATIENT_FIELDS}
-            for study in moved:
-                self._statuses.lay(c, study, of_order(prior), source=f"ris:{row['domain']}", actor=actor)
-                c.execute(sa.update(studies).where(studies.c.id == study.id).values(patient=row["prior"]))
-                events.append(("correction", study.study_instance_uid))
-                if study.order_id:
-                    c.execute(
-                        sa.update(orders)
-                        .where(orders.c.order_id == study.order_id)
-                        .values(**prior, name_key=told["prior"]["name_key"])
-                    )
-            events += [("patient", f"{row['domain']} {told[n]['patient_id']}") for n in ("prior", "surviving")]
-            return {**told, "undo_time": now, "undo_actor": clean(actor, 256)}, events
-
-        undone, _ = self._feed.write(work)
-        return undone  # type: ignore[return-value]
+        patient, _ = self._people.told(c, domain, order, news=False, otherwise=order_key(order))
+        if c.execute(sa.select(orders.c.id).where(orders.c.order_id == order_key(order))).first() is None:
+            c.execute(sa.insert(orders).values(self._values(domain, order, patient, self._people.root(c, patient))))
+        return patient
 
     # -- the worklist
 
     def find(self, wanted: OrderFilter, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
-        """Return a page of orders by scheduled time, and the next token."""
+        """Return a page of orders by scheduled time, and the next token; each with its patient as it is now."""
         cursor = Cursor(("orders", wanted))
         position = cursor.read(token)
-        conditions = []
+        conditions: list[Any] = []
         for column, value in (
             (orders.c.order_id, wanted.order_id),
             (orders.c.domain, wanted.domain),
             (orders.c.accession_number, wanted.accession_number),
-            (orders.c.patient_id, wanted.patient_id),
+            (patients.c.patient_id, wanted.patient_id),
             (orders.c.modality, wanted.modality),
             (orders.c.station_ae_title, wanted.station_ae_title),
         ):
-            if value and value.strip("*"):
+            if value.strip("*"):
                 conditions.append(matches(column, value))
         if wanted.patient_name.strip("*"):
-            folded = name_key(wanted.patient_name).strip("=")
-            conditions.append(matches(orders.c.name_key, f"*={folded}=*"))
-        if wanted.scheduled_from:
-            conditions.append(orders.c.scheduled_time >= wanted.scheduled_from)
-        if wanted.scheduled_to:
-            # Both ends included, also where one is more precise than the other.
-            conditions.append(
-                sa.func.substr(orders.c.scheduled_time, 1, len(wanted.scheduled_to)) <= wanted.scheduled_to
-            )
-            conditions.append(orders.c.scheduled_time != "")
-        if wanted.statuses:
-            conditions.append(orders.c.status.in_(wanted.statuses))
+            conditions.append(name_matches(self._database, wanted.patient_name))
+        conditions += _scheduled(wanted.scheduled_from, wanted.scheduled_to)
         if position:
             conditions.append(
                 sa.tuple_(orders.c.scheduled_time, orders.c.id)
                 > sa.tuple_(sa.literal(position[0]), sa.literal(position[1]))
             )
-        query = sa.select(orders).where(*conditions).order_by(orders.c.scheduled_time, orders.c.id).limit(size + 1)
+        query = _WITH_PATIENT.where(*conditions).order_by(orders.c.scheduled_time, orders.c.id).limit(size + 1)
+        # An index has the orders of one status, not of several, in the order of the answer.
+        statuses = dict.fromkeys(wanted.statuses)
+        queries = [query.where(orders.c.status == status) for status in statuses] or [query]
         with self._database.read() as c:
-            rows = [dict(row) for row in c.execute(query).mappings()]
-        more = len(rows) > size
-        rows = rows[:size]
+            found = [[dict(row) for row in c.execute(one).mappings()] for one in queries]
+        rows = list(heapq.merge(*found, key=lambda row: (row["scheduled_time"], row["id"])))
+        rows, more = page(rows, size, *_LONG)
         return rows, cursor.write(rows[-1]["scheduled_time"], rows[-1]["id"]) if more else ""
 
-    def order(self, order_id: str) -> dict[str, Any] | None:
-        """Return an order; None if there is none."""
+    def order(self, order_id: str, person: int = 0) -> dict[str, Any] | None:
+        """Return an order with its patient as it is now, or with another (row of patients); None if there is none."""
         with self._database.read() as c:
-            row = c.execute(sa.select(orders).where(orders.c.order_id == order_id)).mappings().first()
-        return dict(row) if row is not None else None
+            row = c.execute(_WITH_PATIENT.where(orders.c.order_id == order_id)).mappings().first()
+            if row is None or not person:
+                return dict(row) if row is not None else None
+            theirs = sa.select(*_PATIENT).where(patients.c.id == self._people.root(c, person))
+            return {**row, **c.execute(theirs).mappings().one()}
+
+
+_PATIENT: Final = tuple(patients.c[name] for name in PATIENT_FIELDS)
+_WITH_PATIENT: Final = sa.select(orders, *_PATIENT).join(patients, patients.c.id == orders.c.shown)
+_LONG: Final = ("patient_name", *(name for name, most in FIELDS.items() if most > 64))
+
+
+def _scheduled(first: str, last: str) -> Iterator[Any]:
+    """Yield conditions for a range of times. A time that is less precise than an end may lie on either side of it."""
+    column = orders.c.scheduled_time
+    if first:
+        shorter = [first[:length] for length in range(8, len(first))]
+        yield column >= (first[:8] if shorter else first)
+        if shorter:
+            yield sa.or_(column >= first, column.in_(shorter))
+    if last:
+        # Whatever begins so is not behind it.
+        yield column <= last.ljust(26, "9")
+        yield column != ""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ from radmesh.sql.engine import Database
 # A message has 4 MiB at most; a row without its long texts has about so much.
 _PAGE_BYTES: Final = 3 << 20
 _ROW_BYTES: Final = 500
+# Added to the id of a row that is looked at after others.
+_LATER: Final = 1 << 52
 # Characters in a row that the trigram indexes can look up.
 _INDEXED: Final = re.compile(r"[^*?%_]{3,}")
 
@@ -76,9 +78,16 @@ def page_size(asked: int, default: int, most: int) -> int:
 
 def page(rows: list[dict[str, Any]], size: int, *texts: str) -> tuple[list[dict[str, Any]], bool]:
     """Return what of `rows` fits into a page and into a message, and whether there is more; `texts` are long fields."""
+    return fitting(rows, size, lambda row: sum(len(row[name].encode()) for name in texts))
+
+
+def fitting(
+    rows: list[dict[str, Any]], size: int, length: Callable[[dict[str, Any]], int]
+) -> tuple[list[dict[str, Any]], bool]:
+    """Return the same, where `length` tells the bytes of a row's long fields."""
     room = _PAGE_BYTES
     for number, row in enumerate(rows[:size]):
-        room -= _ROW_BYTES + sum(len(row[name].encode()) for name in texts)
+        room -= _ROW_BYTES + length(row)
         if room < 0 and number:
             return rows[:number], True
     return rows[:size], len(rows) > size
@@ -135,50 +144,51 @@ def matches(column: Any, value: str) -> Any:
     return column.like(_pattern(value), escape="\\")
 
 
+def name_matches(database: Database, name: str) -> Any:
+    """Return the condition that any component group of a patient's name matches (PS3.4 C.2.2.2.1.1)."""
+    folded = unicodedata.normalize("NFKC", name.replace("\0", "")).casefold().strip()
+    groups = [group.rstrip("^ ") for group in folded.split("=")]
+    conditions: list[Any] = []
+    for group in groups:
+        if not group or not group.strip("*"):
+            continue
+        conditions.append(patients.c.name_key.like(f"%={_pattern(group)}=%", escape="\\"))
+        if "*" in group or "?" in group:
+            # A wildcard of LIKE reaches into the next component group.
+            conditions.append(patients.c.name_key.regexp_match(_expression(group)))
+        longest = max(_INDEXED.findall(group), key=len, default="")
+        if longest and database.sqlite:
+            quoted = longest.replace('"', '""')
+            conditions.append(
+                patients.c.id.in_(
+                    sa.text("SELECT rowid FROM patient_names WHERE patient_names MATCH :name").bindparams(
+                        name=f'"{quoted}"'
+                    )
+                )
+            )
+    return sa.and_(*conditions) if conditions else sa.true()
+
+
+def visible(viewer: Viewer) -> Any:
+    """Return the condition that a viewer sees something of a study."""
+    if viewer.include_held:
+        return sa.true()
+    # A study may have nothing but variants: images whose UIDs another study had before.
+    beside = (
+        sa.exists()
+        .where(instances.c.study == studies.c.id, admissions.c.id == instances.c.admission)
+        .where(admissions.c.verification != HELD)
+    )
+    seen = sa.or_(studies.c.instance_count > studies.c.held_count, sa.and_(studies.c.instance_count == 0, beside))
+    sent = sa.exists().where(admissions.c.study == studies.c.id, admissions.c.station == viewer.station)
+    return sa.or_(seen, sent) if viewer.station else seen
+
+
 class Queries:
     """Reads studies, series, instances and patients."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def _name_matches(self, name: str) -> Any:
-        """Return the condition that any component group of a patient's name matches (PS3.4 C.2.2.2.1.1)."""
-        folded = unicodedata.normalize("NFKC", name.replace("\0", "")).casefold().strip()
-        groups = [group.rstrip("^ ") for group in folded.split("=")]
-        conditions: list[Any] = []
-        for group in groups:
-            if not group or not group.strip("*"):
-                continue
-            conditions.append(patients.c.name_key.like(f"%={_pattern(group)}=%", escape="\\"))
-            if "*" in group or "?" in group:
-                # A wildcard of LIKE reaches into the next component group.
-                conditions.append(patients.c.name_key.regexp_match(_expression(group)))
-            longest = max(_INDEXED.findall(group), key=len, default="")
-            if longest and self._database.sqlite:
-                quoted = longest.replace('"', '""')
-                conditions.append(
-                    patients.c.id.in_(
-                        sa.text("SELECT rowid FROM patient_names WHERE patient_names MATCH :name").bindparams(
-                            name=f'"{quoted}"'
-                        )
-                    )
-                )
-        return sa.and_(*conditions) if conditions else sa.true()
-
-    def _sent_by(self, station: str) -> Any:
-        return sa.exists().where(admissions.c.study == studies.c.id, admissions.c.station == station)
-
-    def _visible(self, viewer: Viewer) -> Any:
-        if viewer.include_held:
-            return sa.true()
-        # A study may have nothing but variants: images whose UIDs another study had before.
-        beside = (
-            sa.exists()
-            .where(instances.c.study == studies.c.id, admissions.c.id == instances.c.admission)
-            .where(admissions.c.verification != HELD)
-        )
-        seen = sa.or_(studies.c.instance_count > studies.c.held_count, sa.and_(studies.c.instance_count == 0, beside))
-        return sa.or_(seen, self._sent_by(viewer.station)) if viewer.station else seen
 
     def _has_modality(self, modalities: Sequence[str], viewer: Viewer) -> Any:
         texts = (studies.c.modalities.like(f"%\\\\{_pattern(m)}\\\\%", escape="\\") for m in modalities)
@@ -214,7 +224,7 @@ class Queries:
         """Return a page of studies, newest first, and the next token."""
         cursor = Cursor(wanted)
         position = cursor.read(token)
-        conditions = [self._visible(wanted.viewer)]
+        conditions = [visible(wanted.viewer)]
         for column, value in (
             (patients.c.patient_id, wanted.patient_id),
             (patients.c.issuer_of_patient_id, wanted.issuer_of_patient_id),
@@ -224,7 +234,7 @@ class Queries:
             if value and value.strip("*"):
                 conditions.append(matches(column, value))
         if wanted.patient_name:
-            conditions.append(self._name_matches(wanted.patient_name))
+            conditions.append(name_matches(self._database, wanted.patient_name))
         if wanted.study_instance_uids:
             conditions.append(studies.c.study_instance_uid.in_(wanted.study_instance_uids))
         if wanted.study_date_from:
@@ -419,30 +429,41 @@ class Queries:
     def patients(
         self, patient_id: str, issuer: str, name: str, viewer: Viewer, size: int, token: str
     ) -> tuple[list[dict[str, Any]], str]:
-        """Return a page of patients with how many of their studies the viewer sees, and the next token."""
+        """Return a page of patients with how many of their studies the viewer sees, and the next token.
+
+        A patient may have rows as received, as its RIS tells it, and as people corrected it: it is one all the same,
+        and looks as its RIS says, if that was asked.
+        """
         cursor = Cursor((patient_id, issuer, name, viewer))
         position = cursor.read(token)
-        conditions = [self._visible(viewer)]
+        conditions = [visible(viewer)]
         if patient_id.strip("*"):
             conditions.append(matches(patients.c.patient_id, patient_id))
         if issuer.strip("*"):
             conditions.append(matches(patients.c.issuer_of_patient_id, issuer))
         if name:
-            conditions.append(self._name_matches(name))
+            conditions.append(name_matches(self._database, name))
         if position:
-            conditions.append(patients.c.id > position[0])
+            conditions.append(patients.c.who > position[0])
+        rank = sa.case((sa.func.substr(patients.c.identity, 1, 4) == "ris\x1f", 0), else_=_LATER) + patients.c.id
         query = (
-            sa.select(patients, sa.func.count(studies.c.id).label("study_count"))
+            sa.select(patients.c.who, sa.func.min(rank).label("rank"), sa.func.count(studies.c.id).label("studies"))
             .join(studies, studies.c.patient == patients.c.id)
             .where(*conditions)
-            .group_by(patients.c.id)
-            .order_by(patients.c.id)
+            .group_by(patients.c.who)
+            .order_by(patients.c.who)
             .limit(size + 1)
         )
         with self._database.read() as connection:
-            found = [dict(row) for row in connection.execute(query).mappings()]
-        rows, more = page(found, size, "patient_id", "issuer_of_patient_id", "patient_name")
-        return rows, cursor.write(rows[-1]["id"]) if more else ""
+            people = {row.rank % _LATER: row.studies for row in connection.execute(query)}
+            keys = list(people)
+            found: dict[int, Any] = {}
+            for start in range(0, len(keys), 500):
+                chosen = sa.select(patients).where(patients.c.id.in_(keys[start : start + 500]))
+                found |= {row["id"]: row for row in connection.execute(chosen).mappings()}
+        every = [{**found[key], "study_count": count} for key, count in people.items()]
+        rows, more = page(every, size, "patient_id", "issuer_of_patient_id", "patient_name")
+        return rows, cursor.write(rows[-1]["who"]) if more else ""
 
 
 def _not_held(viewer: Viewer) -> Any:

@@ -1,6 +1,5 @@
 """What the stores hold, made known: patients, studies, series and instances from index rows alone."""
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,17 +8,19 @@ from typing import Any, Final, Protocol
 import sqlalchemy as sa
 
 from radmesh.database_server.feed import Feed
+from radmesh.database_server.people import FIELDS, People
 from radmesh.database_server.schema import (
     admissions,
     history,
     instances,
     locations,
     marks,
-    patients,
     series,
     stores,
     studies,
 )
+from radmesh.database_server.texts import bounded, clean
+from radmesh.dicom.domains import Domains
 from radmesh.dicom.header import TAGS, QueryableHeader
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
@@ -33,7 +34,6 @@ NOT_REQUIRED, PENDING, VERIFIED, UNVERIFIED, HELD = 1, 2, 3, 4, 5
 # A study is as bad as the worst of its admissions.
 WORST: Final = (HELD, UNVERIFIED, PENDING, VERIFIED, NOT_REQUIRED)
 COMPLETED, NEW_READING = 3, 1
-DEFAULT_DOMAIN: Final = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +61,6 @@ class Record:
     source_address: str = ""
 
 
-def clean(value: str, most: int = 1024) -> str:
-    """Return text that both databases can keep: without NULs and lone surrogates, bounded."""
-    value = value.replace("\0", "")[:most]
-    return value if value.isascii() else value.encode("utf-8", "replace").decode()
-
-
-def name_key(name: str) -> str:
-    """Return what names are matched by: "=alphabetic=ideographic=phonetic=", case and width folded, padding dropped."""
-    groups = (group.rstrip("^ ").strip() for group in unicodedata.normalize("NFKC", name).casefold().split("="))
-    return "=" + "=".join(group for group in groups if group) + "="
-
-
 _SHARED: Final = (
     "PatientName",
     "PatientID",
@@ -95,47 +83,6 @@ _SHARED: Final = (
     "Manufacturer",
 )
 _SHARED_TAGS: Final = [TAGS[keyword] for keyword in (*_SHARED, "SpecificCharacterSet")]
-# PostgreSQL indexes rows of 2,704 bytes at most; what these hold is 64 characters long (PS3.5 6.2).
-_INDEXED: Final = {"PatientID": 128, "IssuerOfPatientID": 128, "AccessionNumber": 128, "StudyDate": 32}
-
-
-def bounded(keyword: str, value: str) -> str:
-    """Return an attribute's text as the tables can keep it."""
-    return clean(value, _INDEXED.get(keyword, 1024))
-
-
-class Domains(Protocol):
-    """Which RIS domain an object is of: radmesh.dicom.domains."""
-
-    def domain_of(self, station: str, address: str, issuer: str, accession: str) -> str:
-        """Return the domain; empty if it cannot be told."""
-        ...
-
-    def issuer_of(self, domain: str) -> str:
-        """Return the issuer of a domain's Patient IDs; empty if it has none."""
-        ...
-
-    def patient_identity(self, domain: str, issuer: str, patient_id: str, study_instance_uid: str) -> str:
-        """Return what tells patients apart; equal texts are one patient."""
-        ...
-
-
-class OneDomain:
-    """Where nothing is configured."""
-
-    def domain_of(self, station: str, address: str, issuer: str, accession: str) -> str:  # noqa: ARG002
-        """Return the only one."""
-        return DEFAULT_DOMAIN
-
-    def issuer_of(self, domain: str) -> str:  # noqa: ARG002
-        """Return none."""
-        return ""
-
-    def patient_identity(self, domain: str, issuer: str, patient_id: str, study_instance_uid: str) -> str:
-        """Return ID and issuer; one without an ID is that of the study alone."""
-        if not patient_id:
-            return f"study\x1f{study_instance_uid}"
-        return f"id\x1f{domain}\x1f{issuer}\x1f{patient_id}"
 
 
 @lru_cache(512)
@@ -181,14 +128,20 @@ class Registry:
     """Registers instances and knows the stores."""
 
     def __init__(
-        self, database: Database, feed: Feed, clock: Clock, store_timeout: float, verdicts: "Verdicts | None" = None
+        self,
+        database: Database,
+        feed: Feed,
+        clock: Clock,
+        store_timeout: float,
+        people: People | None = None,
+        admitted: "Admitted | None" = None,
     ) -> None:
         self._database = database
         self._feed = feed
         self._clock = clock
         self.store_timeout = store_timeout
-        self.domains: Domains = OneDomain()
-        self._verdicts = verdicts
+        self._people = people or People(database, Domains((), ()))
+        self._admitted = admitted
 
     # -- instances
 
@@ -210,9 +163,8 @@ class Registry:
             self._database.serialise(connection)
             if known is None:
                 raise RadmeshError("STORE_UNKNOWN", "the store has not announced itself: send a heartbeat first")
-            registration = _Registration(
-                connection, self._database, micros(self._clock.now()), self.domains, self._verdicts
-            )
+            now = micros(self._clock.now())
+            registration = _Registration(connection, self._database, now, self._people, self._admitted)
             outcomes = registration.run(parsed)
             touched = dict.fromkeys(record.study_instance_uid for record in records)
             return outcomes, [("instances", uid) for uid in touched] + registration.events
@@ -340,13 +292,13 @@ class _Registration:
     """One request within its transaction."""
 
     def __init__(
-        self, connection: sa.Connection, database: Database, now: int, domains: Domains, verdicts: "Verdicts | None"
+        self, connection: sa.Connection, database: Database, now: int, people: People, admitted: "Admitted | None"
     ) -> None:
         self._c = connection
         self._db = database
         self._now = now
-        self._domains = domains
-        self._verdicts = verdicts
+        self._people = people
+        self._admitted = admitted
         self.events: list[tuple[str, str]] = []
 
     def run(self, batch: Sequence[_Parsed]) -> list[tuple[int, int]]:
@@ -426,7 +378,9 @@ class _Registration:
                 continue
             text = item.text
             domain = self._domain(item)
-            patient = self._patient(uid, text, domain)
+            values = {name: text[keyword] for name, keyword in FIELDS.items()}
+            values["issuer_of_patient_id"] = values["issuer_of_patient_id"] or self._people.domains.issuer_of(domain)
+            patient = self._people.received(self._c, domain, values, uid)
             self._c.execute(
                 self._db.insert_new(studies).values(
                     study_instance_uid=uid,
@@ -453,25 +407,9 @@ class _Registration:
 
     def _domain(self, item: _Parsed) -> str:
         record, text = item.record, item.text
-        return self._domains.domain_of(
+        return self._people.domains.domain_of(
             record.calling_ae_title, record.source_address, text["IssuerOfPatientID"], text["AccessionNumber"]
         )
-
-    def _patient(self, study_instance_uid: str, text: dict[str, str], domain: str) -> int:
-        issuer = text["IssuerOfPatientID"] or self._domains.issuer_of(domain)
-        identity = self._domains.patient_identity(domain, issuer, text["PatientID"], study_instance_uid)
-        self._c.execute(
-            self._db.insert_new(patients).values(
-                identity=identity,
-                patient_id=text["PatientID"],
-                issuer_of_patient_id=issuer,
-                patient_name=text["PatientName"],
-                name_key=name_key(text["PatientName"]),
-                patient_birth_date=text["PatientBirthDate"],
-                patient_sex=text["PatientSex"],
-            )
-        )
-        return int(self._c.execute(sa.select(patients.c.id).where(patients.c.identity == identity)).scalar_one())
 
     def _admissions(self, batch: Sequence[_Parsed], study_ids: dict[str, int]) -> dict[tuple[int, bytes], Any]:
         first: dict[tuple[int, bytes], _Parsed] = {}
@@ -488,10 +426,8 @@ class _Registration:
 
         found = load()
         missing = [key for key in first if key not in found]
-        decided: list[tuple[str, bytes]] = []
         for study, digest in missing:
             item = first[study, digest]
-            decided.append((item.record.study_instance_uid, digest))
             self._c.execute(
                 self._db.insert_new(admissions).values(
                     study=study,
@@ -501,6 +437,7 @@ class _Registration:
                     issuer_of_patient_id=item.text["IssuerOfPatientID"],
                     patient_name=item.text["PatientName"],
                     patient_birth_date=item.text["PatientBirthDate"],
+                    patient_sex=item.text["PatientSex"],
                     accession_number=item.text["AccessionNumber"],
                     verification=_begins(item.record.verification),
                     domain=self._domain(item),
@@ -509,14 +446,11 @@ class _Registration:
                     update_time=self._now,
                 )
             )
-        if missing:
-            if self._verdicts is not None:
-                for uid, digest in decided:
-                    self.events += self._verdicts.apply_kept(self._c, uid, digest)
-            found = load()
-            for study in {study for study, _ in missing}:
-                derive_verification(self._c, study, actor="registry", now=self._now)
-        return found
+        for study in dict.fromkeys(study for study, _ in missing):
+            derive_verification(self._c, study, actor="registry", now=self._now)
+        if missing and self._admitted is not None:
+            self.events += self._admitted.admitted(self._c, missing)
+        return load() if missing else found
 
     def _series(self, batch: Sequence[_Parsed], study_ids: dict[str, int]) -> dict[tuple[int, str], int]:
         first: dict[tuple[int, str], _Parsed] = {}
@@ -657,11 +591,11 @@ class _Registration:
                 self._c.execute(self._db.upsert(marks, list(key), {**key, "registered": last}))
 
 
-class Verdicts(Protocol):
-    """Decisions that came before their objects: radmesh.database_server.verification."""
+class Admitted(Protocol):
+    """Whom new admissions concern: radmesh.database_server.verification."""
 
-    def apply_kept(self, connection: sa.Connection, study_instance_uid: str, digest: bytes) -> list[tuple[str, str]]:
-        """Apply what was decided of an admission that has just been made; return what the feed is to say."""
+    def admitted(self, c: sa.Connection, fresh: Sequence[tuple[int, bytes]]) -> list[tuple[str, str]]:
+        """Apply what was decided about admissions (study, digest) before they came; return what the feed is to say."""
         ...
 
 
@@ -671,7 +605,10 @@ def _begins(verification: int) -> int:
 
 
 def derive_verification(connection: sa.Connection, study: int, *, actor: str, now: int, note: str = "") -> None:
-    """Make a study's verification the worst of its admissions', with an entry in its history."""
+    """Make a study's verification the worst of its admissions', with an entry in its history.
+
+    What a person noted is written down, also where another admission is worse.
+    """
     rows = connection.execute(
         sa.select(admissions.c.verification, admissions.c.reason).where(admissions.c.study == study)
     ).all()
@@ -681,7 +618,8 @@ def derive_verification(connection: sa.Connection, study: int, *, actor: str, no
     before = connection.execute(
         sa.select(studies.c.verification, studies.c.verification_reason, studies.c.version).where(studies.c.id == study)
     ).one()
-    if (before.verification, before.verification_reason) == (worst.verification, worst.reason):
+    same = (before.verification, before.verification_reason) == (worst.verification, worst.reason)
+    if same and not note:
         return
     connection.execute(
         sa.update(studies)
@@ -694,7 +632,7 @@ def derive_verification(connection: sa.Connection, study: int, *, actor: str, no
             axis="verification",
             from_state=str(before.verification),
             to_state=str(worst.verification),
-            reason=f"{worst.reason}: {note}" if note and worst.reason else worst.reason,
+            reason=note or worst.reason,
             actor=actor,
             time=now,
             version=before.version + 1,

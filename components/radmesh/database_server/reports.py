@@ -1,15 +1,15 @@
 """Reports: draft, approved, addendum; an approved version is told to the RIS by the outbox."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from radmesh.database_server.feed import Feed
-from radmesh.database_server.queries import Cursor
-from radmesh.database_server.registry import HELD, clean
+from radmesh.database_server.queries import Cursor, Viewer, fitting, visible
 from radmesh.database_server.schema import outbox, reports, studies
 from radmesh.database_server.statuses import AXES, Statuses
+from radmesh.database_server.texts import clean
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.sql.engine import Database, micros
@@ -20,7 +20,8 @@ TEXT_MOST: Final = 256 << 10
 # ReportState and DeliveryState of database.v1
 DRAFT, APPROVED = 1, 2
 WAITING, DELIVERED, REFUSED, NOT_CONFIGURED = 1, 2, 3, 4
-_READING: Final = {name: number for number, name in enumerate(AXES["reading"].states)}
+# A report may be typed, or approved, at once.
+_PATHS: Final = {("NEW", "TRANSCRIBED"): ("DICTATED", "TRANSCRIBED"), ("NEW", "APPROVED"): ("DICTATED", "APPROVED")}
 
 
 class Reports:
@@ -66,8 +67,7 @@ class Reports:
             }
             c.execute(self._database.upsert(reports, ["study", "version"], values))
             c.execute(sa.update(studies).where(studies.c.id == study.id).values(report_version=version))
-            to = "ADDENDUM" if version > 1 else "TRANSCRIBED" if transcribed else "DICTATED"
-            self._read(c, study, to, actor)
+            self._read(c, study, "TRANSCRIBED" if transcribed else "DICTATED", actor)
             return self._one(c, study.id, version), [("report", uid), ("study", uid)]
 
         saved, _ = self._feed.write(work)
@@ -84,16 +84,11 @@ class Reports:
             self._database.serialise(c)
             study = self._study(c, uid)
             newest = self._newest(c, study.id)
-            if newest is None or version > newest.version:
+            if newest is None or not 0 <= version <= newest.version:
                 raise RadmeshError("REPORT_NOT_FOUND", "the study has no such report: write it first")
-            if newest.state == APPROVED and version in (0, newest.version):
-                return self._one(c, study.id, newest.version), []
-            if version and version < newest.version:
-                found = self._one(c, study.id, version)
-                if found["state"] == APPROVED:
-                    return found, []
-            if version not in (0, newest.version):
-                raise RadmeshError("VERSION_CONFLICT", f"the draft is version {newest.version} now: read it again")
+            if newest.state == APPROVED or 0 < version < newest.version:
+                # Only the newest may be a draft.
+                return self._one(c, study.id, version or newest.version), []
             now = micros(self._clock.now())
             c.execute(
                 sa.update(reports)
@@ -114,26 +109,38 @@ class Reports:
         Raises:
             RadmeshError: REPORT_NOT_FOUND.
         """
+        self._feed.write(lambda c: (None, self._fares(c, uid, version, delivery, reason, control_id, first=False)))
 
-        def work(c: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
-            row = c.execute(
-                sa.select(reports)
-                .join(studies, studies.c.id == reports.c.study)
-                .where(studies.c.study_instance_uid == uid, reports.c.version == version)
-            ).first()
-            if row is None:
-                raise RadmeshError("REPORT_NOT_FOUND", "there is no such report")
-            values = {
-                "delivery": delivery,
-                "delivery_reason": clean(reason, 64),
-                "control_id": clean(control_id, 64) or row.control_id,
-            }
-            if all(getattr(row, name) == value for name, value in values.items()):
-                return None, []
-            c.execute(sa.update(reports).where(reports.c.id == row.id).values(**values))
-            return None, [("report", uid)]
+    def handed_over(self, uid: str, version: int, delivery: int, reason: str = "", control_id: str = "") -> None:
+        """Remember how a version fared on its way to the manager; what the manager says itself goes before it.
 
-        self._feed.write(work)
+        Raises:
+            RadmeshError: REPORT_NOT_FOUND.
+        """
+        self._feed.write(lambda c: (None, self._fares(c, uid, version, delivery, reason, control_id, first=True)))
+
+    @staticmethod
+    def _fares(
+        c: sa.Connection, uid: str, version: int, delivery: int, reason: str, control_id: str, *, first: bool
+    ) -> list[tuple[str, str]]:
+        row = c.execute(
+            sa.select(reports)
+            .join(studies, studies.c.id == reports.c.study)
+            .where(studies.c.study_instance_uid == uid, reports.c.version == version, reports.c.state == APPROVED)
+            .with_for_update(of=reports)
+        ).first()
+        if row is None:
+            raise RadmeshError("REPORT_NOT_FOUND", "there is no such report")
+        values = {
+            "delivery": delivery,
+            "delivery_reason": clean(reason, 64),
+            "control_id": clean(control_id, 64) or row.control_id,
+        }
+        same = all(getattr(row, name) == value for name, value in values.items())
+        if same or (first and (row.control_id or row.delivery != WAITING)):
+            return []
+        c.execute(sa.update(reports).where(reports.c.id == row.id).values(**values))
+        return [("report", uid)]
 
     def list(self, uid: str, delivery: int, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
         """Return a page of reports and the next token: of a study by version, newest first; else newest first.
@@ -143,8 +150,9 @@ class Reports:
         """
         cursor = Cursor(("reports", uid, delivery))
         position = cursor.read(token)
+        columns = [column for column in reports.c if column.name != "text"]
         query = (
-            sa.select(reports, studies.c.study_instance_uid)
+            sa.select(*columns, sa.func.length(reports.c.text).label("length"), studies.c.study_instance_uid)
             .join(studies, studies.c.id == reports.c.study)
             .order_by(reports.c.id.desc())
             .limit(size + 1)
@@ -159,10 +167,20 @@ class Reports:
                 query = query.where(reports.c.delivery == delivery)
             if position:
                 query = query.where(reports.c.id < position[0])
-            rows = [dict(row) for row in c.execute(query).mappings()]
-        more = len(rows) > size
-        rows = rows[:size]
+            # Texts are read when it is known how many fit into an answer.
+            found = [dict(row) for row in c.execute(query).mappings()]
+            rows, more = fitting(found, size, lambda row: 4 * int(row["length"]))
+            texts = self._texts(c, [row["id"] for row in rows])
+        rows = [{**row, "text": texts[row["id"]]} for row in rows]
         return rows, cursor.write(rows[-1]["id"]) if more else ""
+
+    @staticmethod
+    def _texts(c: sa.Connection, keys: Sequence[int]) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for start in range(0, len(keys), 500):
+            query = sa.select(reports.c.id, reports.c.text).where(reports.c.id.in_(keys[start : start + 500]))
+            found |= {row.id: row.text for row in c.execute(query)}
+        return found
 
     def one(self, uid: str, version: int) -> dict[str, Any] | None:
         """Return a version of a study's report; None if there is none."""
@@ -176,10 +194,12 @@ class Reports:
         return dict(found) if found is not None else None
 
     def _study(self, c: sa.Connection, uid: str) -> Any:
-        row = c.execute(sa.select(studies).where(studies.c.study_instance_uid == uid)).first()
+        seen = visible(Viewer()).label("seen")
+        row = c.execute(sa.select(studies, seen).where(studies.c.study_instance_uid == uid)).first()
         if row is None:
             raise RadmeshError("STUDY_NOT_FOUND", "there is no such study")
-        if row.verification == HELD and row.held_count >= row.instance_count:
+        # What is held beside the rest keeps nobody from reading that.
+        if not row.seen:
             raise RadmeshError("STUDY_HELD", "the study is held: release it first")
         return row
 
@@ -202,11 +222,10 @@ class Reports:
         return dict(row)
 
     def _read(self, c: sa.Connection, study: Any, to: str, actor: str) -> None:
-        """Move the reading axis with the report; a draft written again leaves it where it is."""
-        number = _READING[to]
-        if study.reading == number or (to == "DICTATED" and study.reading == _READING["TRANSCRIBED"]):
+        """Move the reading axis with the report; what is written again leaves it where it is."""
+        before = AXES["reading"].states[study.reading]
+        if to != "APPROVED" and before in ("APPROVED", "ADDENDUM"):
+            to = "ADDENDUM"
+        if to == before or (to, before) == ("DICTATED", "TRANSCRIBED"):
             return
-        c.execute(
-            sa.update(studies).where(studies.c.id == study.id).values(reading=number, version=studies.c.version + 1)
-        )
-        self._statuses.remember(c, study.id, "reading", str(study.reading), str(number), "", actor, study.version + 1)
+        self._statuses.step(c, study, "reading", *_PATHS.get((before, to), (to,)), actor=actor)

@@ -45,8 +45,10 @@ patients = Table(
     "patients",
     metadata,
     Column("id", Key, primary_key=True),
-    # Identity is (ID, issuer); a study whose patient has no ID has a patient of its own.
+    # What the row is: a patient as first received, as a RIS tells it, or as a study with corrections shows it.
     Column("identity", Text, nullable=False, unique=True),
+    # Who that is: radmesh.dicom.domains; rows of one person agree in it.
+    _text("who"),
     _text("patient_id"),
     _text("issuer_of_patient_id"),
     _text("patient_name"),
@@ -55,6 +57,7 @@ patients = Table(
     _text("patient_birth_date"),
     _text("patient_sex"),
     Index(None, "patient_id"),
+    Index(None, "who"),
 )
 studies = Table(
     "studies",
@@ -85,12 +88,16 @@ studies = Table(
     _number("first_receive_time"),
     _number("last_receive_time"),
     _number("version"),
+    # What it is linked to: an order, and the patient of a RIS (row of patients) whom it is shown as; "", 0 = none.
     _text("order_id"),
+    _number("person"),
     _number("report_version"),
     Index("ix_studies_newest", "study_date", "id"),
     Index("ix_studies_accession_number", "accession_number"),
     Index("ix_studies_verification", "verification", "study_date"),
     Index("ix_studies_reading", "reading", "study_date"),
+    Index("ix_studies_person", "person"),
+    Index("ix_studies_order_id", "order_id"),
 )
 series = Table(
     "series",
@@ -123,6 +130,7 @@ admissions = Table(
     _text("issuer_of_patient_id"),
     _text("patient_name"),
     _text("patient_birth_date"),
+    _text("patient_sex"),
     _text("accession_number"),
     _number("verification"),
     _text("reason"),
@@ -130,18 +138,21 @@ admissions = Table(
     _text("domain"),
     # DICOM keywords, one a line.
     _text("mismatched"),
+    # Of VERIFIED: the order, and its patient (row of patients) as it was then.
     _text("order_id"),
+    _number("person"),
     _text("source_address"),
     _number("receive_time"),
     # Rises with every decision; 0 = nobody has decided, the ticket's word stands.
     _number("revision"),
     UniqueConstraint("study", "digest"),
     Index("ix_admissions_verification", "verification", "id"),
+    Index("ix_admissions_reason", "verification", "reason", "id"),
+    Index("ix_admissions_domain", "verification", "domain", "id"),
     Index("ix_admissions_accession_number", "accession_number"),
     Index("ix_admissions_patient_id", "patient_id"),
-    Index("ix_admissions_order_id", "order_id"),
 )
-# Decisions about objects that are not registered yet: a serialised SetVerificationRequest.
+# Decisions about objects that are not registered yet, as JSON.
 verdicts = Table(
     "verdicts",
     metadata,
@@ -149,7 +160,7 @@ verdicts = Table(
     _text("study_instance_uid"),
     _number("verification"),
     _text("reason"),
-    Column("request", LargeBinary, nullable=False),
+    _text("decision"),
     _number("time", index=True),
 )
 instances = Table(
@@ -235,12 +246,9 @@ orders = Table(
     _text("placer_order_number"),
     _text("filler_order_number"),
     _text("study_instance_uid"),
-    _text("patient_id"),
-    _text("issuer_of_patient_id"),
-    _text("patient_name"),
-    _text("name_key"),
-    _text("patient_birth_date"),
-    _text("patient_sex"),
+    # Whose it was told to be, and who that is now that patients were merged.
+    Column("patient", Key, ForeignKey("patients.id"), nullable=False, index=True),
+    Column("shown", Key, ForeignKey("patients.id"), nullable=False, index=True),
     _number("status"),
     _text("scheduled_time"),
     _text("modality"),
@@ -250,36 +258,46 @@ orders = Table(
     _text("requested_procedure_id"),
     _text("referring_physician_name"),
     _number("update_time"),
-    Index("ix_orders_worklist", "scheduled_time", "id"),
+    Index("ix_orders_scheduled_time", "scheduled_time", "id"),
     Index("ix_orders_accession_number", "accession_number"),
-    Index("ix_orders_patient", "domain", "patient_id"),
+    *(
+        Index(f"ix_orders_{name}", name, "scheduled_time", "id")
+        for name in ("domain", "status", "modality", "station_ae_title")
+    ),
 )
-# How far each Connectivity Manager has told.
+# How far each store of a Connectivity Manager has told.
 managers = Table(
     "managers",
     metadata,
     Column("name", String(64), primary_key=True),
-    Column("epoch", LargeBinary(16), nullable=False),
+    Column("epoch", LargeBinary(16), primary_key=True),
     _number("sequence"),
 )
+# Those in force (undo_time 0) make trees: whoever is a prior patient is so once.
 merges = Table(
     "merges",
     metadata,
     Column("id", Key, primary_key=True),
     _text("domain"),
-    Column("prior", Key, ForeignKey("patients.id"), nullable=False, index=True),
+    Column("prior", Key, ForeignKey("patients.id"), nullable=False),
     Column("surviving", Key, ForeignKey("patients.id"), nullable=False, index=True),
-    _number("study_count"),
     _number("time"),
     _number("undo_time"),
     _text("undo_actor"),
+    Index(
+        "uq_merges_in_force",
+        "prior",
+        unique=True,
+        sqlite_where=text("undo_time = 0"),
+        postgresql_where=text("undo_time = 0"),
+    ),
+    Index(None, "domain", "id"),
 )
 merged_studies = Table(
     "merged_studies",
     metadata,
-    Column("id", Key, primary_key=True),
-    Column("merge", Key, ForeignKey("merges.id"), nullable=False, index=True),
-    Column("study", Key, ForeignKey("studies.id"), nullable=False, index=True),
+    Column("merge", Key, ForeignKey("merges.id"), primary_key=True),
+    Column("study", Key, ForeignKey("studies.id"), primary_key=True),
 )
 reports = Table(
     "reports",

@@ -13,12 +13,16 @@ from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.checks import checked, invalid
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.jobs import Jobs
-from radmesh.database_server.orders import ORDER_FIELDS, PATIENT_FIELDS, OrderFilter, Orders, RisEvent
+from radmesh.database_server.merges import Merges
+from radmesh.database_server.orders import FIELDS as ORDER_FIELDS
+from radmesh.database_server.orders import OrderFilter, Orders, RisEvent, order_key
+from radmesh.database_server.people import FIELDS as PATIENT_FIELDS
 from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries, StudyFilter, Viewer, page_size
-from radmesh.database_server.registry import Record, Registry, clean
-from radmesh.database_server.reports import NOT_CONFIGURED, REFUSED, Reports
+from radmesh.database_server.registry import Record, Registry
+from radmesh.database_server.reports import NOT_CONFIGURED, REFUSED, WAITING, Reports
 from radmesh.database_server.statuses import Statuses
+from radmesh.database_server.texts import clean
 from radmesh.database_server.verification import AdmissionFilter, Decision, Verifications
 from radmesh.dicom.admission import AdmissionKey
 from radmesh.runtime.clock import Clock
@@ -265,18 +269,26 @@ def _patient(row: Any) -> pb.RisPatient:
 
 
 def _order(row: Any) -> pb.Order:
-    message = pb.Order(**{name: row[name] for name in ORDER_FIELDS}, status=row["status"], patient=_patient(row))
-    stamp = _stamp(row["update_time"])
-    if stamp is not None:
-        message.update_time.CopyFrom(stamp)
-    return message
+    return pb.Order(
+        **{name: row[name] for name in ("order_id", "domain", *ORDER_FIELDS)},
+        status=row["status"],
+        patient=_patient(row),
+        update_time=_stamp(row["update_time"]),
+    )
 
 
 def _flat(order: pb.Order) -> dict[str, Any]:
-    """Return an order and its patient as one row."""
-    return {name: getattr(order, name) for name in ORDER_FIELDS} | {
-        name: getattr(order.patient, name) for name in PATIENT_FIELDS
+    """Return an order and its patient as one mapping."""
+    values = {name: clean(getattr(order, name)) for name in ORDER_FIELDS} | _ris_patient(order.patient)
+    return values | {
+        "order_id": order_key({"order_id": order.order_id}),
+        "status": order.status,
+        "update_time": order.update_time.ToMicroseconds() if order.HasField("update_time") else 0,
     }
+
+
+def _ris_patient(patient: pb.RisPatient) -> dict[str, Any]:
+    return {name: clean(getattr(patient, name)) for name in PATIENT_FIELDS}
 
 
 def _report(row: Any) -> pb.Report:
@@ -577,8 +589,9 @@ class StudyService:
 class OrderService:
     """database.v1.OrderService."""
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, orders: Orders, merges: Merges) -> None:
         self._orders = orders
+        self._merges = merges
 
     def ApplyRisEvents(self, request: pb.ApplyRisEventsRequest, _call: Call) -> pb.ApplyRisEventsResponse:
         """Take over what a RIS said."""
@@ -593,16 +606,9 @@ class OrderService:
     @staticmethod
     def _event(event: pb.RisEvent) -> RisEvent:
         kind = event.WhichOneof("event")
-        if not 1 <= len(event.domain) <= 32:
-            raise invalid("events.domain", "1 to 32 characters")
         values: dict[str, Any] = {}
         if kind == "order":
-            if not event.order.order_id:
-                raise invalid("events.order.order_id", "needed")
-            values["order"] = _flat(event.order) | {
-                "status": event.order.status,
-                "update_time": event.order.update_time.ToMicroseconds(),
-            }
+            values["order"] = _flat(event.order)
         elif kind == "patient":
             values["patient"] = _ris_patient(event.patient)
         elif kind == "merge":
@@ -634,18 +640,12 @@ class OrderService:
 
     def ListMerges(self, request: pb.ListMergesRequest, _call: Call) -> pb.ListMergesResponse:
         """List merges."""
-        rows, token = self._orders.merges(request.domain, page_size(request.page_size, 100, 1000), request.page_token)
+        rows, token = self._merges.listed(request.domain, page_size(request.page_size, 100, 1000), request.page_token)
         return pb.ListMergesResponse(merges=map(_merge, rows), next_page_token=token)
 
     def UndoMerge(self, request: pb.UndoMergeRequest, call: Call) -> pb.Merge:
         """Undo a merge."""
-        return _merge(self._orders.undo(request.id, request.actor or call.caller))
-
-
-def _ris_patient(patient: pb.RisPatient) -> dict[str, str]:
-    if not patient.patient_id:
-        raise invalid("events.patient_id", "needed")
-    return {name: getattr(patient, name) for name in PATIENT_FIELDS}
+        return _merge(self._merges.undo(request.id, request.actor or call.caller))
 
 
 def _merge(row: Any) -> pb.Merge:
@@ -688,8 +688,7 @@ class ReportService:
 
     def ListReports(self, request: pb.ListReportsRequest, _call: Call) -> pb.ListReportsResponse:
         """List reports."""
-        # A report may be 256 KiB long, a message 4 MiB.
-        size = page_size(request.page_size, 10, 10)
+        size = page_size(request.page_size, 100, 1000)
         rows, token = self._reports.list(request.study_instance_uid, request.delivery, size, request.page_token)
         return pb.ListReportsResponse(reports=map(_report, rows), next_page_token=token)
 
@@ -702,7 +701,10 @@ class ReportService:
 
 
 class ReportSender:
-    """Hands approved reports to the Connectivity Manager of their domain: the consumer of the outbox's topic."""
+    """Hands approved reports to the Connectivity Manager of their domain: the consumer of the outbox's topic.
+
+    `manager` returns the calls of the one that serves a domain; None if none does.
+    """
 
     def __init__(self, reports: Reports, orders: Orders, queries: Queries, manager: Callable[[str], Any]) -> None:
         self._reports = reports
@@ -718,20 +720,23 @@ class ReportSender:
         study = self._queries.study(uid, Viewer(include_held=True))
         manager = self._manager(study["domain"])
         if manager is None:
-            self._reports.deliver(uid, int(version), NOT_CONFIGURED, "DOMAIN_UNKNOWN", "")
+            self._reports.handed_over(uid, int(version), NOT_CONFIGURED, "DOMAIN_UNKNOWN")
             return
-        order = self._orders.order(study["order_id"]) if study["order_id"] else None
+        # Of the patient whom the study is shown as, whoever's the order is meanwhile.
+        order = self._orders.order(study["order_id"], study["person"]) if study["order_id"] else None
         request = connectivity_pb2.SendReportRequest(
             report=_report(report), study=_study(study), order=_order(order) if order is not None else None
         )
         try:
-            manager.SendReport(request, timeout=10.0)
+            answer = manager.SendReport(request, timeout=10.0)
         except RadmeshError as error:
-            if error.reason not in ("DOMAIN_UNKNOWN", "HL7_REPORT_INVALID"):
+            # No try again makes a report that cannot be said: somebody has to look. All else passes.
+            invalid_report = error.reason == "HL7_REPORT_INVALID"
+            self._reports.handed_over(uid, int(version), REFUSED if invalid_report else WAITING, error.reason)
+            if not invalid_report:
                 raise
-            # No try again can help: somebody has to look.
-            state = NOT_CONFIGURED if error.reason == "DOMAIN_UNKNOWN" else REFUSED
-            self._reports.deliver(uid, int(version), state, error.reason, "")
+        else:
+            self._reports.handed_over(uid, int(version), WAITING, control_id=answer.control_id)
 
 
 def _job(row: Any) -> pb.Job:
