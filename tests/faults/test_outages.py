@@ -116,7 +116,7 @@ def test_an_archive_whose_disk_is_full() -> None:
 @needs_root
 def test_no_disk_has_room() -> None:
     """0xA700, nothing acknowledged is lost; when there is room again, a retry is stored once."""
-    full = {"archive-server-0": 12 * MB, "network-gateway": 12 * MB}
+    full = {"archive-server-0": 10 * MB, "network-gateway": 10 * MB}
     with Running("--set", "archive.reserve=0", "--set", "gateway.reserve=0", room=full) as running:
         items = make_items(100, 41, studies=3, large=8_000_000)
         sending = Sending(running.dicom_port, items, patience=100.0)
