@@ -117,7 +117,7 @@ def test_a_damaged_object_is_neither_copied_nor_keeps_others_from_leaving(opened
     assert read(store, refs[1]) == data
     store.set_permanent([anew])
     assert put(store, header(sop=1), data).ref == anew
-    assert not alarms.now
+    wait_for(lambda: not alarms.now)
     store.close()
     store = opened(**alarms.options())
     assert (read(store, refs[1]), store.damage.current(refs[1])) == (data, anew)
