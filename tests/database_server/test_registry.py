@@ -24,7 +24,9 @@ from database_support import (
     element,
     header,
     meeting,
+    order,
     record,
+    ris_patient,
     uid,
 )
 from hypothesis import HealthCheck, given, settings
@@ -43,7 +45,9 @@ from radmesh.database_server.schema import (
     studies,
 )
 from radmesh.database_server.texts import name_key
+from radmesh.dicom.domains import Domains, RisDomain
 from radmesh.dicom.header import TAGS
+from radmesh.dicom.stations import Station
 from radmesh.runtime.clock import SystemClock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.sql.engine import Database
@@ -320,6 +324,71 @@ def test_figures_are_what_the_rows_say(parts: Parts, seed: int) -> None:
         state = choose.choice((HELD, VERIFIED, UNVERIFIED))
         parts.hold(study["study_instance_uid"], bytes(admission["digest"]), state, "NO_ORDER", "test")
     _recount(parts)
+
+
+# -- whose a study is
+
+
+def test_the_same_patient_id_in_two_domains_never_joins(database: Database) -> None:
+    """Every way in which stations, issuers and IDs meet: a patient is of one numbering, and that is of one domain."""
+    names = ("clinic", "town", "village")
+    domains = Domains(
+        [Station(f"S-{name}", domain=name) for name in names],
+        [RisDomain("clinic", issuer="CLINIC"), RisDomain("town", issuer="TOWN"), RisDomain("village")],
+    )
+    parts = Parts(database, domains=domains)
+    owners = {"CLINIC": "clinic", "TOWN": "town"}
+    ways = [
+        (name, issuer, patient)
+        for name in names
+        for issuer in ("", "CLINIC", "TOWN", "ELSEWHERE")
+        for patient in ("7", "8", "")
+    ]
+    parts.register(
+        *(
+            record(study=n, sop=n, station=f"S-{name}", PatientID=patient, IssuerOfPatientID=issuer)
+            for n, (name, issuer, patient) in enumerate(ways)
+        )
+    )
+    expected: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    found: dict[int, list[int]] = defaultdict(list)
+    for number, (name, issuer, patient) in enumerate(ways):
+        study = parts.study(number)
+        # A station that names another domain's issuer is of neither: its study is held.
+        assert study["domain"] == ("" if owners.get(issuer, name) != name else name)
+        assert study["issuer_of_patient_id"] == (issuer or domains.issuer_of(name))
+        numbering = owners.get(issuer) or (name, issuer)
+        expected[(owners.get(issuer, name) if not issuer else numbering, patient) if patient else (number,)].append(
+            number
+        )
+        found[study["patient"]].append(number)
+    assert sorted(found.values()) == sorted(expected.values())
+    for together in found.values():
+        assert len({parts.study(number)["domain"] for number in together} - {""}) <= 1
+    for patient in "78":
+        rows, _ = parts.queries.patients(patient, "", "", ALL, 100, "")
+        # Clinic, town and village, and somebody's own numbering in each of them.
+        assert (len(rows), sum(row["study_count"] for row in rows)) == (6, 12)
+
+
+@pytest.mark.parametrize("domain", ["clinic", "town"])
+def test_merges_and_orders_of_a_domain_touch_no_other(database: Database, domain: str) -> None:
+    names = ("clinic", "town")
+    domains = Domains([Station(f"S-{name}", domain=name) for name in names], [RisDomain(name) for name in names])
+    parts = Parts(database, domains=domains)
+    entries = {
+        name: record(study=name, sop=n, station=f"S-{name}", PatientID="7", AccessionNumber="A1")
+        for n, name in enumerate(names)
+    }
+    parts.register(*entries.values())
+    for name, entry in entries.items():
+        parts.decide(entry, VERIFIED, order=order("A1", ris_patient("7", f"Ris^{name}"), domain=name), domain=name)
+    parts.say(domain, patient=ris_patient("7", "Renamed^One"))
+    parts.say(domain, merge=(ris_patient("7"), ris_patient("8", "Merged^One")))
+    for name in entries:
+        shown = parts.study(name)
+        expected = ("8", "Merged^One") if name == domain else ("7", f"Ris^{name}")
+        assert (shown["patient_id"], shown["patient_name"]) == expected
 
 
 # -- two stores at once (on PostgreSQL transactions run side by side)

@@ -10,23 +10,40 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import argon2
 import pytest
-from database_support import ARCHIVE, EXPLICIT, HELD, NEW, Parts, at_once, record, uid
+import sqlalchemy as sa
+from database_support import (
+    ARCHIVE,
+    EXPLICIT,
+    HELD,
+    NEW,
+    NOT_REQUIRED,
+    PENDING,
+    TIME,
+    VERIFIED,
+    Parts,
+    at_once,
+    record,
+    uid,
+)
 from google.protobuf.descriptor import FieldDescriptor as Field
 from google.protobuf.message_factory import GetMessageClass
 from runtime_support import World, wait_for
 
 from radmesh.api.common.v1 import common_pb2
+from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.database.v1 import database_pb2 as pb
 from radmesh.database_server import service
 from radmesh.database_server.config import Section
 from radmesh.database_server.module import DatabaseServer, module
 from radmesh.database_server.registry import Record
-from radmesh.database_server.schema import MIGRATIONS
+from radmesh.database_server.reports import DELIVERED, NOT_CONFIGURED, REFUSED, WAITING
+from radmesh.database_server.schema import MIGRATIONS, outbox
 from radmesh.dicom.admission import AdmissionKey
 from radmesh.runtime.clock import ManualClock
 from radmesh.runtime.errors import RadmeshError
@@ -84,6 +101,7 @@ class Cluster:
         self.url = url
         self._contexts: dict[str, Any] = {}
         world.addresses["database-server"] = world.listen("database-server")
+        world.authority.issue(["connectivity-manager-0"])
         self.server = self._make()
         self.server.start()
 
@@ -219,6 +237,276 @@ def test_status_holds_and_corrections(cluster: Cluster) -> None:
         ("verification", "NOT_REQUIRED", "HELD"),
         ("correction", "PatientName", "set"),
     ]
+
+
+# -- the RIS
+
+
+def _ris_order(accession: str = "A1", patient: str = "P0", **more: Any) -> pb.Order:
+    made = pb.Order(
+        order_id=f"default/{accession}",
+        domain="default",
+        accession_number=accession,
+        patient=pb.RisPatient(patient_id=patient, patient_name="Doe^Ris", patient_birth_date="19700101"),
+        status=pb.ORDER_STATUS_SCHEDULED,
+        scheduled_time="20260102080000",
+        modality="CT",
+        **more,
+    )
+    made.update_time.FromSeconds(1_700_000_000)
+    return made
+
+
+def test_a_verdict_before_its_object_is_in_ticket_study_and_list(cluster: Cluster) -> None:
+    archive = cluster.call("RegistryService", "archive-server-0")
+    placement = cluster.call("PlacementService", "network-gateway")
+    gateway = cluster.call("StudyService", "network-gateway")
+    queries = cluster.call("QueryService", "application-server")
+    archive.Heartbeat(beat())
+    entry = record(AccessionNumber="A1")
+    key = common_pb2.AdmissionKey(
+        station="CT1",
+        study_instance_uid=entry.study_instance_uid,
+        patient_id="P0",
+        patient_name="Doe^John",
+        accession_number="A1",
+    )
+
+    def ticket(asked: int) -> int:
+        request = pb.PlaceStudyRequest(admission_key=key, verification=asked)  # type: ignore[arg-type]
+        return common_pb2.Ticket.FromString(placement.PlaceStudy(request).ticket.payload).verification
+
+    assert ticket(PENDING) == PENDING
+    request = pb.SetVerificationRequest(admission_key=key, verification=HELD, reason="NO_ORDER", domain="default")  # type: ignore[arg-type]
+    answer = gateway.SetVerification(request)
+    assert (answer.instance_count, answer.changed) == (0, True)
+    assert not gateway.SetVerification(request).changed
+    # What is known goes before what is asked for.
+    assert [ticket(state) for state in (PENDING, VERIFIED, NOT_REQUIRED)] == [HELD] * 3
+    archive.RegisterInstances(pb.RegisterInstancesRequest(records=[message(entry)]))
+    assert (
+        reason_of(lambda: queries.GetStudy(pb.GetStudyRequest(study_instance_uid=entry.study_instance_uid)))
+        == "STUDY_NOT_FOUND"
+    )
+    (held,) = gateway.ListAdmissions(pb.ListAdmissionsRequest(reason="NO_ORDER", domain="default")).admissions
+    assert (held.admission_key, held.revision, held.instance_count) == (key, 1, 1)
+    assert (list(held.modalities), held.study_date, held.receive_time.ToDatetime(UTC)) == (["CT"], "20260101", TIME)
+    # The order comes.
+    verified = pb.SetVerificationRequest(
+        admission_key=key,
+        admission_key_digest=held.admission_key_digest,
+        verification=VERIFIED,  # type: ignore[arg-type]
+        domain="default",
+        order=_ris_order(),
+        expected_revision=held.revision,
+        actor="network-gateway",
+    )
+    assert gateway.SetVerification(verified).changed
+    assert reason_of(lambda: gateway.SetVerification(verified)) == "VERSION_CONFLICT"
+    study = queries.GetStudy(pb.GetStudyRequest(study_instance_uid=entry.study_instance_uid)).study
+    assert (study.patient_name, study.order_id, study.domain, study.corrected) == (
+        "Doe^Ris",
+        "default/A1",
+        "default",
+        True,
+    )
+    assert ticket(PENDING) == VERIFIED
+    assert not gateway.ListAdmissions(pb.ListAdmissionsRequest(verifications=[HELD])).admissions  # type: ignore[list-item]
+    (row,) = gateway.ListAdmissions(pb.ListAdmissionsRequest(accession_number="A1")).admissions
+    assert (row.verification, row.order_id, row.revision) == (VERIFIED, "default/A1", 2)
+    # The Application Server asks the gateway, which knows the policy.
+    door = cluster.call("StudyService", "application-server")
+    assert reason_of(lambda: door.SetVerification(request)) == "CALLER_REFUSED"
+
+
+def test_what_a_manager_tells_is_found_and_merged(cluster: Cluster) -> None:
+    manager = cluster.call("OrderService", "connectivity-manager-0")
+    door = cluster.call("OrderService", "application-server")
+    feed = cluster.call("FeedService", "network-gateway")
+    stream = feed.Watch(pb.WatchRequest(kinds=["order", "patient", "domain"]), timeout=20)
+
+    def tell(*events: pb.RisEvent) -> int:
+        request = pb.ApplyRisEventsRequest(manager="connectivity-manager-0", manager_epoch=b"e" * 16, events=events)
+        return int(manager.ApplyRisEvents(request).sequence)
+
+    assert reason_of(tell) == "FIELD_INVALID"
+    told = _ris_order(procedure_description="CT abdomen", referring_physician_name="Roe^Ref")
+    assert tell(pb.RisEvent(sequence=1, domain="default", order=told)) == 1
+    with pytest.raises(RadmeshError) as error:
+        tell(pb.RisEvent(sequence=3, domain="default", order=told))
+    assert (error.value.reason, error.value.metadata["sequence"]) == ("EVENT_GAP", "2")
+    (found,) = door.FindOrders(pb.FindOrdersRequest(patient_name="doe*", scheduled_to="20260102")).orders
+    assert found == told
+    for wrong in ("2026", "20260102T0800", "x"):
+        assert reason_of(partial(door.FindOrders, pb.FindOrdersRequest(scheduled_from=wrong))) == "FIELD_INVALID"
+    merge = pb.PatientMerge(
+        prior=pb.RisPatient(patient_id="P0"), surviving=pb.RisPatient(patient_id="P1", patient_name="Doe^Merged")
+    )
+    assert (
+        tell(
+            pb.RisEvent(sequence=2, domain="default", merge=merge),
+            pb.RisEvent(sequence=3, domain="default", domain_state=pb.DomainState(available=True)),
+        )
+        == 3
+    )
+    (found,) = door.FindOrders(pb.FindOrdersRequest(order_id="default/A1")).orders
+    assert (found.patient.patient_id, found.patient.patient_name) == ("P1", "Doe^Merged")
+    (listed,) = door.ListMerges(pb.ListMergesRequest(domain="default")).merges
+    assert (listed.prior.patient_id, listed.surviving.patient_id, listed.study_count) == ("P0", "P1", 0)
+    assert not listed.HasField("undo_time")
+    undone = door.UndoMerge(pb.UndoMergeRequest(id=listed.id, actor="admin"))
+    assert (undone.undo_actor, undone.HasField("undo_time")) == ("admin", True)
+    assert reason_of(lambda: door.UndoMerge(pb.UndoMergeRequest(id=listed.id))) == "MERGE_UNDONE"
+    (found,) = door.FindOrders(pb.FindOrdersRequest(order_id="default/A1")).orders
+    assert found.patient.patient_id == "P0"
+    seen = [next(stream) for _ in range(6)]
+    assert {(change.kind, change.key) for change in seen} == {
+        ("order", "default A1"),
+        ("patient", "default P0"),
+        ("patient", "default P1"),
+        ("domain", "default"),
+    }
+
+
+class Manager:
+    """A Connectivity Manager that takes reports over; raises `errors` first, calls `before` before it answers."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.reports: list[connectivity_pb2.SendReportRequest] = []
+        self.errors: list[RadmeshError] = []
+        self.before: Callable[[], object] = lambda: None
+
+    def start(self) -> None:
+        """Serve."""
+        context = self._world.context("connectivity-manager-0")
+        self._world.serve(context, (connectivity_pb2.DESCRIPTOR.services_by_name["ConnectivityService"], self))
+
+    def SendReport(
+        self, request: connectivity_pb2.SendReportRequest, _call: Any
+    ) -> connectivity_pb2.SendReportResponse:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.reports.append(request)
+        self.before()
+        return connectivity_pb2.SendReportResponse(control_id=f"R{request.report.version}")
+
+    def VerifyStudy(self, _request: Any, _call: Any) -> connectivity_pb2.VerifyStudyResponse:
+        raise NotImplementedError
+
+    def ListDomains(self, _request: Any, _call: Any) -> connectivity_pb2.ListDomainsResponse:
+        raise NotImplementedError
+
+
+class Reading:
+    """A study that is read by a radiologist."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        archive = cluster.call("RegistryService", "archive-server-0")
+        archive.Heartbeat(beat())
+        self.entry = record(AccessionNumber="A1")
+        archive.RegisterInstances(pb.RegisterInstancesRequest(records=[message(self.entry)]))
+        self.service = cluster.call("ReportService", "application-server")
+        self.study: dict[str, Any] = {"study_instance_uid": self.entry.study_instance_uid}
+
+    def report(self, text: str) -> pb.Report:
+        self.service.SaveReport(pb.SaveReportRequest(**self.study, text=text, actor="rad"))
+        approved: pb.Report = self.service.ApproveReport(pb.ApproveReportRequest(**self.study, actor="rad"))
+        return approved
+
+    def fares(self) -> list[tuple[int, int, str, str]]:
+        """(version, delivery, reason, control id), oldest first."""
+        listed = self.service.ListReports(pb.ListReportsRequest(**self.study)).reports
+        return [(r.version, r.delivery, r.delivery_reason, r.control_id) for r in reversed(listed)]
+
+
+def test_an_approved_report_goes_to_the_manager_of_its_domain(cluster: Cluster) -> None:
+    manager = Manager(cluster.world)
+    manager.start()
+    reading = Reading(cluster)
+    gateway = cluster.call("StudyService", "network-gateway")
+    verified = pb.SetVerificationRequest(verification=VERIFIED, domain="default", order=_ris_order())  # type: ignore[arg-type]
+    verified.admission_key.study_instance_uid = reading.entry.study_instance_uid
+    verified.admission_key_digest = reading.entry.admission_key
+    gateway.SetVerification(verified)
+    # The order is somebody else's by now: the report is of the patient whose images were read.
+    teller = cluster.call("OrderService", "connectivity-manager-0")
+    event = pb.RisEvent(sequence=1, domain="default", order=_ris_order(patient="P9"))
+    teller.ApplyRisEvents(
+        pb.ApplyRisEventsRequest(manager="connectivity-manager-0", manager_epoch=b"e" * 16, events=[event])
+    )
+    assert reading.report("No fracture.").delivery == WAITING
+    wait_for(lambda: manager.reports)
+    (sent,) = manager.reports
+    assert (sent.report.text, sent.report.version, sent.report.approver) == ("No fracture.", 1, "rad")
+    assert (sent.study.patient_name, sent.order.accession_number, sent.order.patient.patient_id) == (
+        "Doe^Ris",
+        "A1",
+        "P0",
+    )
+    wait_for(lambda: reading.fares() == [(1, WAITING, "", "R1")])
+    delivery = pb.SetReportDeliveryRequest(**reading.study, version=1, delivery=DELIVERED, control_id="R1")  # type: ignore[arg-type]
+    service_of_manager = cluster.call("ReportService", "connectivity-manager-0")
+    service_of_manager.SetReportDelivery(delivery)
+    assert reading.fares() == [(1, DELIVERED, "", "R1")]
+    delivery.version = 7
+    assert reason_of(lambda: service_of_manager.SetReportDelivery(delivery)) == "REPORT_NOT_FOUND"
+
+
+def test_a_report_waits_for_its_manager_and_an_addendum_waits_behind_it(cluster: Cluster) -> None:
+    manager = Manager(cluster.world)
+    cluster.world.addresses["connectivity-manager-0"] = cluster.world.listen("connectivity-manager-0")
+    reading = Reading(cluster)
+    reading.report("No fracture.")
+    wait_for(lambda: reading.fares() == [(1, WAITING, "PEER_UNAVAILABLE", "")])
+    reading.report("A fracture after all.")
+    # The Database Server is started again meanwhile.
+    cluster.restart()
+    manager.errors = [RadmeshError("DOMAIN_UNKNOWN", "it has the configuration of yesterday")]
+    manager.start()
+    wait_for(lambda: len(manager.reports) == 2, 20)
+    assert [sent.report.version for sent in manager.reports] == [1, 2]
+    wait_for(lambda: reading.fares() == [(1, WAITING, "", "R1"), (2, WAITING, "", "R2")])
+
+
+def test_what_the_manager_says_goes_before_the_answer_that_it_has_the_report(cluster: Cluster) -> None:
+    manager = Manager(cluster.world)
+    manager.start()
+    reading = Reading(cluster)
+    teller = cluster.call("ReportService", "connectivity-manager-0")
+
+    def delivered() -> None:
+        teller.SetReportDelivery(
+            pb.SetReportDeliveryRequest(**reading.study, version=1, delivery=DELIVERED, control_id="R1")  # type: ignore[arg-type]
+        )
+        raise RadmeshError("PEER_UNAVAILABLE", "the answer is lost")
+
+    manager.before = delivered
+    reading.report("No fracture.")
+    wait_for(lambda: manager.reports)
+    manager.before = lambda: None
+    # It is handed over again, which the manager knows, and stays what it is.
+    wait_for(lambda: len(manager.reports) >= 2)
+    wait_for(lambda: not _outbox(cluster))
+    assert reading.fares() == [(1, DELIVERED, "", "R1")]
+
+
+def test_a_report_that_nobody_can_take_is_marked(cluster: Cluster) -> None:
+    reading = Reading(cluster)
+    reading.report("There is no Connectivity Manager.")
+    wait_for(lambda: reading.fares() == [(1, NOT_CONFIGURED, "DOMAIN_UNKNOWN", "")])
+    manager = Manager(cluster.world)
+    manager.errors = [RadmeshError("HL7_REPORT_INVALID", "not in this version")]
+    manager.start()
+    reading.report("What cannot be said.")
+    wait_for(lambda: reading.fares()[1] == (2, REFUSED, "HL7_REPORT_INVALID", ""))
+    wait_for(lambda: not _outbox(cluster))
+    assert manager.reports == []
+
+
+def _outbox(cluster: Cluster) -> list[Any]:
+    with cluster.server._database.read() as connection:
+        return list(connection.execute(sa.select(outbox)))
 
 
 def test_jobs_and_the_feed(cluster: Cluster) -> None:
