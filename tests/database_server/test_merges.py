@@ -364,7 +364,7 @@ def test_merges_in_any_order(back_end: str, request: pytest.FixtureRequest, tmp_
         run_state_machine_as_test(
             Hospital,
             settings=settings(
-                max_examples=20 if back_end == "sqlite" else 8,
+                max_examples=30 if back_end == "sqlite" else 15,
                 stateful_step_count=14,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

@@ -4,6 +4,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -461,7 +462,14 @@ def test_keyed_queries_use_their_indexes(parts: Parts) -> None:
         connection.execute(
             sa.insert(patients),
             [
-                {"id": n, "identity": str(n), "patient_id": f"P{n}", "patient_name": name, "name_key": name_key(name)}
+                {
+                    "id": n,
+                    "identity": str(n),
+                    "who": f"id{n}",
+                    "patient_id": f"P{n}",
+                    "patient_name": name,
+                    "name_key": name_key(name),
+                }
                 for n, name in enumerate(names, 10)
             ],
         )
@@ -499,6 +507,12 @@ def test_keyed_queries_use_their_indexes(parts: Parts) -> None:
         ("infix of a name", studies_by(patient_name="*cdefgh*"), trigrams),
         ("name prefix", studies_by(patient_name="cdefgh*"), trigrams),
         ("instances", lambda: parts.instances(0), "study_instance_uid|sqlite_autoindex_studies_1"),
+        ("patients", partial(parts.queries.patients, "", "", "", ANYBODY, 100, ""), "ix_patients_who"),
+        (
+            "a patient",
+            partial(parts.queries.patients, "P5", "", "", ANYBODY, 100, ""),
+            "patients_patient_id|patients_id",
+        ),
     ):
         plan = _plan(parts, call)
         assert re.search(index, plan), f"{name}:\n{plan}"

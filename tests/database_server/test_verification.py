@@ -384,6 +384,21 @@ def test_a_late_object_of_another_patient_is_held_alone(parts: Parts) -> None:
     assert parts.study()["order_id"] == "default/A1"
 
 
+def test_what_is_held_is_not_shown_by_its_demographics(parts: Parts) -> None:
+    """Also where the wrong patient's object came first."""
+    wrong = record(sop=0, PatientID="X", PatientName="Wrong^One", AccessionNumber="AX")
+    parts.register(wrong)
+    parts.decide(wrong, HELD, "PATIENT_MISMATCH")
+    parts.register(record(sop=1, PatientName="Right^One", AccessionNumber="A1"))
+    study = parts.study(0, ANYBODY)
+    assert (study["patient_id"], study["patient_name"], study["accession_number"]) == ("P0", "Right^One", "A1")
+    assert parts.find(viewer=ANYBODY, patient_name="wrong*") == []
+    assert parts.find(viewer=ANYBODY, patient_id="X") == []
+    assert parts.find(viewer=ANYBODY, accession_number="AX") == []
+    rows, _ = parts.queries.patients("", "", "", ANYBODY, 10, "")
+    assert [(row["patient_id"], row["study_count"]) for row in rows] == [("P0", 1)]
+
+
 # -- lists
 
 
