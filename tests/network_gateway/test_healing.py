@@ -154,6 +154,10 @@ def test_the_database_goes_and_comes_while_orders_come(world: World) -> None:
     world.send(study("a"), study("b", accession="A2"))
     world.wait("a", UNVERIFIED, "NO_ORDER")
     world.wait("b", UNVERIFIED, "NO_ORDER")
+    # The feed is being followed: only what was can be cut.
+    asked = len(world.manager.asked)
+    world.event(patient=db.RisPatient(patient_id="P1", patient_name="Doe^John"))
+    wait_for(lambda: len(world.manager.asked) >= asked + 2)
     world.mesh.kill("database-server")
     world.manager.orders = [order("default", "A1", "P1"), order("default", "A2", "P1")]
     world.mesh.database()
@@ -202,6 +206,9 @@ def test_a_real_manager_merges_patients(world: World, hospital: Hospital) -> Non
 
 def test_a_real_manager_that_is_down_for_a_while(world: World, hospital: Hospital) -> None:
     hospital.say(*(orm(f"A{n}", pid(f"P{n}")) for n in range(10)))
+    # All are told: none of their events comes after the restart, and heals one study before its turn.
+    orders = world.client("network-gateway", "OrderService")
+    wait_for(lambda: len(orders.FindOrders(db.FindOrdersRequest(), timeout=5.0).orders) == 10)
     hospital.stop()
     names = [f"s{n}" for n in range(10)]
     world.send(*(study(name, accession=f"A{n}", patient=f"P{n}") for n, name in enumerate(names)))
