@@ -8,7 +8,6 @@ registered when it is back.
 import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, Final
 
 from radmesh.api.common.v1 import common_pb2
@@ -122,7 +121,12 @@ class RegistrationPump:
         for study_hash, generation, registered, last in self._store.unregistered():
             after = registered
             while after < last and not self._worker.stopping:
-                rows = self._store.rows(study_hash, generation, after=after, limit=BATCH)
+                try:
+                    rows = self._store.rows(study_hash, generation, after=after, limit=BATCH)
+                except RadmeshError as error:
+                    # One study that cannot be read keeps no other from being found.
+                    self._block(study_hash, generation, "registration waits: rows cannot be read", error)
+                    break
                 if not rows:
                     break
                 after = rows[-1].ref.sequence
@@ -133,6 +137,10 @@ class RegistrationPump:
                     batch.append(row)
                     size += len(row.queryable) + 512
         self._send(batch)
+
+    def _block(self, study_hash: str, generation: int, what: str, error: RadmeshError) -> None:
+        self._blocked.add((study_hash, generation))
+        self._context.log.warning(what, reason=error.reason, study_hash=study_hash, generation=generation)
 
     def _send(self, batch: list[IndexRow]) -> None:
         """Register a batch durably, then move the marks. Behind a refused row nothing of its study is sent."""
@@ -150,8 +158,7 @@ class RegistrationPump:
                     self._send([row])
                 return
             ref = batch[0].ref
-            self._blocked.add((ref.study_hash, ref.generation))
-            self._context.log.warning("registration refused", reason=error.reason, **asdict(ref))
+            self._block(ref.study_hash, ref.generation, "registration refused", error)
             return
         marks = {(row.ref.study_hash, row.ref.generation): row.ref.sequence for row in batch}
         for (study_hash, generation), sequence in marks.items():
