@@ -125,7 +125,7 @@ class RegistrationPump:
                     rows = self._store.rows(study_hash, generation, after=after, limit=BATCH)
                 except RadmeshError as error:
                     # One study that cannot be read keeps no other from being found.
-                    self._block(study_hash, generation, "registration waits: rows cannot be read", error)
+                    self._block(study_hash, generation, "rows cannot be read", error)
                     break
                 if not rows:
                     break
@@ -138,9 +138,11 @@ class RegistrationPump:
                     size += len(row.queryable) + 512
         self._send(batch)
 
-    def _block(self, study_hash: str, generation: int, what: str, error: RadmeshError) -> None:
+    def _block(self, study_hash: str, generation: int, why: str, error: RadmeshError) -> None:
         self._blocked.add((study_hash, generation))
-        self._context.log.warning(what, reason=error.reason, study_hash=study_hash, generation=generation)
+        self._context.log.warning(
+            "registration waits", why=why, reason=error.reason, study_hash=study_hash, generation=generation
+        )
 
     def _send(self, batch: list[IndexRow]) -> None:
         """Register a batch durably, then move the marks. Behind a refused row nothing of its study is sent."""
@@ -158,7 +160,7 @@ class RegistrationPump:
                     self._send([row])
                 return
             ref = batch[0].ref
-            self._block(ref.study_hash, ref.generation, "registration refused", error)
+            self._block(ref.study_hash, ref.generation, "refused", error)
             return
         marks = {(row.ref.study_hash, row.ref.generation): row.ref.sequence for row in batch}
         for (study_hash, generation), sequence in marks.items():
