@@ -1,6 +1,6 @@
 """Synthetic objects for the benchmark: as many and as large as what modalities send, and as hard to compress.
 
-ct     1 study, 500 CT of 512 x 512 x 16 bit (0.5 MB each)
+ct     1 study, 1,000 CT of 512 x 512 x 16 bit (0.5 MB each)
 small  20 studies, 100 MR of 64 x 64 x 16 bit each (9 kB each)
 large  4 studies, 5 DX of 3328 x 3072 x 16 bit each (20 MB each)
 
@@ -80,7 +80,7 @@ def make(out: Path, name: str) -> Path:
     rng = np.random.default_rng(651)
     source = dcmread(get_testdata_file("CT_small.dcm", download=False)).pixel_array.astype(float)
     modality, studies, count, rows, columns, bits = {
-        "ct": ("CT", 1, 500, 512, 512, 12),
+        "ct": ("CT", 1, 1000, 512, 512, 12),
         "small": ("MR", 20, 100, 64, 64, 12),
         "large": ("DX", 4, 5, 3328, 3072, 14),
     }[name]

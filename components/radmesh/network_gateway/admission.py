@@ -203,7 +203,7 @@ class Admission:
         return ticket
 
     def _place(self, check: Check, avoid: str) -> common_pb2.SignedTicket:
-        """Ask the database. Right after a start, wait a little for the first archive to say that it is there.
+        """Ask the database. Right after a start, wait a little for it, and for the first archive to say that it is there.
 
         Raises:
             RadmeshError: NO_ARCHIVE, or it does not answer.
@@ -215,13 +215,15 @@ class Admission:
         )
         heard = self._heard
         lately = heard is not None and self._clock.now() - heard < _LATELY
-        timeout = max(self._timeout, _PATIENCE) if lately else self._timeout
         until = min(self._patient_until, self._clock.monotonic() + _FIRST_HEARTBEAT_SECONDS)
+        starting = not self._archive_seen and self._clock.monotonic() < until
+        timeout = max(self._timeout, _PATIENCE) if lately or starting else self._timeout
         while True:
             try:
                 ticket: common_pb2.SignedTicket = self._placement.PlaceStudy(request, timeout=timeout).ticket
             except RadmeshError as error:
-                if error.reason != "NO_ARCHIVE" or self._archive_seen or self._clock.monotonic() > until:
+                waits = error.reason == "NO_ARCHIVE" or error.transient
+                if not waits or self._archive_seen or self._clock.monotonic() > until:
                     raise
                 self._clock.wait(self._never, _POLL_SECONDS)
             else:
