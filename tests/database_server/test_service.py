@@ -669,6 +669,7 @@ def _implementations(parts: Parts, world: World) -> dict[str, Any]:
         "OrderService": service.OrderService(parts.orders, parts.merges),
         "ReportService": service.ReportService(parts.reports),
         "JobService": service.JobService(parts.jobs),
+        "CurationService": service.CurationService(parts.renditions),
         "FeedService": service.FeedService(parts.feed),
         "AccountService": service.AccountService(parts.accounts),
     }

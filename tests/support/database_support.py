@@ -22,6 +22,7 @@ from radmesh.database_server.people import People
 from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries, StudyFilter, Viewer
 from radmesh.database_server.registry import Record, Registry
+from radmesh.database_server.renditions import Renditions
 from radmesh.database_server.reports import Reports
 from radmesh.database_server.statuses import Statuses
 from radmesh.database_server.verification import AdmissionFilter, Decision, Verifications
@@ -37,7 +38,7 @@ JPEG = "1.2.840.10008.1.2.4.70"
 CT = "1.2.840.10008.5.1.4.1.1.2"
 NOT_REQUIRED, PENDING, VERIFIED, UNVERIFIED, HELD = 1, 2, 3, 4, 5
 NEW, ALREADY, VARIANT, OTHER_STUDY = 1, 2, 3, 4
-ARCHIVE, SPOOL = 1, 2
+ARCHIVE, SPOOL, WEB_CACHE = 1, 2, 3
 ALL = Viewer(include_held=True)
 ANYBODY = Viewer()
 TIME = datetime(2026, 1, 1, tzinfo=UTC)
@@ -179,7 +180,8 @@ class Parts:
         self.registry = Registry(database, self.feed, self.clock, 3.0, people, self.verifications)
         self.reports = Reports(database, self.feed, self.clock, self.statuses)
         self.placement = Placement(database, self.registry, self.clock)
-        self.queries = Queries(database)
+        self.queries = Queries(database, self.registry.living_since)
+        self.renditions = Renditions(database, self.feed, self.clock, self.queries, self.registry.living_since)
         self.jobs = Jobs(database, self.feed, self.clock)
         self._accounts: Accounts | None = None
         self._told = 0

@@ -16,6 +16,7 @@ from radmesh.database_server.people import People
 from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries
 from radmesh.database_server.registry import Registry
+from radmesh.database_server.renditions import Renditions
 from radmesh.database_server.reports import TOPIC, Reports
 from radmesh.database_server.schema import MIGRATIONS, outbox
 from radmesh.database_server.statuses import Statuses
@@ -49,7 +50,8 @@ class DatabaseServer:
         verifications = Verifications(self._database, self._feed, clock, overlay, orders)
         registry = Registry(self._database, self._feed, clock, config.store_timeout, people, verifications)
         reports = Reports(self._database, self._feed, clock, statuses)
-        queries = Queries(self._database)
+        queries = Queries(self._database, registry.living_since)
+        renditions = Renditions(self._database, self._feed, clock, queries, registry.living_since)
         accounts = Accounts(self._database, self._feed, clock, config.session)
         accounts.ensure_administrator(context.data.parent)
         self._server: Server = context.server(max_workers=128)
@@ -66,6 +68,7 @@ class DatabaseServer:
             ("OrderService", service.OrderService(orders, merges)),
             ("ReportService", service.ReportService(reports)),
             ("JobService", service.JobService(Jobs(self._database, self._feed, clock))),
+            ("CurationService", service.CurationService(renditions)),
             ("FeedService", service.FeedService(self._feed)),
             ("AccountService", service.AccountService(accounts)),
         ):
@@ -74,7 +77,9 @@ class DatabaseServer:
         dispatcher = Dispatcher(self._database, clock, outbox, TOPIC, sender)
         self._reports: Worker = context.worker("reports", dispatcher.step)
         reports.wake = self._reports.wake
-        self._prune: Worker = context.worker("verdicts", lambda: 0.0 if verifications.prune() else _PRUNE_SECONDS)
+        self._prune: Worker = context.worker(
+            "verdicts", lambda: 0.0 if verifications.prune() or renditions.prune() else _PRUNE_SECONDS
+        )
         context.status.figure("revision", self._feed.revision)
 
     def _manager(self, domain: str) -> Any:

@@ -12,12 +12,14 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from radmesh.database_server.registry import HELD, WORST, sort_number
+from radmesh.database_server.registry import HELD, WEB_CACHE, WORST, sort_number
 from radmesh.database_server.schema import (
     admissions,
+    curated,
     instances,
     locations,
     patients,
+    renditions,
     series,
     stores,
     studies,
@@ -184,11 +186,48 @@ def visible(viewer: Viewer) -> Any:
     return sa.or_(seen, sent) if viewer.station else seen
 
 
-class Queries:
-    """Reads studies, series, instances and patients."""
+def web_caches(connection: sa.Connection, since: int) -> list[str]:
+    """Return the web caches that have announced themselves since a time, by name."""
+    living = sa.and_(stores.c.kind == WEB_CACHE, stores.c.heartbeat_time >= since)
+    return list(connection.execute(sa.select(stores.c.store_id).where(living).order_by(stores.c.store_id)).scalars())
 
-    def __init__(self, database: Database) -> None:
+
+def curated_counts(connection: sa.Connection, studies_of: Sequence[int], caches: Sequence[str]) -> dict[int, int]:
+    """Return how many current instances of studies (row ids) any of the caches has; studies with none are left out."""
+    mine = sa.and_(curated.c.study.in_(studies_of), curated.c.store_id.in_(caches), curated.c.instance_count > 0)
+    most = sa.func.max(curated.c.instance_count).label("most")
+    counts: dict[int, int] = {}
+    parted: list[int] = []
+    for row in connection.execute(
+        sa.select(curated.c.study, most, sa.func.count().label("caches"), studies.c.instance_count)
+        .join(studies, studies.c.id == curated.c.study)
+        .where(mine)
+        .group_by(curated.c.study, studies.c.instance_count)
+    ):
+        counts[row.study] = row.most
+        if row.caches > 1 and row.most < row.instance_count:
+            parted.append(row.study)
+    # What several caches have a part of is counted one by one; that is rare.
+    if parted:
+        either = sa.exists().where(renditions.c.instance == instances.c.id, renditions.c.store_id.in_(caches))
+        for row in connection.execute(
+            sa.select(instances.c.study, sa.func.count().label("counted"))
+            .where(instances.c.study.in_(parted), instances.c.current, either)
+            .group_by(instances.c.study)
+        ):
+            counts[row.study] = row.counted
+    return counts
+
+
+class Queries:
+    """Reads studies, series, instances and patients.
+
+    `living_since` returns the time of the last heartbeat (microseconds) that still counts.
+    """
+
+    def __init__(self, database: Database, living_since: Callable[[], int]) -> None:
         self._database = database
+        self._living_since = living_since
 
     def _has_modality(self, modalities: Sequence[str], viewer: Viewer) -> Any:
         texts = (studies.c.modalities.like(f"%\\\\{_pattern(m)}\\\\%", escape="\\") for m in modalities)
@@ -197,7 +236,7 @@ class Queries:
         seen = (
             sa.exists()
             .where(series.c.study == studies.c.id, sa.or_(*(matches(series.c.modality, m) for m in modalities)))
-            .where(instances.c.series == series.c.id, admissions.c.id == instances.c.admission, _not_held(viewer))
+            .where(instances.c.series == series.c.id, admissions.c.id == instances.c.admission, not_held(viewer))
         )
         return sa.and_(sa.or_(*texts), sa.or_(studies.c.verification != HELD, seen))
 
@@ -207,7 +246,7 @@ class Queries:
         # A study that has something held is HELD itself; who does not see that sees the worst of the rest.
         seen = (
             sa.select(admissions.c.verification)
-            .where(admissions.c.study == studies.c.id, _not_held(viewer))
+            .where(admissions.c.study == studies.c.id, not_held(viewer))
             .order_by(sa.case({state: rank for rank, state in enumerate(WORST)}, value=admissions.c.verification))
             .limit(1)
             .scalar_subquery()
@@ -268,10 +307,12 @@ class Queries:
         return rows, cursor.write(rows[-1]["study_date"], rows[-1]["id"]) if more else ""
 
     def _complete(self, connection: sa.Connection, rows: Sequence[dict[str, Any]], viewer: Viewer) -> None:
-        """Add stations, and leave out what held instances must not show."""
+        """Add stations and what is curated, and leave out what held instances must not show."""
         ids = [row["id"] for row in rows]
         if not ids:
             return
+        caches = web_caches(connection, self._living_since())
+        counts = curated_counts(connection, ids, caches) if caches else {}
         sent: dict[int, list[Any]] = {}
         for row in connection.execute(
             sa.select(admissions.c.study, admissions.c.station, admissions.c.verification, admissions.c.reason).where(
@@ -285,17 +326,21 @@ class Queries:
             study["stations"] = sorted({admission.station for admission in seen})
             study["modalities"] = sorted(m for m in study["modalities"].split("\\") if m)
             study["partly_held"] = len(seen) < len(every)
+            study["curated_count"] = counts.get(study["id"], 0)
             if study["partly_held"]:
-                self._without_held(connection, study, viewer)
+                self._without_held(connection, study, viewer, caches)
                 worst = min(seen, key=lambda a: WORST.index(a.verification) if a.verification in WORST else len(WORST))
                 study["verification"], study["verification_reason"] = worst.verification, worst.reason
 
-    def _without_held(self, connection: sa.Connection, study: dict[str, Any], viewer: Viewer) -> None:
+    def _without_held(
+        self, connection: sa.Connection, study: dict[str, Any], viewer: Viewer, caches: Sequence[str]
+    ) -> None:
         def total(condition: Any, value: Any = 1) -> Any:
             return sa.func.coalesce(sa.func.sum(sa.case((condition, value), else_=0)), 0)
 
         current = instances.c.current
-        seen = (instances.c.study == study["id"], admissions.c.id == instances.c.admission, _not_held(viewer))
+        made = sa.exists().where(renditions.c.instance == instances.c.id, renditions.c.store_id.in_(caches))
+        seen = (instances.c.study == study["id"], admissions.c.id == instances.c.admission, not_held(viewer))
         counted = (
             connection.execute(
                 sa.select(
@@ -303,6 +348,7 @@ class Queries:
                     sa.func.count(sa.distinct(instances.c.series)).label("series_count"),
                     total(current, instances.c.length).label("bytes"),
                     total(~current).label("variant_count"),
+                    total(sa.and_(current, made)).label("curated_count"),
                     total(sa.and_(current, instances.c.defect != "")).label("defective_count"),
                     sa.func.min(instances.c.receive_time).label("first_receive_time"),
                     sa.func.max(instances.c.receive_time).label("last_receive_time"),
@@ -344,7 +390,7 @@ class Queries:
                             instances.c.series, sa.func.sum(sa.case((instances.c.current, 1), else_=0)).label("counted")
                         )
                         .join(admissions, admissions.c.id == instances.c.admission)
-                        .where(instances.c.study == study["id"], _not_held(viewer))
+                        .where(instances.c.study == study["id"], not_held(viewer))
                         .group_by(instances.c.series)
                     )
                 }
@@ -380,7 +426,7 @@ class Queries:
         if sop_instance_uid:
             conditions.append(instances.c.sop_instance_uid == sop_instance_uid)
         if not viewer.include_held:
-            conditions.append(_not_held(viewer))
+            conditions.append(not_held(viewer))
         order = (
             series.c.series_instance_uid,
             instances.c.sort_number,
@@ -466,9 +512,10 @@ class Queries:
         return rows, cursor.write(rows[-1]["who"]) if more else ""
 
 
-def _not_held(viewer: Viewer) -> Any:
-    not_held = admissions.c.verification != HELD
-    return sa.or_(not_held, admissions.c.station == viewer.station) if viewer.station else not_held
+def not_held(viewer: Viewer) -> Any:
+    """Return the condition that an admission is not held from a viewer."""
+    free = admissions.c.verification != HELD
+    return sa.or_(free, admissions.c.station == viewer.station) if viewer.station else free
 
 
 _PATIENT: Final = (

@@ -34,6 +34,8 @@ NOT_REQUIRED, PENDING, VERIFIED, UNVERIFIED, HELD = 1, 2, 3, 4, 5
 # A study is as bad as the worst of its admissions.
 WORST: Final = (HELD, UNVERIFIED, PENDING, VERIFIED, NOT_REQUIRED)
 COMPLETED, NEW_READING = 3, 1
+# StoreKind of common.v1
+WEB_CACHE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +161,16 @@ class Registry:
         parsed = [_Parsed(record) for record in records]
 
         def work(connection: sa.Connection) -> tuple[list[tuple[int, int]], list[tuple[str, str]]]:
-            known = connection.execute(sa.select(stores.c.store_id).where(stores.c.store_id.in_(store_ids))).first()
+            known = connection.execute(sa.select(stores.c.kind).where(stores.c.store_id.in_(store_ids))).first()
             self._database.serialise(connection)
             if known is None:
                 raise RadmeshError("STORE_UNKNOWN", "the store has not announced itself: send a heartbeat first")
+            if known.kind == WEB_CACHE:
+                raise RadmeshError(
+                    "FIELD_INVALID",
+                    "a web cache has pictures, not objects: register renditions",
+                    metadata={"field": "records"},
+                )
             now = micros(self._clock.now())
             registration = _Registration(connection, self._database, now, self._people, self._admitted)
             outcomes = registration.run(parsed)
@@ -284,8 +292,12 @@ class Registry:
         """Return every store, with `alive`."""
         with self._database.read() as connection:
             rows = connection.execute(sa.select(stores).order_by(stores.c.store_id)).mappings().all()
-        oldest = micros(self._clock.now()) - int(self.store_timeout * 1e6)
-        return [{**row, "alive": row["heartbeat_time"] >= oldest} for row in rows]
+        since = self.living_since()
+        return [{**row, "alive": row["heartbeat_time"] >= since} for row in rows]
+
+    def living_since(self) -> int:
+        """Return the time of the last heartbeat that still counts."""
+        return micros(self._clock.now()) - int(self.store_timeout * 1e6)
 
 
 class _Registration:

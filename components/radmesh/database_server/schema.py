@@ -93,6 +93,7 @@ studies = Table(
     _number("person"),
     _number("report_version"),
     Index("ix_studies_newest", "study_date", "id"),
+    Index("ix_studies_oldest", "first_receive_time", "id"),
     Index("ix_studies_accession_number", "accession_number"),
     Index("ix_studies_verification", "verification", "study_date"),
     Index("ix_studies_reading", "reading", "study_date"),
@@ -199,6 +200,31 @@ locations = Table(
     Column("sequence", BigInteger, nullable=False),
     _number("residence"),
     UniqueConstraint("store_id", "study_hash", "generation", "sequence"),
+)
+# What web caches have of instances: of content, since a row of instances is of one content.
+renditions = Table(
+    "renditions",
+    metadata,
+    Column("instance", Key, ForeignKey("instances.id", ondelete="CASCADE"), primary_key=True),
+    Column("store_id", String(64), primary_key=True),
+    _number("state"),
+    _text("reason"),
+    _number("frame"),
+    _number("number_of_frames"),
+    # Of the frames that are served.
+    _text("served_syntax_uid"),
+    _text("photometric_interpretation"),
+    Column("derived", Boolean, nullable=False, server_default=text("false")),
+    _number("bytes"),
+)
+# How many current instances of a study a web cache has: kept with its renditions, since lists show it.
+curated = Table(
+    "curated",
+    metadata,
+    Column("study", Key, ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True),
+    Column("store_id", String(64), primary_key=True),
+    _number("instance_count"),
+    Index(None, "store_id", "study"),
 )
 marks = Table(
     "marks",
@@ -324,6 +350,7 @@ stores = Table(
     _number("kind"),
     _text("target"),
     _text("put_target"),
+    _text("client_url"),
     Column("epoch", LargeBinary(16), nullable=False),
     _number("free_bytes"),
     Column("accepting", Boolean, nullable=False),

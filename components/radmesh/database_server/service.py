@@ -20,6 +20,7 @@ from radmesh.database_server.people import FIELDS as PATIENT_FIELDS
 from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries, StudyFilter, Viewer, page_size
 from radmesh.database_server.registry import Record, Registry
+from radmesh.database_server.renditions import Rendition, Renditions
 from radmesh.database_server.reports import NOT_CONFIGURED, REFUSED, WAITING, Reports
 from radmesh.database_server.statuses import Statuses
 from radmesh.database_server.texts import clean
@@ -131,12 +132,15 @@ class RegistryService:
         """Remember that a store lives."""
         if not 1 <= len(request.store_id) <= 64 or len(request.epoch) != 16:
             raise invalid("store_id, epoch", "1 to 64 characters, 16 bytes")
+        if len(request.client_url) > 256:
+            raise invalid("client_url", "at most 256 characters")
         self._registry.heartbeat(
             {
                 "store_id": request.store_id,
                 "kind": request.kind,
                 "target": request.target,
                 "put_target": request.put_target or request.target,
+                "client_url": request.client_url,
                 "epoch": request.epoch,
                 "free_bytes": min(request.free_bytes, 1 << 62),
                 "accepting": request.accepting,
@@ -156,6 +160,7 @@ class RegistryService:
                     kind=s["kind"],
                     target=s["target"],
                     put_target=s["put_target"],
+                    client_url=s["client_url"],
                     epoch=bytes(s["epoch"]),
                     free_bytes=s["free_bytes"],
                     accepting=s["accepting"],
@@ -339,6 +344,7 @@ def _study(row: Any) -> pb.Study:
         corrected=row["corrected"],
         order_id=row["order_id"],
         report_version=row["report_version"],
+        curated_count=row["curated_count"],
     )
 
 
@@ -810,6 +816,107 @@ class JobService:
             request.kind, request.state, page_size(request.page_size, 100, 1000), request.page_token
         )
         return pb.ListJobsResponse(jobs=map(_job, rows), next_page_token=token)
+
+
+@checked()
+class CurationService:
+    """database.v1.CurationService."""
+
+    def __init__(self, renditions: Renditions) -> None:
+        self._renditions = renditions
+
+    def RegisterRenditions(self, request: pb.RegisterRenditionsRequest, _call: Call) -> pb.RegisterRenditionsResponse:
+        """Make pictures known."""
+        if len(request.renditions) > 1000:
+            raise invalid("renditions", "at most 1,000")
+        self._renditions.register([self._rendition(rendition) for rendition in request.renditions])
+        return pb.RegisterRenditionsResponse()
+
+    @staticmethod
+    def _rendition(r: pb.Rendition) -> Rendition:
+        for field, value, most in (
+            ("identity.sop_instance_uid", r.identity.sop_instance_uid, 64),
+            ("identity.transfer_syntax_uid", r.identity.transfer_syntax_uid, 64),
+            ("store_id", r.store_id, 64),
+        ):
+            if not 1 <= len(value) <= most:
+                raise invalid(field, f"1 to {most} characters")
+        for field, value, most in (
+            ("reason", r.reason, 64),
+            ("transfer_syntax_uid", r.transfer_syntax_uid, 64),
+            ("photometric_interpretation", r.photometric_interpretation, 16),
+        ):
+            if len(value) > most:
+                raise invalid(field, f"at most {most} characters")
+        if len(r.identity.sha256) != 32:
+            raise invalid("identity.sha256", "32 bytes")
+        if not r.state:
+            raise invalid("state", "needed")
+        if r.state in (pb.RENDITION_STATE_ORIGINAL, pb.RENDITION_STATE_NONE) and not r.reason:
+            raise invalid("reason", "needed for this state")
+        if r.frame < 0 or r.number_of_frames < 0:
+            raise invalid("frame, number_of_frames", "0 or more")
+        return Rendition(
+            store_id=r.store_id,
+            sop_instance_uid=r.identity.sop_instance_uid,
+            transfer_syntax_uid=r.identity.transfer_syntax_uid,
+            sha256=r.identity.sha256,
+            state=r.state,
+            reason=r.reason,
+            frame=r.frame,
+            number_of_frames=r.number_of_frames,
+            served_syntax_uid=r.transfer_syntax_uid,
+            photometric_interpretation=r.photometric_interpretation,
+            derived=r.derived,
+            bytes=r.bytes,
+        )
+
+    def FindRenditions(self, request: pb.FindRenditionsRequest, _call: Call) -> pb.FindRenditionsResponse:
+        """List the pictures of a study."""
+        rows, token = self._renditions.find(
+            request.study_instance_uid,
+            series_instance_uid=request.series_instance_uid,
+            sop_instance_uid=request.sop_instance_uid,
+            viewer=Viewer(include_held=request.include_held),
+            size=page_size(request.page_size, 1000, 5000),
+            token=request.page_token,
+        )
+        return pb.FindRenditionsResponse(
+            renditions=[
+                pb.Rendition(
+                    identity=common_pb2.ContentIdentity(
+                        sop_instance_uid=row["sop_instance_uid"],
+                        transfer_syntax_uid=row["transfer_syntax_uid"],
+                        sha256=bytes(row["sha256"]),
+                    ),
+                    study_instance_uid=request.study_instance_uid,
+                    series_instance_uid=row["series_instance_uid"],
+                    store_id=row["store_id"],
+                    state=row["state"],
+                    reason=row["reason"],
+                    frame=row["frame"],
+                    number_of_frames=row["number_of_frames"],
+                    transfer_syntax_uid=row["served_syntax_uid"],
+                    photometric_interpretation=row["photometric_interpretation"],
+                    derived=row["derived"],
+                    bytes=row["bytes"],
+                    target=row["target"],
+                )
+                for row in rows
+            ],
+            next_page_token=token,
+        )
+
+    def DropRenditions(self, request: pb.DropRenditionsRequest, _call: Call) -> pb.DropRenditionsResponse:
+        """Forget what a web cache no longer has."""
+        if not 1 <= len(request.store_id) <= 64:
+            raise invalid("store_id", "1 to 64 characters")
+        return pb.DropRenditionsResponse(dropped=self._renditions.drop(request.store_id, request.study_instance_uid))
+
+    def FindUncurated(self, request: pb.FindUncuratedRequest, _call: Call) -> pb.FindUncuratedResponse:
+        """List studies with something to be made."""
+        uids, token = self._renditions.uncurated(page_size(request.page_size, 100, 1000), request.page_token)
+        return pb.FindUncuratedResponse(study_instance_uids=uids, next_page_token=token)
 
 
 @checked()
