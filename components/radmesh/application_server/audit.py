@@ -49,21 +49,28 @@ class Audit:
         event.time.FromDatetime(self._clock.now())
         self._accounts.AppendAudit(database_pb2.AppendAuditRequest(events=[event]))
 
+    def knows(self, action: str, call: Call, study: str) -> bool:
+        """Whether this access was written within the last minute: then `access` would write nothing."""
+        with self._lock:
+            last = self._recent.get(_key(action, call, study))
+        return last is not None and self._clock.monotonic() - last < _SAME_ACT_SECONDS
+
     def access(self, action: str, call: Call, study: str) -> None:
         """Write an access to a study, once a minute for the same session, action and study.
 
         Raises:
             RadmeshError: as `record`.
         """
-        key = (call.person.session_id if call.person else "", action, study)
-        now = self._clock.monotonic()
-        with self._lock:
-            last = self._recent.get(key)
-        if last is not None and now - last < _SAME_ACT_SECONDS:
+        if self.knows(action, call, study):
             return
+        key, now = _key(action, call, study), self._clock.monotonic()
         self.record(action, call, object_id=study)
         with self._lock:
             self._recent[key] = now
             self._recent.move_to_end(key)
             while len(self._recent) > _MOST:
                 self._recent.popitem(last=False)
+
+
+def _key(action: str, call: Call, study: str) -> tuple[str, str, str]:
+    return (call.person.session_id if call.person else "", action, study)

@@ -29,3 +29,23 @@ class Section:
     )
     key: str = setting("", doc="PEM file of the key of `certificate`.", rule=_file)
     max_calls: int = setting(64, doc="Calls served at one time; more are refused for now.", minimum=4, maximum=1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """[http]: the door for browsers, DICOMweb and JSON."""
+
+    port: int = setting(
+        8080, doc="TCP port of HTTP; 0 = any free one.", env="RADMESH_HTTP_PORT", minimum=0, maximum=65535
+    )
+    bind: str = setting(
+        "127.0.0.1", doc="Address to listen on. Beyond loopback the door speaks TLS only.", env="RADMESH_BIND"
+    )
+    max_requests: int = setting(
+        256, doc="Requests answered at one time; more are asked to come back.", minimum=4, maximum=10_000
+    )
+    threads: int = setting(32, doc="Threads that ask the other components.", minimum=2, maximum=1000)
+    metrics: bool = setting(default=False, doc="Serve /metrics to everybody, not to this machine alone.")
+    access_log: bool = setting(
+        default=False, doc="Log every request; else those that change something, or fail. Neither names a patient."
+    )

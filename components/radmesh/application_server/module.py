@@ -1,5 +1,6 @@
 """Wires the Application Server."""
 
+import importlib
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +10,15 @@ from radmesh.api.database.v1 import database_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.application_server import service
 from radmesh.application_server.audit import Audit
-from radmesh.application_server.config import Section
+from radmesh.application_server.config import Http, Section
+from radmesh.application_server.http import health
+from radmesh.application_server.http import sessions as http_sessions
+from radmesh.application_server.http.app import Door
+from radmesh.application_server.http.server import HttpServer
 from radmesh.application_server.ris import RisService, domains_of, managers_of
 from radmesh.application_server.sessions import SessionCache
 from radmesh.runtime.context import Context
-from radmesh.runtime.rpc import MethodCodec, Person, Server
+from radmesh.runtime.rpc import MethodCodec, Person, Server, callers_of
 from radmesh.transfer.codec import decoder, encode
 from radmesh.transfer.sender import Sender
 from radmesh.transfer.tickets import TicketCache, admit_by
@@ -39,13 +44,16 @@ def _is_loopback(address: str) -> bool:
 class ApplicationServer:
     """The component: its own server within the mesh, and the clients' door."""
 
-    def __init__(self, config: Section, context: Context) -> None:
+    def __init__(self, config: Section, context: Context, http: Http | None = None) -> None:
         self._config = config
         self._context = context
-        accounts = context.client(_DATABASE["AccountService"], "database-server")
-        queries = context.client(_DATABASE["QueryService"], "database-server")
-        studies = context.client(_DATABASE["StudyService"], "database-server")
-        registry = context.client(_DATABASE["RegistryService"], "database-server")
+        stubs = {
+            name: context.client(descriptor, "database-server")
+            for name, descriptor in _DATABASE.items()
+            if "application-server" in {c for m in descriptor.methods for c in callers_of(m)} or name == "FeedService"
+        }
+        accounts, queries, studies = stubs["AccountService"], stubs["QueryService"], stubs["StudyService"]
+        registry = stubs["RegistryService"]
         rejects = context.client(_GATEWAY["RejectService"], "network-gateway")
 
         def fetch(token: str) -> Person:
@@ -73,37 +81,51 @@ class ApplicationServer:
             person_authenticator=sessions.get,
             door_tls=None if _is_loopback(config.bind) else self._certificate,
         )
-        self._door.add(_DOOR["SessionService"], service.SessionService(accounts, sessions, audit))
-        self._door.add(
-            _DOOR["StudyService"],
-            service.StudyService(
+        session_service = service.SessionService(accounts, sessions, audit)
+        study_service = service.StudyService(
+            context,
+            queries,
+            studies,
+            registry,
+            audit,
+            sessions,
+            lambda: Sender(context.line, admit, context.clock, tickets=tickets),
+        )
+        ris_service = RisService(
+            queries=queries,
+            studies=studies,
+            orders=stubs["OrderService"],
+            reports=stubs["ReportService"],
+            holds=context.client(_GATEWAY["HoldService"], "network-gateway"),
+            managers=managers_of(context),
+            domains=domains_of(context),
+            audit=audit,
+        )
+        administration = service.AdministrationService(context, accounts, registry, rejects, audit, instances)
+        self._door.add(_DOOR["SessionService"], session_service)
+        self._door.add(_DOOR["StudyService"], study_service, codecs=_BULK)
+        self._door.add(_DOOR["RisService"], ris_service)
+        self._door.add(_DOOR["AdministrationService"], administration)
+        self._http: HttpServer | None = None
+        if http is not None:
+            door = Door(
+                http,
                 context,
-                queries,
-                studies,
-                registry,
-                audit,
-                sessions,
-                lambda: Sender(context.line, admit, context.clock, tickets=tickets),
-            ),
-            codecs=_BULK,
-        )
-        self._door.add(
-            _DOOR["RisService"],
-            RisService(
-                queries=queries,
-                studies=studies,
-                orders=context.client(_DATABASE["OrderService"], "database-server"),
-                reports=context.client(_DATABASE["ReportService"], "database-server"),
-                holds=context.client(_GATEWAY["HoldService"], "network-gateway"),
-                managers=managers_of(context),
-                domains=domains_of(context),
+                sessions=sessions,
                 audit=audit,
-            ),
-        )
-        self._door.add(
-            _DOOR["AdministrationService"],
-            service.AdministrationService(context, accounts, registry, rejects, audit, instances),
-        )
+                session_service=session_service,
+                study_service=study_service,
+                ris_service=ris_service,
+                administration=administration,
+                stubs=stubs,
+            )
+            door.mount(health.routes(door))
+            door.mount(http_sessions.routes(door))
+            for name in ("dicomweb", "pages"):
+                mounted = importlib.import_module(f"{__package__}.{name}")
+                if hasattr(mounted, "routes"):
+                    door.mount(mounted.routes(door))
+            self._http = HttpServer(http, door)
 
     def _certificate(self) -> tuple[bytes, bytes]:
         if self._config.certificate:
@@ -114,19 +136,25 @@ class ApplicationServer:
     def endpoints(self) -> Mapping[str, str]:
         """Return where clients come in."""
         scheme = "grpc" if _is_loopback(self._config.bind) else "grpcs"
-        return {"grpc": f"{scheme}://{self._door.target}"}
+        http = {"http": self._http.url} if self._http is not None else {}
+        return {"grpc": f"{scheme}://{self._door.target}", **http}
 
     def start(self) -> None:
         """Serve."""
         self._server.start()
         self._door.start()
+        if self._http is not None:
+            self._http.start()
 
     def stop(self, grace: float) -> None:
         """Answer what was asked, and end."""
+        if self._http is not None:
+            self._http.stop(grace)
         self._door.stop(grace)
         self._server.stop(1.0)
 
 
 def module(config: Section, context: Context) -> ApplicationServer:
     """Return the component."""
-    return ApplicationServer(config, context)
+    configured = context.settings.get("configuration")
+    return ApplicationServer(config, context, configured["http"] if configured else None)

@@ -29,11 +29,9 @@ class SessionCache:
         Raises:
             RadmeshError: SESSION_EXPIRED, and whatever the database's absence raises.
         """
+        if (known := self.known(token)) is not None:
+            return known
         now = self._clock.monotonic()
-        with self._lock:
-            known = self._known.get(token)
-        if known and now - known[0] < _KEEP_SECONDS:
-            return known[1]
         person = self._fetch(token)
         with self._lock:
             self._known[token] = (now, person)
@@ -41,6 +39,12 @@ class SessionCache:
             while len(self._known) > _MOST:
                 self._known.popitem(last=False)
         return person
+
+    def known(self, token: str) -> Person | None:
+        """Return the token's person if that is known without asking."""
+        with self._lock:
+            known = self._known.get(token)
+        return known[1] if known and self._clock.monotonic() - known[0] < _KEEP_SECONDS else None
 
     def permit(self, person: Person, roles: Collection[str]) -> "Permit":
         """Return what says during a long call whether it may go on."""

@@ -47,6 +47,7 @@ class Module:
 
     `factory` and `section_class` are "module:name", imported when they are used. `needs` are the components that it
     calls: they are told to stop only when it has stopped. `numbered`: its instances are called <component>-0, -1, ….
+    `more_sections` are (name, class) of sections beside the first, which it finds in its context's settings.
     """
 
     component: str
@@ -56,6 +57,7 @@ class Module:
     needs: tuple[str, ...] = ()
     numbered: bool = False
     makes_administrator: bool = False
+    more_sections: tuple[tuple[str, str], ...] = ()
 
     def make(self, configuration: Configuration, context: "Context") -> "Service":
         """Wire an instance."""
@@ -83,7 +85,9 @@ class Table:
 
     def schema(self) -> Schema:
         """Return everything there is to set."""
-        own = {module.section: load_name(module.section_class) for module in self.modules if module.section}
+        named = [(m.section, m.section_class) for m in self.modules if m.section]
+        named += [pair for module in self.modules for pair in module.more_sections]
+        own = {section: load_name(section_class) for section, section_class in named}
         return Schema(
             {"mesh": sections.Mesh, **own},
             {"stations": sections.Station, "domains": sections.Domain},
@@ -165,6 +169,7 @@ TABLE = Table(
             "grpc",
             "radmesh.application_server.config:Section",
             needs=("network-gateway", "connectivity-manager", "archive-server", "database-server"),
+            more_sections=(("http", "radmesh.application_server.config:Http"),),
         ),
     )
 )

@@ -20,6 +20,9 @@ class Definition:
 
 DEFINITIONS: dict[str, Definition] = {
     "radmesh_rpc_seconds": Definition("histogram", "Time of an rpc, at the server.", ("method", "code")),
+    "radmesh_http_seconds": Definition(
+        "histogram", "Time of an HTTP request, to the end of its answer.", ("route", "status")
+    ),
     "radmesh_associations_open": Definition("gauge", "DICOM associations open now."),
     "radmesh_associations": Definition("counter", "DICOM associations, by how they ended.", ("outcome",)),
     "radmesh_dimse_responses": Definition("counter", "DIMSE responses, by command and status.", ("command", "status")),

@@ -54,6 +54,14 @@ REASONS: dict[str, Reason] = {
         ("COMPONENT_UNKNOWN", Code.NOT_FOUND, _OUT_OF_RESOURCES, 500, "name the component's address under [mesh.addresses]"),
         ("METHOD_UNKNOWN", Code.UNIMPLEMENTED, _OUT_OF_RESOURCES, 501, "docs/reference/rpc.md lists what is served where"),
         ("TARGET_INVALID", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 500, "correct the address under [mesh.addresses]"),
+        # Of HTTP requests
+        ("PATH_UNKNOWN", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "docs/reference/http.md lists what is served"),
+        ("METHOD_NOT_ALLOWED", Code.UNIMPLEMENTED, _OUT_OF_RESOURCES, 405, "use a method that the header Allow names"),
+        ("NOT_ACCEPTABLE", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 406, "accept one of what the error names"),
+        ("REQUEST_SLOW", Code.DEADLINE_EXCEEDED, _OUT_OF_RESOURCES, 408, "send the request at once"),
+        ("MEDIA_TYPE_UNSUPPORTED", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 415, "send what the error names as Content-Type"),
+        ("HEADERS_TOO_LARGE", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 431, "send fewer or shorter headers: 32 KiB at most with the URL"),
+        ("ORIGIN_REFUSED", Code.PERMISSION_DENIED, _OUT_OF_RESOURCES, 403, "call from a page of this server, or with a bearer token in place of the cookie"),
         # Configuration and command line
         ("CONFIG_INVALID", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 500, "correct what the error names; 'radmesh config check FILE' lists all"),
         ("CLUSTER_NOT_RUNNING", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "start it with 'radmesh up', or name another with --cluster"),
