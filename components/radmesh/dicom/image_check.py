@@ -4,15 +4,27 @@ The data set streams by: native pixel data is counted, encapsulated pixel data w
 frame's fragments are kept, to be decoded. What cannot be decided is no defect.
 """
 
-import struct
 import sys
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from radmesh.dicom import uids
+from radmesh.dicom.elements import (
+    DOUBLE_PIXELS,
+    EXTENDED_OFFSETS,
+    FLOAT_PIXELS,
+    ITEM,
+    PIXELS,
+    SEQUENCE_END,
+    UNDEFINED,
+    Elements,
+    EndedError,
+    Source,
+    UndecidableError,
+    inflate,
+)
 from radmesh.dicom.header import QueryableHeader, new_scanner
 
 PIXEL_DATA_MISSING: Final = "PIXEL_DATA_MISSING"
@@ -28,36 +40,26 @@ FRAME_MOST: Final = 64 << 20
 # Samples of a frame that is decoded: decoders take four bytes for each, more than once.
 SAMPLES_MOST: Final = 1 << 26
 _TABLE_MOST: Final = 8 << 20
-_INFLATED_MOST: Final = 16 << 30
-_PIECE: Final = 1 << 20
-_DEPTH_MOST: Final = 64
 # Frames of the largest slides are a tenth of it; each takes time, however short it is.
 _FRAGMENTS_MOST: Final = 1 << 22
 
-_UNDEFINED: Final = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PROVIDER_URL: Final = 0x00287FE0
-_EXTENDED_OFFSETS: Final = 0x7FE00001
-_FLOAT, _DOUBLE, _PIXELS = 0x7FE00008, 0x7FE00009, 0x7FE00010
-# VRs with a length of 16 bits, of 32 bits (PS3.5 7.1.2).
-_SHORT_FORM: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
-_LONG_FORM: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+PROVIDER_URL: Final = 0x00287FE0
 
 # SOP classes that have no pixel data, whatever else was copied into them: documents, presentation states, plans.
-_NO_IMAGES: Final = (
+NO_IMAGES: Final = (
     "1.2.840.10008.5.1.4.1.1.11.",
     "1.2.840.10008.5.1.4.1.1.88.",
     "1.2.840.10008.5.1.4.1.1.104.",
     *(f"1.2.840.10008.5.1.4.1.1.481.{n}" for n in (3, 4, 5, 6, 7, 8, 9)),
 )
 # Pixel Data Provider URL (0028,7FE0) says where the pixel data is (PS3.5 A.6).
-_JPIP: Final = (
+JPIP: Final = (
     "1.2.840.10008.1.2.4.94",
     "1.2.840.10008.1.2.4.95",
     "1.2.840.10008.1.2.4.204",
     "1.2.840.10008.1.2.4.205",
 )
-_VIDEO: Final = tuple(f"1.2.840.10008.1.2.4.{n}" for n in range(100, 110))
+VIDEO: Final = tuple(f"1.2.840.10008.1.2.4.{n}" for n in range(100, 110))
 _RLE: Final = "1.2.840.10008.1.2.5"
 # Decoders for these are on board. Others are not tried: retired processes, JPEG 2000 part 2, JPEG XL.
 _DECODABLE: Final = frozenset(
@@ -67,96 +69,8 @@ _STARTS: Final = (b"\xff\xd8", b"\xff\x4f")
 _SEQUENTIAL_JPEG: Final = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 
 
-class _EndedError(Exception):
-    """The bytes are at an end."""
-
-
-class _UndecidableError(Exception):
-    """It cannot be seen what is there."""
-
-
 class _Broken(Exception):  # noqa: N818 - carries a finding, not an error of ours
     """What is found."""
-
-
-class _Source:
-    """Bytes that stream by."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = iter(chunks)
-        self._chunk = b""
-        self._at = 0
-        self.position = 0
-
-    def _more(self) -> bool:
-        while self._at == len(self._chunk):
-            try:
-                self._chunk = next(self._chunks)
-            except StopIteration:
-                return False
-            self._at = 0
-        return True
-
-    def pieces(self, size: int) -> Iterator[bytes]:
-        """Up to `size` bytes, fewer where they end."""
-        while size and self._more():
-            piece = self._chunk[self._at : self._at + size]
-            self._at += len(piece)
-            self.position += len(piece)
-            size -= len(piece)
-            yield piece
-
-    def read(self, size: int) -> bytes:
-        """Exactly so many, which are few."""
-        if len(self._chunk) - self._at >= size:
-            data = self._chunk[self._at : self._at + size]
-            self._at += size
-            self.position += size
-            return data
-        data = b"".join(self.pieces(size))
-        if len(data) < size:
-            raise _EndedError
-        return data
-
-    def count(self, size: int) -> int:
-        """Pass over `size` bytes; return how many there were."""
-        passed = 0
-        while passed < size and self._more():
-            step = min(size - passed, len(self._chunk) - self._at)
-            self._at += step
-            passed += step
-        self.position += passed
-        return passed
-
-    @property
-    def ended(self) -> bool:
-        """Whether there is nothing more."""
-        return not self._more()
-
-    def skip(self, size: int) -> None:
-        """Pass over exactly so many."""
-        if self.count(size) < size:
-            raise _EndedError
-
-
-def _inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    most = _INFLATED_MOST
-    try:
-        for chunk in chunks:
-            rest = chunk
-            while rest and not inflater.eof:
-                piece = inflater.decompress(rest, _PIECE)
-                rest = inflater.unconsumed_tail
-                most -= len(piece)
-                if most < 0:
-                    raise _UndecidableError
-                if piece:
-                    yield piece
-        while not inflater.eof and (piece := inflater.decompress(inflater.unconsumed_tail, _PIECE)):
-            yield piece
-    except zlib.error:
-        return  # as if the bytes ended here
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +143,11 @@ def check(chunks: Iterable[bytes], sop_class_uid: str, transfer_syntax_uid: str,
     """
     syntax = uids.transfer_syntax(transfer_syntax_uid)
     # What a transfer syntax of nobody's standard means for pixel data cannot be known.
-    if not f"{syntax.uid}.".startswith(f"{uids.IMPLICIT_VR_LITTLE_ENDIAN}.") or syntax.uid in _JPIP:
+    if not f"{syntax.uid}.".startswith(f"{uids.IMPLICIT_VR_LITTLE_ENDIAN}.") or syntax.uid in JPIP:
         return ""
     try:
-        return _Check(_inflate(chunks) if syntax.deflated else chunks, sop_class_uid, syntax, decode).run()
-    except _UndecidableError:
+        return _Check(inflate(chunks) if syntax.deflated else chunks, sop_class_uid, syntax, decode).run()
+    except UndecidableError:
         return ""
     except _Broken as found:
         return str(found)
@@ -247,7 +161,7 @@ class _Check:
         self._decode = decode
         self._sop_class_uid = sop_class_uid
         iterator = iter(chunks)
-        scanner = new_scanner(syntax, {_PROVIDER_URL: b"UR"})
+        scanner = new_scanner(syntax, {PROVIDER_URL: b"UR"})
         held = []
         for chunk in iterator:
             held.append(chunk)
@@ -255,85 +169,51 @@ class _Check:
                 break
         scanner.finish()
         if scanner.error is not None:
-            raise _UndecidableError
+            raise UndecidableError
         self._image = _Image.of(QueryableHeader.parse(scanner.header()))
-        self._elsewhere = bool((scanner.value(_PROVIDER_URL) or b"").strip(b"\0 "))
+        self._elsewhere = bool((scanner.value(PROVIDER_URL) or b"").strip(b"\0 "))
         other = "VR_DECLARED_OTHER" in scanner.remarks
-        self._implicit = syntax.implicit != other
-        self._order = ">" if syntax.big_endian else "<"
+        implicit = syntax.implicit != other
 
         def again() -> Iterator[bytes]:
             while held:
                 yield held.pop(0)
             yield from iterator
 
-        self._source = _Source(again())
+        self._source = Source(again())
         self._source.skip(scanner.position)
-        self._guessed = False
-
-    # Elements
-
-    def _element(self, *, implicit: bool) -> tuple[int, bytes, int]:
-        """Read an element's tag, VR and length."""
-        head = self._source.read(8)
-        group, number, length = struct.unpack(self._order + "HHI", head)
-        tag = group << 16 | number
-        vr = head[4:6]
-        if implicit or group == 0xFFFE:
-            # Explicit VR in a sequence that must have none leads astray.
-            self._guessed |= group != 0xFFFE and (vr in _SHORT_FORM or vr in _LONG_FORM)
-            return tag, b"", length
-        if vr in _SHORT_FORM:
-            return tag, vr, struct.unpack(self._order + "H", head[6:])[0]
-        if vr in _LONG_FORM:
-            return tag, vr, struct.unpack(self._order + "I", self._source.read(4))[0]
-        # Who leaves out the VR writes the implicit form.
-        self._guessed = True
-        return tag, b"UN", length
-
-    def _skip_sequence(self, *, implicit: bool) -> None:
-        """Pass over a sequence of undefined length."""
-        # What is open: (whether it is an item, whether what is in it has implicit VR).
-        open_: list[tuple[bool, bool]] = [(False, implicit)]
-        while open_:
-            in_item, inner = open_[-1]
-            tag, vr, length = self._element(implicit=inner)
-            if tag == (_ITEM_END if in_item else _SEQUENCE_END):
-                open_.pop()
-            elif not in_item and tag != _ITEM:
-                raise _UndecidableError
-            elif length != _UNDEFINED:
-                self._source.skip(length)
-            elif len(open_) == _DEPTH_MOST:
-                raise _UndecidableError
-            else:
-                open_.append((tag == _ITEM and not in_item, inner or vr == b"UN"))
+        self._elements = Elements(self._source, syntax, implicit=implicit)
 
     def run(self) -> str:
         extended: array[int] | None = None
         try:
             while True:
-                tag, vr, length = self._element(implicit=self._implicit)
-                if tag in (_PIXELS, _FLOAT, _DOUBLE):
+                tag, vr, length = self._elements.next()
+                if tag in (PIXELS, FLOAT_PIXELS, DOUBLE_PIXELS):
                     return self._check_pixels(tag, length, extended)
-                if tag > _PIXELS and tag >> 16 != 0xFFFE:
+                if tag > PIXELS and tag >> 16 != 0xFFFE:
                     break
-                if length == _UNDEFINED:
-                    self._skip_sequence(implicit=self._implicit or vr == b"UN")
-                elif tag == _EXTENDED_OFFSETS and length <= _TABLE_MOST and length % 8 == 0:
+                if length == UNDEFINED:
+                    self._elements.skip_sequence(implicit=self._elements.implicit or vr == b"UN")
+                elif tag == EXTENDED_OFFSETS and length <= _TABLE_MOST and length % 8 == 0:
                     extended = self._table(length, "Q")
                 else:
                     self._source.skip(length)
-        except _EndedError:
+        except EndedError:
             pass
-        if self._guessed or self._elsewhere or not self._image.described or self._sop_class_uid.startswith(_NO_IMAGES):
+        if (
+            self._elements.guessed
+            or self._elsewhere
+            or not self._image.described
+            or self._sop_class_uid.startswith(NO_IMAGES)
+        ):
             return ""
         return PIXEL_DATA_MISSING
 
     # Native pixel data
 
     def _check_pixels(self, tag: int, length: int, extended: "array[int] | None") -> str:
-        if length == _UNDEFINED:
+        if length == UNDEFINED:
             # Fragments in a transfer syntax that has none: nobody can tell what they are.
             return self._check_fragments(extended) if self._syntax.encapsulated else FRAGMENTS_BROKEN
         if self._syntax.encapsulated:
@@ -342,7 +222,7 @@ class _Check:
         if there < length:
             return PIXEL_DATA_SHORT
         image = self._image
-        allocated = {_FLOAT: 32, _DOUBLE: 64}.get(tag, image.allocated)
+        allocated = {FLOAT_PIXELS: 32, DOUBLE_PIXELS: 64}.get(tag, image.allocated)
         if not (image.rows and image.columns and allocated and image.frames):
             return ""
         lengths = image.lengths(allocated)
@@ -363,7 +243,7 @@ class _Check:
     def _check_fragments(self, extended: "array[int] | None") -> str:
         try:
             frame = self._walk_fragments(extended)
-        except _EndedError:
+        except EndedError:
             return FRAGMENTS_BROKEN
         if frame is None or self._decodes(frame):
             return ""
@@ -374,10 +254,10 @@ class _Check:
         # The delimiter at the end is often left out.
         if self._source.ended:
             return None
-        tag, _, length = self._element(implicit=True)
-        if tag == _SEQUENCE_END:
+        tag, _, length = self._elements.next(implicit=True)
+        if tag == SEQUENCE_END:
             return None
-        if tag != _ITEM or length == _UNDEFINED:
+        if tag != ITEM or length == UNDEFINED:
             raise _Broken(FRAGMENTS_BROKEN)
         return length
 
@@ -386,10 +266,10 @@ class _Check:
 
         Raises:
             _Broken: FRAGMENTS_BROKEN.
-            _EndedError: the bytes end inside.
+            EndedError: the bytes end inside.
         """
-        tag, _, length = self._element(implicit=True)
-        if tag != _ITEM or length == _UNDEFINED or length % 4:
+        tag, _, length = self._elements.next(implicit=True)
+        if tag != ITEM or length == UNDEFINED or length % 4:
             raise _Broken(FRAGMENTS_BROKEN)
         if length > _TABLE_MOST:
             self._source.skip(length)
@@ -400,7 +280,7 @@ class _Check:
         begin = self._source.position
         due = 0
         frames = self._image.frames
-        video = self._syntax.uid in _VIDEO
+        video = self._syntax.uid in VIDEO
         first: bytearray | None = bytearray()
         # Whether the first frame is complete; where its first fragment ends.
         done, first_end, fragments = False, 0, 0
@@ -415,7 +295,7 @@ class _Check:
                 due += 1
             fragments += 1
             if fragments > _FRAGMENTS_MOST:
-                raise _UndecidableError
+                raise UndecidableError
             begins = self._source.read(min(2, length))
             starts += begins in _STARTS
             told = told or fragments == starts == 1
@@ -429,7 +309,7 @@ class _Check:
                 for piece in self._source.pieces(length - len(begins)):
                     first += piece
                 if self._source.position - begin - at - 8 < length:
-                    raise _EndedError
+                    raise EndedError
                 first_end = first_end or len(first)
                 # The end of a JPEG or JPEG 2000 image, and a byte of padding.
                 done = not offsets and frames > 1 and b"\xff\xd9" in first[-4:]
