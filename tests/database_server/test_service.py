@@ -40,6 +40,7 @@ from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.database.v1 import database_pb2 as pb
 from radmesh.database_server import service
 from radmesh.database_server.config import Section
+from radmesh.database_server.grants import GrantService
 from radmesh.database_server.module import DatabaseServer, module
 from radmesh.database_server.registry import Record
 from radmesh.database_server.reports import DELIVERED, NOT_CONFIGURED, REFUSED, WAITING
@@ -672,6 +673,7 @@ def _implementations(parts: Parts, world: World) -> dict[str, Any]:
         "CurationService": service.CurationService(parts.renditions),
         "FeedService": service.FeedService(parts.feed),
         "AccountService": service.AccountService(parts.accounts),
+        "GrantService": GrantService(parts.database, parts.clock),
     }
 
 

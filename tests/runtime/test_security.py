@@ -16,7 +16,7 @@ from runtime_support import INSTANCES, PROBE, Probe, World, text, wait_for
 
 from radmesh.runtime.clock import ManualClock, SystemClock
 from radmesh.runtime.errors import RadmeshError
-from radmesh.runtime.security import TICKET_ISSUERS, Authority, Credentials, component_of
+from radmesh.runtime.security import GRANT_ISSUERS, TICKET_ISSUERS, Authority, Credentials, component_of
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def names(folder: Path, instance: str) -> x509.SubjectAlternativeName:
 def test_secrets_are_for_the_owner_alone(folder: Path) -> None:
     assert mode(folder) == 0o700
     secret = [path for path in folder.iterdir() if path.suffix == ".key" or path.name.startswith("token.")]
-    assert len(secret) == 1 + 2 * len(INSTANCES) + len(TICKET_ISSUERS)
+    assert len(secret) == 1 + 2 * len(INSTANCES) + len(TICKET_ISSUERS) + len(GRANT_ISSUERS)
     assert {mode(path) for path in secret} == {0o600}
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
@@ -54,7 +54,8 @@ def test_what_servers_read_holds_no_token(folder: Path) -> None:
 
 def test_a_certificate_names_component_instance_and_loopback(folder: Path) -> None:
     found = names(folder, "archive-server-0")
-    assert set(found.get_values_for_type(x509.DNSName)) == {"archive-server", "archive-server-0", "localhost"}
+    hosts = {"archive-server", "archive-server-0", "archive-server-0.archive-server", "localhost"}
+    assert set(found.get_values_for_type(x509.DNSName)) == hosts
     assert {str(address) for address in found.get_values_for_type(x509.IPAddress)} == {"127.0.0.1", "::1"}
     assert found.get_values_for_type(x509.UniformResourceIdentifier) == [
         "spiffe://radmesh/archive-server/archive-server-0"
@@ -323,6 +324,21 @@ def test_every_instance_verifies_tickets_of_both_issuers(folder: Path) -> None:
 def test_nobody_else_issues_tickets(folder: Path, issuer: str) -> None:
     signature = Credentials(folder, "database-server").ticket_sign(b"x")
     assert not Credentials(folder, "archive-server-0").ticket_verify(issuer, b"x", signature)
+
+
+def test_read_grants_have_keys_of_their_own(folder: Path) -> None:
+    door, archive = Credentials(folder, "application-server"), Credentials(folder, "archive-server-0")
+    signature = door.grant_sign(b"payload")
+    assert archive.grant_verify("application-server", b"payload", signature)
+    assert not archive.grant_verify("application-server", b"payloae", signature)
+    assert not archive.grant_verify("database-server", b"payload", signature)
+    # Whoever lets read cannot let store, and the other way round.
+    assert not any(archive.ticket_verify(issuer, b"payload", signature) for issuer in (*TICKET_ISSUERS, *GRANT_ISSUERS))
+    ticket = Credentials(folder, "database-server").ticket_sign(b"payload")
+    assert not archive.grant_verify("application-server", b"payload", ticket)
+    for sign in (door.ticket_sign, archive.grant_sign, Credentials(folder, "database-server").grant_sign):
+        with pytest.raises(FileNotFoundError):
+            sign(b"x")
 
 
 def test_a_component_without_a_ticket_key_cannot_sign(folder: Path) -> None:

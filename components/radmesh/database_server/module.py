@@ -8,6 +8,7 @@ from radmesh.database_server import service
 from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.config import Section
 from radmesh.database_server.feed import Feed
+from radmesh.database_server.grants import GrantService
 from radmesh.database_server.jobs import Jobs
 from radmesh.database_server.merges import Merges
 from radmesh.database_server.orders import Orders
@@ -71,6 +72,7 @@ class DatabaseServer:
             ("CurationService", service.CurationService(renditions)),
             ("FeedService", service.FeedService(self._feed)),
             ("AccountService", service.AccountService(accounts)),
+            ("GrantService", GrantService(self._database, clock)),
         ):
             self._server.add(_SERVICES[name], implementation)
         sender = service.ReportSender(reports, orders, queries, self._manager)

@@ -96,6 +96,7 @@ REASONS: dict[str, Reason] = {
         ("LAST_COPY", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "wait until another copy is registered"),
         ("STORE_UNKNOWN", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "send a heartbeat first"),
         ("REGISTRATION_LATE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "see whether the database server runs; stored objects are safe"),
+        ("NO_LOCAL_READ", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "read through the door, or let archive servers serve local clients: [archive] client_bind"),
         ("TIER_FAILED", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "look at the permanent tier's file system; the cache copy stays"),
         # Admission and the DICOM edge
         ("NO_ARCHIVE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "start an archive server, or make room in one"),
@@ -159,6 +160,7 @@ REASONS: dict[str, Reason] = {
         ("TOO_MANY_ATTEMPTS", Code.RESOURCE_EXHAUSTED, _OUT_OF_RESOURCES, 429, "wait a minute"),
         ("SESSION_EXPIRED", Code.UNAUTHENTICATED, _OUT_OF_RESOURCES, 401, "sign in again"),
         ("ROLE_REFUSED", Code.PERMISSION_DENIED, _OUT_OF_RESOURCES, 403, "ask an administrator for the role"),
+        ("GRANT_INVALID", Code.UNAUTHENTICATED, _OUT_OF_RESOURCES, 401, "ask for a new read grant; a client of radmesh does so by itself"),
         ("USER_EXISTS", Code.ALREADY_EXISTS, _OUT_OF_RESOURCES, 409, "choose another name"),
         ("USER_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the users"),
         ("PASSWORD_WEAK", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 400, "use 12 to 1,024 characters"),

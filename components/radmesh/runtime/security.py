@@ -7,6 +7,7 @@ One folder holds them, 0700, made at the first start of `radmesh up`; in Kuberne
     token.<instance>                its secret on a unix socket
     tokens.json                     SHA-256 of every token, which is all that a server needs
     ticket.<issuer>.key  .pub       Ed25519 pairs that sign tickets
+    grant.<issuer>.key   .pub       others that sign read grants: whoever may let read must not be able to let store
 """
 
 import hashlib
@@ -32,6 +33,8 @@ from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.files import write_atomic
 
 TICKET_ISSUERS = ("database-server", "network-gateway")
+GRANT_ISSUERS = ("application-server",)
+_PAIRS = (*(f"ticket.{issuer}" for issuer in TICKET_ISSUERS), *(f"grant.{issuer}" for issuer in GRANT_ISSUERS))
 _CA_LIFE, _LIFE = timedelta(days=3650), timedelta(days=365)
 _SKEW = timedelta(minutes=5)
 # Key and certificate are two files: who reads between the two replacements looks again.
@@ -82,7 +85,7 @@ class Authority:
         write_atomic(self._folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
 
     def issue(self, instances: list[str]) -> list[str]:
-        """Make what is missing of every instance: certificate, token, ticket keys.
+        """Make what is missing of every instance: certificate, token, keys of tickets and grants.
 
         A certificate of which a sixth of its life is left is made anew. Returns whose were made.
         """
@@ -98,11 +101,11 @@ class Authority:
                 write_atomic(token, secrets.token_hex(32).encode())
             digests[instance] = hashlib.sha256(token.read_bytes()).hexdigest()
         write_atomic(tokens, json.dumps(digests, sort_keys=True).encode())
-        for issuer in TICKET_ISSUERS:
-            public = self._folder / f"ticket.{issuer}.pub"
+        for pair in _PAIRS:
+            public = self._folder / f"{pair}.pub"
             if not public.exists():
                 key = Ed25519PrivateKey.generate()
-                write_atomic(self._folder / f"ticket.{issuer}.key", key.private_bytes_raw())
+                write_atomic(self._folder / f"{pair}.key", key.private_bytes_raw())
                 write_atomic(public, key.public_key().public_bytes_raw(), mode=0o644)
         return made
 
@@ -122,7 +125,9 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         now = self._clock.now()
         component = component_of(instance)
-        names: list[x509.GeneralName] = [x509.DNSName(n) for n in dict.fromkeys((component, instance, "localhost"))]
+        # As a StatefulSet's pod is found: <pod>.<service>.
+        hosts = dict.fromkeys((component, instance, f"{instance}.{component}", "localhost"))
+        names: list[x509.GeneralName] = [x509.DNSName(host) for host in hosts]
         names += [x509.IPAddress(ipaddress.ip_address(a)) for a in ("127.0.0.1", "::1")]
         names.append(x509.UniformResourceIdentifier(f"spiffe://radmesh/{component}/{instance}"))
         certificate = (
@@ -205,7 +210,7 @@ class Credentials:
         self._certificate = certificate or folder / f"{instance}.pem"
         self._key = key or folder / f"{instance}.key"
         self._digests: tuple[tuple[int, int], dict[str, str]] = ((0, 0), {})
-        self._private: Ed25519PrivateKey | None = None
+        self._private: dict[str, Ed25519PrivateKey] = {}
         self._public: dict[str, Ed25519PublicKey] = {}
 
     def certificate(self) -> tuple[bytes, bytes, bytes]:
@@ -286,21 +291,39 @@ class Credentials:
         Raises:
             FileNotFoundError: this component issues no tickets.
         """
-        if self._private is None:
-            raw = (self._folder / f"ticket.{self.component}.key").read_bytes()
-            self._private = Ed25519PrivateKey.from_private_bytes(raw)
-        return self._private.sign(payload)
+        return self._sign("ticket", payload)
 
     def ticket_verify(self, issuer: str, payload: bytes, signature: bytes) -> bool:
         """Return whether `signature` is the issuer's, of this payload."""
-        if issuer not in TICKET_ISSUERS:
-            return False
-        if issuer not in self._public:
-            self._public[issuer] = Ed25519PublicKey.from_public_bytes(
-                (self._folder / f"ticket.{issuer}.pub").read_bytes()
-            )
+        return issuer in TICKET_ISSUERS and self._verify(f"ticket.{issuer}", payload, signature)
+
+    def grant_sign(self, payload: bytes) -> bytes:
+        """Return the Ed25519 signature of a read grant by this component.
+
+        Raises:
+            FileNotFoundError: this component issues no grants.
+        """
+        return self._sign("grant", payload)
+
+    def grant_verify(self, issuer: str, payload: bytes, signature: bytes) -> bool:
+        """Return whether `signature` is the issuer's, of this payload.
+
+        Raises:
+            FileNotFoundError: the issuer's public key is not here.
+        """
+        return issuer in GRANT_ISSUERS and self._verify(f"grant.{issuer}", payload, signature)
+
+    def _sign(self, kind: str, payload: bytes) -> bytes:
+        if kind not in self._private:
+            raw = (self._folder / f"{kind}.{self.component}.key").read_bytes()
+            self._private[kind] = Ed25519PrivateKey.from_private_bytes(raw)
+        return self._private[kind].sign(payload)
+
+    def _verify(self, pair: str, payload: bytes, signature: bytes) -> bool:
+        if pair not in self._public:
+            self._public[pair] = Ed25519PublicKey.from_public_bytes((self._folder / f"{pair}.pub").read_bytes())
         try:
-            self._public[issuer].verify(signature, payload)
+            self._public[pair].verify(signature, payload)
         except InvalidSignature:
             return False
         return True
