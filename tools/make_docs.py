@@ -105,7 +105,9 @@ def cli_document() -> str:
         return rows
 
     common = arguments(shell.common_arguments())
-    lines.extend(["", "The commands that ask a cluster (all but up, serve, config, version) take also:", ""])
+    lines.extend(
+        ["", "The commands that ask a cluster (all but up, serve, certificates, config, version) take also:", ""]
+    )
     lines.extend(["| argument | what |", "| --- | --- |", *common])
 
     def walk(parser: argparse.ArgumentParser, summary: str) -> None:
@@ -144,6 +146,7 @@ def cli_document() -> str:
 
 # What the commands that ask no cluster print with --json.
 _JSON = {
+    "radmesh certificates": '{"certificates": [text], "secrets": [text]}',
     "radmesh config check": '{"file": text, "problems": [{"where": text, "key": text, "rule": text}]}',
     "radmesh config print": '{setting: {"value": any, "source": text}}',
     "radmesh version": '{"version": text}',

@@ -14,7 +14,7 @@ from radmesh.runtime.errors import RadmeshError
 AE_RULE = "must be 1 to 16 printable ASCII characters without backslash or spaces around"
 ADDRESS_RULE = 'must be an IP address or network, such as "10.1.2.3" or "10.1.0.0/16"'
 COMMANDS = (
-    *("up", "serve", "config", "version"),
+    *("up", "serve", "certificates", "config", "version"),
     *("store", "find", "get", "show", "status", "users", "rejects", "audit"),
 )
 
@@ -38,6 +38,7 @@ def test_help_names_every_command_and_exit_code_and_imports_nothing_heavy():
     for command in (
         "up",
         "serve",
+        "certificates",
         "config",
         "version",
         "store",
@@ -49,7 +50,7 @@ def test_help_names_every_command_and_exit_code_and_imports_nothing_heavy():
         "rejects",
         "audit",
     ):
-        assert f"\n    {command} " in output
+        assert f"\n    {command}" in output
     assert "exit codes:\n  0   done" in output
     assert output.endswith("[]\n")
 
@@ -58,6 +59,7 @@ def test_every_command_has_help():
     for command in (
         "up",
         "serve",
+        "certificates",
         "config",
         "version",
         "store",

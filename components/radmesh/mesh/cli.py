@@ -1,4 +1,4 @@
-"""The `radmesh` command: up, serve, config, version, and the commands of the client.
+"""The `radmesh` command: up, serve, certificates, config, version, and the commands of the client.
 
 Nothing heavy is imported before a command runs: `radmesh --help` answers at once.
 """
@@ -62,6 +62,18 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--notify", type=int, help=argparse.SUPPRESS)
     serve.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     serve.set_defaults(run=run_serve)
+
+    certificates = commands.add_parser(
+        "certificates",
+        help="make the certificates of a cluster without 'radmesh up'",
+        description=run_certificates.__doc__,
+    )
+    _add_common(certificates)
+    certificates.add_argument(
+        "--kubernetes", action="store_true", help="keep them in Secrets of the namespace that this pod is in"
+    )
+    certificates.add_argument("--json", action="store_true", help="print JSON, for programs")
+    certificates.set_defaults(run=run_certificates)
 
     configure = commands.add_parser("config", help="check or print the configuration")
     actions = configure.add_subparsers(metavar="ACTION", required=True)
@@ -185,6 +197,37 @@ def run_serve(chosen: argparse.Namespace) -> int:
         code = _report(error, as_json=False)
     serve.finish(code)
     return code
+
+
+def run_certificates(chosen: argparse.Namespace) -> int:
+    """Make the authority, and the certificates and keys of every instance, unless they are there and good.
+
+    They are made in the credentials folder, or with --kubernetes in the Secrets radmesh-authority and
+    radmesh-<component>. Run it again before a sixth of their life is left, and when there are more instances.
+    """
+    from datetime import timedelta  # noqa: PLC0415
+
+    from radmesh.mesh import certificates  # noqa: PLC0415 - brings cryptography
+    from radmesh.mesh.kubernetes import Secrets  # noqa: PLC0415
+    from radmesh.mesh.place import Place  # noqa: PLC0415
+    from radmesh.runtime.clock import SystemClock  # noqa: PLC0415
+
+    table = modules.table()
+    configuration, _, _ = _settings(chosen, table)
+    mesh, instances = configuration["mesh"], table.instances(configuration)
+    life, clock = timedelta(seconds=mesh.certificate_life), SystemClock()
+    if chosen.kubernetes:
+        made = certificates.keep(Secrets.of_this_pod(), instances, clock, life)
+    else:
+        folder = Path(mesh.credentials) if mesh.credentials else Place(Path(mesh.data)).credentials
+        made = certificates.make(folder, instances, clock, life)
+    if chosen.json:
+        print(json.dumps({"certificates": list(made.certificates), "secrets": list(made.secrets)}))  # noqa: T201
+    else:
+        print(f"certificates made: {', '.join(made.certificates) or 'none, all are good'}")  # noqa: T201
+        if made.secrets:
+            print(f"Secrets written: {', '.join(made.secrets)}")  # noqa: T201
+    return shell.OK
 
 
 def run_check(chosen: argparse.Namespace) -> int:
