@@ -1,8 +1,8 @@
 """Wires the Application Server."""
 
 import importlib
-import ipaddress
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from radmesh.api.application.v1 import application_pb2
@@ -10,7 +10,7 @@ from radmesh.api.database.v1 import database_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.application_server import service
 from radmesh.application_server.audit import Audit
-from radmesh.application_server.config import Http, Section
+from radmesh.application_server.config import Http, Section, is_loopback
 from radmesh.application_server.http import health
 from radmesh.application_server.http import sessions as http_sessions
 from radmesh.application_server.http.app import Door
@@ -30,15 +30,6 @@ _BULK = {
     "ReadInstance": MethodCodec(response_serializer=encode),
     "StoreInstances": MethodCodec(request_deserializer=decoder(application_pb2.StoreInstancesRequest)),
 }
-
-
-def _is_loopback(address: str) -> bool:
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 class ApplicationServer:
@@ -79,7 +70,7 @@ class ApplicationServer:
             status=context.status,
             max_workers=config.max_calls,
             person_authenticator=sessions.get,
-            door_tls=None if _is_loopback(config.bind) else self._certificate,
+            door_tls=None if is_loopback(config.bind) else self._certificate,
         )
         session_service = service.SessionService(accounts, sessions, audit)
         study_service = service.StudyService(
@@ -108,6 +99,8 @@ class ApplicationServer:
         self._door.add(_DOOR["AdministrationService"], administration)
         self._http: HttpServer | None = None
         if http is not None:
+            if not http.certificate and config.certificate:
+                http = replace(http, certificate=config.certificate, key=config.key)
             door = Door(
                 http,
                 context,
@@ -135,7 +128,7 @@ class ApplicationServer:
 
     def endpoints(self) -> Mapping[str, str]:
         """Return where clients come in."""
-        scheme = "grpc" if _is_loopback(self._config.bind) else "grpcs"
+        scheme = "grpc" if is_loopback(self._config.bind) else "grpcs"
         http = {"http": self._http.url} if self._http is not None else {}
         return {"grpc": f"{scheme}://{self._door.target}", **http}
 

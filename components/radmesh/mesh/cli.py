@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         ("grpc", "the radmesh command and Python clients (50051)"),
     ):
         up.add_argument(f"--{name}-port", type=int, metavar="PORT", help=f"port for {what}; 0 = any free one")
+    up.add_argument("--insecure-http", action="store_true", help="beyond loopback, HTTP without TLS: behind a proxy")
     up.set_defaults(run=run_up)
 
     serve = commands.add_parser("serve", help="run components in this process", description=run_serve.__doc__)
@@ -160,6 +161,8 @@ def _settings(chosen: argparse.Namespace, table: Table) -> tuple[Configuration, 
         else:
             option = name.replace("_", "-")
             print(f"radmesh: --{option} is not used: this version serves nothing there", file=sys.stderr)  # noqa: T201
+    if getattr(chosen, "insecure_http", False):
+        flags["RADMESH_INSECURE_HTTP"] = "true"
     file = chosen.config or os.environ.get("RADMESH_CONFIG")
     path = Path(file).expanduser().absolute() if file else None
     return config.load(schema, file=path, flags=flags), [f"--config={path}"] if path else [], flags

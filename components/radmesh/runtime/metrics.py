@@ -20,6 +20,7 @@ class Definition:
 
 DEFINITIONS: dict[str, Definition] = {
     "radmesh_rpc_seconds": Definition("histogram", "Time of an rpc, at the server.", ("method", "code")),
+    "radmesh_http_connections": Definition("gauge", "HTTP connections open now."),
     "radmesh_http_seconds": Definition(
         "histogram", "Time of an HTTP request, to the end of its answer.", ("route", "status")
     ),

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import ipaddress
 import json
 import secrets
 import time
@@ -221,6 +222,7 @@ class Door:
         self.administration = administration
         self.stubs = stubs
         self.draining = False
+        self._proxies = [ipaddress.ip_network(proxy, strict=False) for proxy in config.proxies]
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="http")
         self._running = 0
         self._seen: OrderedDict[tuple[bool, str], tuple[float, database_pb2.StudyDetail]] = OrderedDict()
@@ -287,6 +289,8 @@ class Door:
         if scope["type"] != "http":
             return
         started = time.perf_counter()
+        if self._proxies:
+            self._forwarded(scope)
         status = 0
         route: Route | None = None
         response: Response
@@ -324,6 +328,21 @@ class Door:
         finally:
             self._running -= 1
             self._observe(scope, route, status, time.perf_counter() - started)
+
+    def _forwarded(self, scope: Scope) -> None:
+        """Note who called, and how, where a proxy of ours says so: from the right, the first that is none of ours."""
+        hops = [(scope.get("client") or ("", 0))[0]]
+        hops += [hop.strip() for hop in reversed(header(scope, b"x-forwarded-for").split(",")) if hop.strip()]
+        for index, hop in enumerate(hops):
+            try:
+                address = ipaddress.ip_address(hop)
+            except ValueError:
+                return
+            scope["client"] = (str(address), 0)
+            if not any(address in network for network in self._proxies):
+                return
+            if index == 0 and header(scope, b"x-forwarded-proto") == "https":
+                scope["scheme"] = "https"
 
     async def _admit(self, scope: Scope, route: Route) -> None:
         if self.draining:

@@ -1,28 +1,338 @@
-"""uvicorn in a thread of its own, on a socket that was bound before."""
+"""The listener: uvicorn in a thread of its own, and the patience it has with clients.
+
+uvicorn bounds neither the head of a request nor the time that a client takes, and a client without TLS on a TLS port
+is told nothing. So connections are accepted here, given to uvicorn's protocol, and looked at once a second.
+"""
 
 import asyncio
+import contextlib
 import logging
+import os
 import socket
+import ssl
 import threading
-from typing import Any
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
 
+import httptools
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from radmesh.application_server.config import Http
+from radmesh.application_server.config import Http, is_loopback
 from radmesh.application_server.http.app import Door
+from radmesh.application_server.http.problems import phrase, problem
 from radmesh.runtime.errors import RadmeshError
 
-_START_SECONDS = 30.0
+HEAD_BYTES: Final = 32 << 10
+HEADERS_MOST: Final = 100
+_HEAD_SECONDS: Final = 10.0
+# Of a request's body, what must come in each period, and what is thrown away after its answer.
+_BODY_SECONDS: Final = 15.0
+_BODY_BYTES: Final = 8 << 10
+_DISCARD_SECONDS, _DISCARD_BYTES = 5.0, 1 << 20
+# A client that does not read its answer.
+_STALL_SECONDS: Final = 60.0
+_KEEP_ALIVE_SECONDS: Final = 60
+_TLS_SECONDS: Final = 10.0
+_LINGER_SECONDS: Final = 1.0
+_START_SECONDS: Final = 30.0
+_TICK_SECONDS: Final = 1.0
+_FIRST_OF_TLS: Final = b"\x16"
 
 
-class _Uvicorn(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
+class Connection(HttpToolsProtocol):
+    """One client's connection, with bounds."""
+
+    def __init__(self, lost: Callable[[], None], **named: Any) -> None:
+        super().__init__(**named)
+        self._lost = lost
+        self._asked = False
+        self._in_head = False
+        self._head_bytes = 0
+        self._head_since = time.monotonic()
+        self._in_body = False
+        self._body_since = 0.0
+        self._body_bytes = 0
+        self._stalled_since = 0.0
+        self._closing_since = 0.0
+        self._too_large = False
+        self._ended = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the end."""
+        super().connection_lost(exc)
+        self._lost()
+
+    # -- what comes
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; a head that is too long is not kept."""
+        self._unset_keepalive_if_required()
+        if self._ended or self.transport.is_closing():
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Answered as any request; what would follow in the other protocol is not understood.
+            return
+        except httptools.HttpParserError:
+            self._end(RadmeshError("FIELD_INVALID", "this is no HTTP/1.1 request"))
+            return
+        if self._in_head and self._head_bytes > HEAD_BYTES:
+            self._too_large = True
+        if self._too_large:
+            text = f"a request has at most {HEADERS_MOST} headers, and {HEAD_BYTES} bytes before its body"
+            self._end(RadmeshError("HEADERS_TOO_LARGE", text))
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        super().on_message_begin()
+        self._asked = self._in_head = True
+        self._head_bytes, self._head_since = 0, time.monotonic()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, and no trailer: that would change a request which was let in."""
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Answer the request."""
+        self._in_head, self._in_body = False, True
+        self._body_since, self._body_bytes = time.monotonic(), 0
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        self._too_large = size > HEAD_BYTES or len(self.headers) > HEADERS_MOST
+        if not self._too_large:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take, or throw away, a piece of a body."""
+        if self._too_large:
+            return
+        self._body_bytes += len(body)
+        if not self._answering and self._body_bytes > _DISCARD_BYTES:
+            self.transport.abort()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._in_body = False
+        if not self._too_large:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Give what is left of the body a moment: who is still sending has to see the answer."""
+        self._body_since, self._body_bytes = time.monotonic(), 0
+        super().on_response_complete()
+
+    # -- what goes
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is written."""
+        self._stalled_since = time.monotonic()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._stalled_since = 0.0
+        super().resume_writing()
+
+    # -- patience
+
+    @property
+    def _answering(self) -> bool:
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the client asks for nothing; None while it does."""
+        if (
+            self._ended
+            or self._in_head
+            or self._in_body
+            or (self.cycle is not None and not self.cycle.response_complete)
+        ):
+            return None
+        return max(self._body_since, self._head_since)
+
+    def look(self, now: float) -> None:
+        """End the connection of a client that makes this server wait."""
+        if self.transport.is_closing() or self._ended:
+            self._closing_since = self._closing_since or now
+            if now - self._closing_since > _STALL_SECONDS:
+                self.transport.abort()
+        elif self._stalled_since and now - self._stalled_since > _STALL_SECONDS:
+            self.transport.abort()
+        elif self._answering:
+            if self._in_body and not self.flow.read_paused and now - self._body_since > _BODY_SECONDS:
+                if self._body_bytes < _BODY_BYTES:
+                    self.transport.abort()
+                self._body_since, self._body_bytes = now, 0
+        elif self._in_body:
+            if now - self._body_since > _DISCARD_SECONDS:
+                self.transport.abort()
+        elif self._in_head and now - self._head_since > _HEAD_SECONDS:
+            self._end(RadmeshError("REQUEST_SLOW", f"the request did not come within {_HEAD_SECONDS:.0f} s"))
+        elif not self._asked and now - self._head_since > _KEEP_ALIVE_SECONDS:
+            self.transport.close()
+
+    def _end(self, error: RadmeshError) -> None:
+        """Say what is wrong, unless an answer is under way, and end the connection."""
+        if self._answering:
+            self.transport.close()
+            return
+        self._ended = True
+        self.transport.write(_whole(error))
+        # What is still being sent, and not read, would take the answer from the client.
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+
+def _whole(error: RadmeshError) -> bytes:
+    """Return a whole answer, which ends the connection."""
+    response = problem(error)
+    lines = [f"HTTP/1.1 {response.status_code} {phrase(response.status_code)}".encode()]
+    lines += [name + b": " + value for name, value in (*response.raw_headers, (b"connection", b"close"))]
+    return b"\r\n".join([*lines, b"", bytes(response.body)])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which takes its connections from here."""
+
+    def __init__(self, config: uvicorn.Config, owner: "HttpServer", listener: socket.socket) -> None:
         super().__init__(config)
         self.ready = threading.Event()
+        self._owner = owner
+        self._listener = listener
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Begin to accept."""
+        del sockets
+        self.servers = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._owner.unexpected)
+        self._background(self._accept())
+        self._background(self._look())
+        self.started = True
         self.ready.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and let what runs finish."""
+        del sockets
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().shutdown([self._listener])
+
+    def _background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, Connection)
+                connection.look(now)
+            self._owner.renew_certificate()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError as error:
+                # No more descriptors, or the client has left already: the next may fare better.
+                self._owner.not_accepted(error)
+                await asyncio.sleep(0.1)
+                continue
+            self._open += 1
+            self._owner.count(self._open)
+            self._background(self._greet(connection))
+
+    def _closed(self) -> None:
+        self._open -= 1
+        self._owner.count(self._open)
+
+    async def _greet(self, connection: socket.socket) -> None:
+        """Make a connection one of uvicorn's, or tell the client why not."""
+        loop = asyncio.get_running_loop()
+        taken = False
+
+        def make() -> Connection:
+            return Connection(self._closed, config=self.config, server_state=self.server_state, app_state={})
+
+        try:
+            connection.setblocking(False)  # noqa: FBT003 - the standard library has no name for it
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tls = self._owner.tls
+            if self._open > self._owner.most and not self._give_up_idle():
+                error = RadmeshError("TOO_MANY_CALLS", f"{self._owner.most} connections are open: try again later")
+                await _tell(connection, b"" if tls else _whole(error))
+                return
+            if tls is not None and await _first_byte(connection) != _FIRST_OF_TLS:
+                await _tell(connection, _PLAIN)
+                return
+            options = {"ssl_handshake_timeout": _TLS_SECONDS, "ssl_shutdown_timeout": 5.0} if tls else {}
+            await loop.connect_accepted_socket(make, connection, ssl=tls, **options)
+            taken = True
+        except (OSError, TimeoutError, ssl.SSLError, EOFError):
+            # A client that left, or that speaks another TLS: it knows.
+            pass
+        finally:
+            if not taken:
+                connection.close()
+                self._closed()
+
+    def _give_up_idle(self) -> bool:
+        """Close the connection that has been idle longest; return whether there was one."""
+        connections: list[Any] = list(self.server_state.connections)
+        idle = [(c.idle_since, c) for c in connections if c.idle_since and not c.transport.is_closing()]
+        if not idle:
+            return False
+        min(idle, key=lambda pair: pair[0])[1].transport.close()
+        return True
+
+
+_PLAIN: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+    b"this port speaks TLS only: use https://\n"
+)
+
+
+async def _first_byte(connection: socket.socket) -> bytes:
+    """Wait for the first byte that a client sends, and leave it where it is.
+
+    Raises:
+        TimeoutError: it sends none.
+    """
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(connection, readable.set)
+    try:
+        async with asyncio.timeout(_TLS_SECONDS):
+            await readable.wait()
+    finally:
+        loop.remove_reader(connection)
+    return connection.recv(1, socket.MSG_PEEK)
+
+
+async def _tell(connection: socket.socket, answer: bytes) -> None:
+    """Send a last answer, and wait a moment for the client's end: what it sent unread would take the answer from it."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            await loop.sock_sendall(connection, answer)
+            connection.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(connection, 65536):
+                pass
 
 
 class HttpServer:
@@ -31,48 +341,62 @@ class HttpServer:
     def __init__(self, config: Http, door: Door) -> None:
         self._config = config
         self._door = door
-        self._socket: socket.socket | None = None
-        self._server: _Uvicorn | None = None
+        self._log = door.context.log
+        self.most = config.max_connections
+        self.tls: ssl.SSLContext | None = None
+        self._certificate: tuple[Path, Path] | None = None
+        self._version: tuple[Any, ...] = ()
+        self._server: _Server | None = None
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._gauge = door.context.metrics.gauge("radmesh_http_connections")
         self.port = 0
+        if not is_loopback(config.bind) and not config.insecure_http:
+            own = door.context.credentials.certificate_paths()
+            self._certificate = (Path(config.certificate), Path(config.key)) if config.certificate else own
 
     @property
     def url(self) -> str:
         """Where it is reached."""
         host = f"[{self._config.bind}]" if ":" in self._config.bind else self._config.bind
-        return f"http://{host}:{self.port}"
+        return f"{'https' if self._certificate else 'http'}://{host}:{self.port}"
 
     def start(self) -> None:
         """Listen and serve.
 
         Raises:
-            RadmeshError: PORT_IN_USE.
+            RadmeshError: PORT_IN_USE, CERTIFICATE_INVALID.
         """
-        self._socket = _listen(self._config.bind, self._config.port)
-        self.port = int(self._socket.getsockname()[1])
+        if self._certificate is not None:
+            try:
+                self._load_certificate()
+            except (OSError, ssl.SSLError) as error:
+                text = f"{self._certificate[0]} and {self._certificate[1]} are no certificate and its key in PEM"
+                raise RadmeshError("CERTIFICATE_INVALID", text) from error
+        listener = _listen(self._config.bind, self._config.port)
+        self.port = int(listener.getsockname()[1])
         # What it says would name paths, and so studies: the door logs requests itself.
         logging.getLogger("uvicorn").addHandler(logging.NullHandler())
         logging.getLogger("uvicorn").propagate = False
-        options: dict[str, Any] = {
-            "http": "httptools",
-            "ws": "none",
-            "lifespan": "off",
-            "log_config": None,
-            "access_log": False,
-            "server_header": False,
-            "proxy_headers": False,
-            "timeout_keep_alive": 30,
-        }
-        self._server = _Uvicorn(uvicorn.Config(self._door, **options))
+        config = uvicorn.Config(
+            self._door,
+            loop="uvloop",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        )
+        self._server = _Server(config, self, listener)
         self._thread.start()
         if not self._server.ready.wait(_START_SECONDS):
             raise RadmeshError("INTERNAL", "the HTTP server did not start")
 
     def _run(self) -> None:
         assert self._server is not None
-        assert self._socket is not None
         with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
-            runner.run(self._server.serve([self._socket]))
+            runner.run(self._server.serve())
 
     def stop(self, grace: float) -> None:
         """Answer what was asked, for `grace` seconds, and end."""
@@ -84,13 +408,56 @@ class HttpServer:
         self._thread.join(grace + 5)
         self._door.close()
 
+    # -- for the loop
+
+    def not_accepted(self, error: OSError) -> None:
+        """Log that a connection could not be taken."""
+        self._log.warning("connection not accepted", error=error.strerror)
+
+    def count(self, connections: int) -> None:
+        """Note how many connections are open."""
+        self._gauge.set(connections)
+
+    def unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what no handler caught; asyncio's own words would quote objects."""
+        error = context.get("exception")
+        if error is None:
+            self._log.warning("event loop", text=str(context.get("message", ""))[:200])
+        elif not isinstance(error, OSError | asyncio.CancelledError):
+            self._log.exception("event loop", error)
+
+    def renew_certificate(self) -> None:
+        """Take a certificate that was renewed; connections that are open keep theirs."""
+        if self._certificate is None:
+            return
+        with contextlib.suppress(OSError, ssl.SSLError):
+            if _version(*self._certificate) != self._version:
+                self._load_certificate()
+                self._log.info("certificate renewed", door="http")
+
+    def _load_certificate(self) -> None:
+        assert self._certificate is not None
+        version = _version(*self._certificate)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        tls.set_alpn_protocols(["http/1.1"])
+        # Two files that were not replaced together yet are an error, and looked at again in a second.
+        tls.load_cert_chain(*self._certificate)
+        self.tls, self._version = tls, version
+
+
+def _version(*paths: Path) -> tuple[Any, ...]:
+    return tuple((status.st_mtime_ns, status.st_ino) for status in map(os.stat, paths))
+
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server(
+        listener = socket.create_server(
             (host, port), family=family, backlog=512, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
         )
     except OSError as error:
         text = f"cannot listen on {host} port {port} ({error.strerror}): choose another port, or stop what has it"
         raise RadmeshError("PORT_IN_USE", text) from error
+    listener.setblocking(False)  # noqa: FBT003 - the standard library has no name for it
+    return listener
