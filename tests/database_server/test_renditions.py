@@ -235,7 +235,7 @@ def test_an_instance_that_is_gone_takes_its_renditions_along(parts: Parts) -> No
             c.execute(sa.text(f"DELETE FROM {table} WHERE {column} = {c.execute(gone).scalar_one()}"))
         recount(c, [study])
     assert [row["sop_instance_uid"] for row in find(parts)] == [uid("sop", 0)]
-    assert [row["instance_count"] for row in parts.rows(curated)] == [1]
+    assert [row["instance_count"] for row in parts.rows(curated)] == [1, 1]
 
 
 def test_a_copy_that_leaves_the_spool_leaves_the_pictures(parts: Parts) -> None:
@@ -292,6 +292,19 @@ def test_what_several_web_caches_have_parts_of_is_counted_once(parts: Parts) -> 
     parts.beat("curator-1", WEB_CACHE)
     parts.advance(2)
     assert (parts.study()["curated_count"], uncurated(parts)) == (3, [uid("study", 0)])
+
+
+def test_parts_in_several_caches_while_another_is_silent_are_counted_one_by_one(parts: Parts) -> None:
+    entries = [record(sop=sop) for sop in range(6)]
+    parts.register(*entries)
+    curate(parts, *entries[:3], store_id="curator-2")
+    parts.advance(4)
+    curate(parts, *entries[1:4])
+    curate(parts, *entries[3:5], store_id="curator-1")
+    assert (parts.study()["curated_count"], uncurated(parts)) == (4, [uid("study", 0)])
+    curate(parts, entries[0], entries[5], store_id="curator-1")
+    assert (parts.study()["curated_count"], uncurated(parts)) == (6, [])
+    assert [row["instance_count"] for row in parts.rows(curated)] == [6, 3, 4, 3]
 
 
 # -- who sees what
@@ -378,7 +391,7 @@ def test_what_a_web_cache_had_that_is_silent_for_a_day_is_forgotten(parts: Parts
     assert len(parts.rows(renditions)) == 80
     assert [parts.renditions.prune() for _ in range(3)] == [True, True, False]
     assert {row["store_id"] for row in parts.rows(renditions)} == {"curator-1"}
-    assert {row["store_id"] for row in parts.rows(curated)} == {"curator-1"}
+    assert {row["store_id"] for row in parts.rows(curated)} == {"", "curator-1"}
     assert [store["store_id"] for store in parts.registry.stores()] == ["archive-0", "curator-0", "curator-1"]
     # One that comes back after all is like any other.
     curate(parts, *entries)
@@ -404,6 +417,7 @@ def test_two_that_register_the_same_study_at_once_are_both_counted(parts: Parts)
         )
     assert answers == [None] * 3
     assert [(row["store_id"], row["instance_count"]) for row in parts.rows(curated)] == [
+        ("", 20),
         ("curator-0", 20),
         ("curator-1", 10),
     ]
@@ -413,25 +427,32 @@ def test_two_that_register_the_same_study_at_once_are_both_counted(parts: Parts)
 def test_registering_and_dropping_at_once_leaves_true_counts(parts: Parts) -> None:
     entries = [record(study=study, sop=(study, sop)) for study in range(3) for sop in range(4)]
     parts.register(*entries)
-    parts.beat("curator-0", WEB_CACHE)
+    caches = ("curator-0", "curator-1", "curator-2")
+    for cache in caches:
+        parts.beat(cache, WEB_CACHE)
 
-    def register() -> None:
+    def one_by_one() -> None:
         for entry in entries:
             parts.renditions.register([made(entry)])
 
     def all_at_once() -> None:
-        for _ in range(4):
-            parts.renditions.register([made(entry) for entry in reversed(entries)])
+        for number in range(6):
+            parts.renditions.register([made(entry, caches[number % 3]) for entry in reversed(entries[number:])])
 
     def drop() -> None:
         for number in range(12):
-            parts.renditions.drop("curator-0", uid("study", number % 3) if number % 4 else "")
+            parts.renditions.drop(caches[number % 2], uid("study", number % 3) if number % 4 else "")
 
-    assert at_once(register, all_at_once, drop) == [None] * 3
-    counted = exact(parts, ["curator-0"])
-    shown = {name: parts.queries.study(name, ALL)["curated_count"] for name in counted}
-    assert shown == {name: has for name, (_, has) in counted.items()}
-    assert set(uncurated(parts)) == {name for name, (every, has) in counted.items() if has < every}
+    assert at_once(one_by_one, all_at_once, drop) == [None] * 3
+    # Whoever is silent then, what is shown is what there is.
+    for living in (caches, caches[:2], caches[1:], caches[1:2]):
+        parts.advance(4)
+        for cache in living:
+            parts.beat(cache, WEB_CACHE)
+        counted = exact(parts, living)
+        shown = {name: parts.queries.study(name, ALL)["curated_count"] for name in counted}
+        assert shown == {name: has for name, (_, has) in counted.items()}
+        assert set(uncurated(parts)) == {name for name, (every, has) in counted.items() if has < every}
 
 
 def test_images_that_come_while_a_study_is_registered_are_uncurated(parts: Parts) -> None:

@@ -192,22 +192,37 @@ def web_caches(connection: sa.Connection, since: int) -> list[str]:
     return list(connection.execute(sa.select(stores.c.store_id).where(living).order_by(stores.c.store_id)).scalars())
 
 
+def curated_count(caches: Sequence[str]) -> Any:
+    """Return the aggregate of rows of `curated` that says how much of a study the caches have, or the most of one.
+
+    It is exact unless a study is in parts in several of the caches and in one that is not among them.
+    """
+    ours = sa.or_(curated.c.store_id.in_(caches), curated.c.store_id == "")
+    elsewhere = sa.func.sum(sa.case((ours, 0), (curated.c.instance_count > 0, 1), else_=0))
+    one = sa.case((curated.c.store_id.in_(caches), curated.c.instance_count), else_=0)
+    return sa.case((elsewhere == 0, sa.func.max(curated.c.instance_count)), else_=sa.func.max(one))
+
+
 def curated_counts(connection: sa.Connection, studies_of: Sequence[int], caches: Sequence[str]) -> dict[int, int]:
     """Return how many current instances of studies (row ids) any of the caches has; studies with none are left out."""
-    mine = sa.and_(curated.c.study.in_(studies_of), curated.c.store_id.in_(caches), curated.c.instance_count > 0)
-    most = sa.func.max(curated.c.instance_count).label("most")
+    living = curated.c.store_id.in_(caches)
     counts: dict[int, int] = {}
     parted: list[int] = []
     for row in connection.execute(
-        sa.select(curated.c.study, most, sa.func.count().label("caches"), studies.c.instance_count)
-        .join(studies, studies.c.id == curated.c.study)
-        .where(mine)
-        .group_by(curated.c.study, studies.c.instance_count)
+        sa.select(
+            curated.c.study,
+            curated_count(caches).label("most"),
+            sa.func.sum(sa.case((living, 1), else_=0)).label("living"),
+            sa.func.sum(sa.case((living, 0), else_=1)).label("others"),
+        )
+        .where(curated.c.study.in_(studies_of), curated.c.instance_count > 0)
+        .group_by(curated.c.study)
     ):
         counts[row.study] = row.most
-        if row.caches > 1 and row.most < row.instance_count:
+        # The other is "".
+        if row.living > 1 and row.others > 1:
             parted.append(row.study)
-    # What several caches have a part of is counted one by one; that is rare.
+    # What several caches have parts of, while yet another is silent, is counted one by one.
     if parted:
         either = sa.exists().where(renditions.c.instance == instances.c.id, renditions.c.store_id.in_(caches))
         for row in connection.execute(

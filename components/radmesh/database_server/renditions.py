@@ -9,7 +9,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from radmesh.database_server.feed import Feed
-from radmesh.database_server.queries import Cursor, Queries, Viewer, curated_counts, not_held, page, web_caches
+from radmesh.database_server.queries import (
+    Cursor,
+    Queries,
+    Viewer,
+    curated_count,
+    curated_counts,
+    not_held,
+    page,
+    web_caches,
+)
 from radmesh.database_server.registry import WEB_CACHE
 from radmesh.database_server.schema import admissions, curated, instances, renditions, series, stores, studies
 from radmesh.runtime.clock import Clock
@@ -91,7 +100,7 @@ class Renditions:
                 raise RadmeshError("FIELD_INVALID", "only web caches have renditions", metadata={"field": "store_id"})
             known = self._instances(c, by_content)
             touched = {study: uid for _, study, uid in known.values()}
-            self._lock(c, store_id, touched)
+            self._lock(c, touched, "", store_id)
             rows = []
             for content, (instance, _, _) in known.items():
                 values = {k: v for k, v in asdict(by_content[content]).items() if k not in _CONTENT}
@@ -100,10 +109,11 @@ class Renditions:
             if not fresh:
                 return None, []
             mine = {row["instance"] for row in fresh}
-            c.execute(sa.delete(renditions).where(renditions.c.store_id == store_id, renditions.c.instance.in_(mine)))
+            old = sa.and_(renditions.c.store_id == store_id, renditions.c.instance.in_(mine))
+            again = set(c.execute(sa.delete(renditions).where(old).returning(renditions.c.instance)).scalars())
+            self._count(c, store_id, mine - again)
             c.execute(sa.insert(renditions), fresh)
             changed = {study: uid for instance, study, uid in known.values() if instance in mine}
-            recount(c, changed)
             return None, [("rendition", uid) for uid in changed.values()]
 
         self._feed.write(work)
@@ -129,15 +139,37 @@ class Renditions:
                     found[content] = (row.id, row.study, row.study_instance_uid)
         return found
 
-    def _lock(self, c: sa.Connection, store_id: str, of: Collection[int]) -> None:
-        """Let one transaction at a time change what a web cache has of a study, so that its count stays true."""
-        if not of:
-            return
+    def _lock(self, c: sa.Connection, of: Collection[int], *names: str) -> None:
+        """Let one transaction at a time change what web caches have of a study, so that the counts stay true."""
         insert = (sqlite if self._database.sqlite else postgresql).insert(curated)
         statement = insert.on_conflict_do_update(
             index_elements=["study", "store_id"], set_={"instance_count": curated.c.instance_count}
         )
-        c.execute(statement, [{"study": study, "store_id": store_id, "instance_count": 0} for study in sorted(of)])
+        # One after the other, in everybody's order.
+        rows = [{"study": study, "store_id": name, "instance_count": 0} for name in names for study in sorted(of)]
+        if rows:
+            c.execute(statement, rows)
+
+    @staticmethod
+    def _count(c: sa.Connection, store_id: str, added: Collection[int]) -> None:
+        """Count instances that a web cache is about to have, and did not have before."""
+        other = sa.exists().where(renditions.c.instance == instances.c.id)
+        counts = c.execute(
+            sa.select(
+                instances.c.study,
+                sa.func.count().label("mine"),
+                sa.func.sum(sa.case((other, 0), else_=1)).label("first"),
+            )
+            .where(instances.c.id.in_(added), instances.c.current)
+            .group_by(instances.c.study)
+        ).all()
+        for study, mine, first in counts:
+            for name, more in ((store_id, mine), ("", first)):
+                c.execute(
+                    sa.update(curated)
+                    .where(curated.c.study == study, curated.c.store_id == name)
+                    .values(instance_count=curated.c.instance_count + more)
+                )
 
     @staticmethod
     def _fresh(c: sa.Connection, store_id: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -169,17 +201,19 @@ class Renditions:
 
     def _drop(self, store_id: str, chosen: sa.Select[tuple[int]]) -> tuple[int, int]:
         """Forget some of the chosen studies; return how many renditions, and the last study (0: that was all)."""
-        some = chosen.order_by(curated.c.study).limit(_DROPPED_AT_ONCE).with_for_update(of=curated)
+        some = chosen.order_by(curated.c.study).limit(_DROPPED_AT_ONCE)
 
         def work(c: sa.Connection) -> tuple[tuple[int, int], list[tuple[str, str]]]:
             ids: Sequence[Any] = c.execute(some).scalars().all()
             if not ids:
                 return (0, 0), []
+            self._lock(c, ids, "")
             theirs = sa.select(instances.c.id).where(instances.c.study.in_(ids))
             gone = c.execute(
                 sa.delete(renditions).where(renditions.c.store_id == store_id, renditions.c.instance.in_(theirs))
             ).rowcount
             c.execute(sa.delete(curated).where(curated.c.store_id == store_id, curated.c.study.in_(ids)))
+            recount(c, ids)
             uids = c.execute(sa.select(studies.c.study_instance_uid).where(studies.c.id.in_(ids))).scalars()
             last = ids[-1] if len(ids) == _DROPPED_AT_ONCE else 0
             return (gone, last), [("rendition", uid) for uid in uids]
@@ -281,13 +315,8 @@ class Renditions:
         found: list[str] = []
         with self._database.read() as c:
             caches = web_caches(c, self._living_since())
-            most = (
-                sa.select(sa.func.max(curated.c.instance_count))
-                .where(curated.c.study == studies.c.id, curated.c.store_id.in_(caches))
-                .scalar_subquery()
-            )
+            most = sa.select(curated_count(caches)).where(curated.c.study == studies.c.id).scalar_subquery()
             while True:
-                # Whatever one web cache has all of is made; what several have parts of is counted.
                 rows = c.execute(
                     sa.select(*key, studies.c.study_instance_uid, studies.c.instance_count)
                     .where(
@@ -312,10 +341,11 @@ class Renditions:
 
 def recount(c: sa.Connection, of: Collection[int]) -> None:
     """Count anew what web caches have of the current instances of studies (row ids)."""
+    theirs = sa.or_(curated.c.store_id == "", renditions.c.store_id == curated.c.store_id)
     counted = (
-        sa.select(sa.func.count())
-        .select_from(renditions.join(instances, instances.c.id == renditions.c.instance))
-        .where(instances.c.study == curated.c.study, instances.c.current, renditions.c.store_id == curated.c.store_id)
+        sa.select(sa.func.count(sa.distinct(instances.c.id)))
+        .select_from(instances.join(renditions, renditions.c.instance == instances.c.id))
+        .where(instances.c.study == curated.c.study, instances.c.current, theirs)
         .scalar_subquery()
     )
     c.execute(sa.update(curated).where(curated.c.study.in_(of)).values(instance_count=counted))

@@ -217,7 +217,8 @@ renditions = Table(
     Column("derived", Boolean, nullable=False, server_default=text("false")),
     _number("bytes"),
 )
-# How many current instances of a study a web cache has: kept with its renditions, since lists show it.
+# How many current instances of a study a web cache has, and (store_id "") any of them: kept with the renditions, since
+# lists show it. Who changes renditions of a study holds the row with "".
 curated = Table(
     "curated",
     metadata,
