@@ -47,13 +47,30 @@ def walked(dataset: Dataset) -> list[tuple[str, str, str]]:
 
 
 def test_a_data_set_that_is_cut_stays_as_it_is(tmp_path):
-    (path,) = (path for path in samples() if path.name == CUT)
-    file = as_fetched(path, tmp_path / "file.dcm")
+    file = save(tmp_path, 9, PatientComments="C" * 100)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: whole.index(b"CCCC") + 10])
     uncorrected = file.read_bytes()
     with refused("CORRECTION_NOT_APPLIED"):
-        overlay.apply(file, [correction("PatientID", "NEW")], NOW)
+        overlay.apply(file, [correction("PatientID", "NEW")])
     assert file.read_bytes() == uncorrected
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_stands_behind_is_passed_on_even_if_it_is_cut(tmp_path):
+    (path,) = (path for path in samples() if path.name == CUT)
+    file = as_fetched(path, tmp_path / "file.dcm")
+    before = file.read_bytes()
+    # Plain ASCII: nothing of the plan itself (group 300A) has to be written anew.
+    assert overlay.apply(file, [correction("PatientID", "NEW")]) == ("PatientID",)
+    after = file.read_bytes()
+    assert after.endswith(before[-500:])
+    assert dcmread(file).PatientID == "NEW"
+    # Another character set: all of it would have to be.
+    file.write_bytes(before)
+    with refused("CORRECTION_NOT_APPLIED"):
+        overlay.apply(file, [correction("PatientName", "山田^太郎")])
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.name)
@@ -62,7 +79,7 @@ def test_every_sample_can_be_corrected(path, tmp_path, recwarn):
     before = dcmread(file)
     before_walked = walked(before)
     corrections = [correction("PatientName", "Ωmega^Ж=山田^太郎"), correction("PatientID", "NEW")]
-    changed = overlay.apply(file, corrections, NOW)
+    changed = overlay.apply(file, corrections)
     assert changed == ("PatientID", "PatientName")
     after = dcmread(file)
     assert (str(after.PatientName), after.PatientID) == ("Ωmega^Ж=山田^太郎", "NEW")
@@ -78,7 +95,7 @@ def test_every_sample_can_be_corrected(path, tmp_path, recwarn):
 def test_what_changes_nothing_leaves_the_bytes(tmp_path):
     file = save(tmp_path, 1)
     before = file.read_bytes()
-    assert overlay.apply(file, [correction("PatientName", "Doe^John"), correction("PatientID", "P1 ")], NOW) == ()
+    assert overlay.apply(file, [correction("PatientName", "Doe^John"), correction("PatientID", "P1 ")]) == ()
     assert file.read_bytes() == before
 
 
@@ -99,7 +116,7 @@ def test_what_changes_nothing_leaves_the_bytes(tmp_path):
 def test_the_character_set_changes_only_if_it_must(tmp_path, charset, value, expected):
     changes = {} if charset is None else {"SpecificCharacterSet": charset}
     file = save(tmp_path, 2, InstitutionName="Klinik", **changes)
-    overlay.apply(file, [correction("PatientName", value)], NOW)
+    overlay.apply(file, [correction("PatientName", value)])
     after = dcmread(file)
     assert after.get("SpecificCharacterSet") == expected
     assert (str(after.PatientName), after.InstitutionName) == (value, "Klinik")
@@ -107,8 +124,8 @@ def test_the_character_set_changes_only_if_it_must(tmp_path, charset, value, exp
 
 def test_original_attributes_are_added_to_those_there_are(tmp_path):
     file = save(tmp_path, 3)
-    overlay.apply(file, [correction("PatientName", "A^B"), correction("AccessionNumber", "N", "user:jo")], NOW)
-    overlay.apply(file, [correction("PatientName", "C^D")], NOW)
+    overlay.apply(file, [correction("PatientName", "A^B"), correction("AccessionNumber", "N", "user:jo")])
+    overlay.apply(file, [correction("PatientName", "C^D")])
     config.settings.reading_validation_mode = config.RAISE
     try:
         history = dcmread(file).OriginalAttributesSequence
@@ -125,7 +142,7 @@ def test_what_cannot_be_corrected_is_refused_and_left(tmp_path):
     file = save(tmp_path, 4)
     before = data_set(file)
     with refused("CORRECTION_NOT_APPLIED"):
-        overlay.apply(file, [correction("EyeColour", "blue")], NOW)
+        overlay.apply(file, [correction("EyeColour", "blue")])
     assert data_set(file) == before
 
 
@@ -136,7 +153,7 @@ def test_no_bytes_are_lost_of_a_data_set_that_ends_within_an_element(tmp_path):
     for size in range(len(whole) - len(data_set(file)) + 1, len(whole) - 512):
         file.write_bytes(whole[:size])
         try:
-            overlay.apply(file, [correction("PatientName", "X")], NOW)
+            overlay.apply(file, [correction("PatientName", "X")])
             corrected += 1
         except RadmeshError as error:
             assert error.reason == "CORRECTION_NOT_APPLIED"
