@@ -102,7 +102,7 @@ class Cluster:
         self.url = url
         self._contexts: dict[str, Any] = {}
         world.addresses["database-server"] = world.listen("database-server")
-        world.authority.issue(["connectivity-manager-0"])
+        world.authority.issue(["connectivity-manager-0", "curator-0"])
         self.server = self._make()
         self.server.start()
 
@@ -238,6 +238,80 @@ def test_status_holds_and_corrections(cluster: Cluster) -> None:
         ("verification", "NOT_REQUIRED", "HELD"),
         ("correction", "PatientName", "set"),
     ]
+
+
+def test_pictures_from_their_curator_to_whoever_shows_them(cluster: Cluster) -> None:
+    archive = cluster.call("RegistryService", "archive-server-0")
+    stores = cluster.call("RegistryService", "curator-0")
+    curator = cluster.call("CurationService", "curator-0")
+    door = cluster.call("CurationService", "application-server")
+    queries = cluster.call("QueryService", "application-server")
+    archive.Heartbeat(beat())
+    entries = [record(sop=sop) for sop in range(3)]
+    archive.RegisterInstances(pb.RegisterInstancesRequest(records=map(message, entries)))
+    study: dict[str, Any] = {"study_instance_uid": uid("study", 0)}
+    assert list(curator.FindUncurated(pb.FindUncuratedRequest()).study_instance_uids) == [uid("study", 0)]
+    made = [
+        pb.Rendition(
+            identity=message(entry).identity,
+            study_instance_uid=entry.study_instance_uid,
+            series_instance_uid=entry.series_instance_uid,
+            store_id="curator-0",
+            state=pb.RENDITION_STATE_CODED,
+            number_of_frames=1,
+            transfer_syntax_uid="1.2.840.10008.1.2.4.202",
+            photometric_interpretation="YBR_RCT",
+            derived=True,
+            bytes=1 << 40,
+        )
+        for entry in entries
+    ]
+    request = pb.RegisterRenditionsRequest(renditions=made)
+    assert reason_of(lambda: curator.RegisterRenditions(request)) == "STORE_UNKNOWN"
+    announced = pb.HeartbeatRequest(
+        store_id="curator-0",
+        kind=common_pb2.STORE_KIND_WEB_CACHE,
+        target="unix:/curator-0",
+        epoch=b"c" * 16,
+        client_url="grpcs://curator-0:50053",
+    )
+    stores.Heartbeat(announced)
+    listed = {store.store_id: store for store in stores.ListStores(pb.ListStoresRequest()).stores}
+    assert (listed["curator-0"].kind, listed["curator-0"].client_url, listed["archive-0"].client_url) == (
+        common_pb2.STORE_KIND_WEB_CACHE,
+        "grpcs://curator-0:50053",
+        "",
+    )
+    feed = cluster.call("FeedService", "application-server").Watch(pb.WatchRequest(kinds=["rendition"]), timeout=20)
+    for _ in range(2):
+        curator.RegisterRenditions(request)
+    assert next(feed).key == uid("study", 0)
+    feed.cancel()
+    found = door.FindRenditions(pb.FindRenditionsRequest(**study, page_size=2))
+    for rendition in made:
+        rendition.target = "unix:/curator-0"
+    assert list(found.renditions) == made[:2]
+    more = pb.FindRenditionsRequest(**study, page_size=2, page_token=found.next_page_token)
+    assert list(door.FindRenditions(more).renditions) == made[2:]
+    shown = queries.GetStudy(pb.GetStudyRequest(**study)).study
+    assert (shown.curated_count, shown.instance_count) == (3, 3)
+    assert not curator.FindUncurated(pb.FindUncuratedRequest()).study_instance_uids
+    # What is known survives a restart of the database; the web cache has to be heard again.
+    cluster.restart()
+    stores.Heartbeat(announced)
+    assert len(door.FindRenditions(pb.FindRenditionsRequest(**study)).renditions) == 3
+    assert queries.GetStudy(pb.GetStudyRequest(**study)).study.curated_count == 3
+    assert curator.DropRenditions(pb.DropRenditionsRequest(store_id="curator-0", **study)).dropped == 3
+    assert not door.FindRenditions(pb.FindRenditionsRequest(**study)).renditions
+    for field, value in (("state", 0), ("store_id", ""), ("reason", "R" * 65), ("frame", -1), ("state", 3)):
+        bad = pb.Rendition()
+        bad.CopyFrom(made[0])
+        setattr(bad, field, value)
+        wrong = pb.RegisterRenditionsRequest(renditions=[bad])
+        assert reason_of(lambda wrong=wrong: curator.RegisterRenditions(wrong)) == "FIELD_INVALID"  # type: ignore[misc]
+    missing = pb.FindRenditionsRequest(study_instance_uid="1.2")
+    assert reason_of(lambda: door.FindRenditions(missing)) == "STUDY_NOT_FOUND"
+    assert reason_of(lambda: door.RegisterRenditions(request)) == "CALLER_REFUSED"
 
 
 # -- the RIS
