@@ -82,6 +82,12 @@ class Http:
     max_requests: int = setting(
         256, doc="Requests answered at one time; more are asked to come back.", minimum=4, maximum=10_000
     )
+    max_watchers: int = setting(
+        256,
+        doc="Clients that are told of changes as they happen; more are asked to come back.",
+        minimum=1,
+        maximum=10_000,
+    )
     threads: int = setting(32, doc="Threads that ask the other components.", minimum=2, maximum=1000)
     metrics: bool = setting(default=False, doc="Serve /metrics to everybody, not to this machine alone.")
     access_log: bool = setting(

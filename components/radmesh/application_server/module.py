@@ -11,8 +11,9 @@ from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.application_server import service
 from radmesh.application_server.audit import Audit
 from radmesh.application_server.config import Http, Section, is_loopback
-from radmesh.application_server.http import health
+from radmesh.application_server.http import health, reading
 from radmesh.application_server.http import sessions as http_sessions
+from radmesh.application_server.http import studies as http_studies
 from radmesh.application_server.http.app import Door
 from radmesh.application_server.http.server import HttpServer
 from radmesh.application_server.ris import RisService, domains_of, managers_of
@@ -114,6 +115,8 @@ class ApplicationServer:
             )
             door.mount(health.routes(door))
             door.mount(http_sessions.routes(door))
+            door.mount(http_studies.routes(door))
+            door.mount(reading.routes(door))
             for name in ("dicomweb", "pages"):
                 mounted = importlib.import_module(f"{__package__}.{name}")
                 if hasattr(mounted, "routes"):

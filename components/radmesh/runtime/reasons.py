@@ -118,6 +118,7 @@ REASONS: dict[str, Reason] = {
         ("REJECTS_FULL", Code.RESOURCE_EXHAUSTED, _OUT_OF_RESOURCES, 507, "look at the rejects; the oldest give way"),
         # Database
         ("STUDY_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "check the Study Instance UID"),
+        ("SERIES_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "check the Series Instance UID"),
         ("INSTANCE_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "check the SOP Instance UID"),
         ("ADMISSION_UNKNOWN", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the admissions of the study again"),
         ("STATUS_ILLEGAL", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "the error names the moves that are allowed"),

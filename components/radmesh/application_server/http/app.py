@@ -245,8 +245,12 @@ class Door:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, functools.partial(function, *arguments, **named))
 
-    async def study(self, call: Call, study_instance_uid: str, action: str = "STUDY_SHOW") -> database_pb2.StudyDetail:
+    async def study(
+        self, call: Call, study_instance_uid: str, action: str = "STUDY_SHOW", *, fresh: bool = False
+    ) -> database_pb2.StudyDetail:
         """Return a study as the caller may see it, which is audited; asked again after 2.5 s, audited after a minute.
+
+        `fresh`: asked anew, as for who was told that it changed.
 
         Raises:
             RadmeshError: STUDY_NOT_FOUND, also for one that is held, without the right `reconcile`.
@@ -258,7 +262,7 @@ class Door:
         key = (may_reconcile(person), study_instance_uid)
         now = time.monotonic()
         known = self._seen.get(key)
-        if known is not None and now - known[0] < _KEEP_SECONDS:
+        if known is not None and now - known[0] < _KEEP_SECONDS and not fresh:
             return known[1]
         request = database_pb2.GetStudyRequest(study_instance_uid=study_instance_uid, include_held=key[0])
         detail: database_pb2.StudyDetail = await self.run(self.stubs["QueryService"].GetStudy, request)
@@ -294,6 +298,7 @@ class Door:
         status = 0
         route: Route | None = None
         response: Response
+        running = 1
         self._running += 1
 
         async def answer(message: Message) -> None:
@@ -307,6 +312,9 @@ class Door:
             try:
                 route, scope["path_params"] = self._router.find(scope["method"], scope["path"])
                 await self._admit(scope, route)
+                if route.lasting:
+                    running = 0
+                    self._running -= 1
                 if route.raw:
                     await route.handler(scope, receive, answer)
                 else:
@@ -326,7 +334,7 @@ class Door:
                     response = problem(failure)
                 await response(scope, receive, answer)
         finally:
-            self._running -= 1
+            self._running -= running
             self._observe(scope, route, status, time.perf_counter() - started)
 
     def _forwarded(self, scope: Scope) -> None:

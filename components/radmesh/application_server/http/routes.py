@@ -21,7 +21,8 @@ class Route:
 
     `path` has parts `{name}` for one segment, and at its end perhaps `{name*}` for all the rest. `roles` is as in the
     protos: roles, "*" = any but "none", "anonymous" = no session is needed. `handler` is `async (Request) -> Response`,
-    or, if `raw`, an ASGI application. `page`: who has no session is sent to /login. `doc` is a sentence for
+    or, if `raw`, an ASGI application. `page`: who has no session is sent to /login. `lasting`: it goes on for as
+    long as the client likes, and is not counted among what runs. `doc` is a sentence for
     docs/reference/http.md.
     """
 
@@ -32,6 +33,7 @@ class Route:
     doc: str
     raw: bool = False
     page: bool = False
+    lasting: bool = False
 
     def admits(self, role: str) -> bool:
         """Whether a person of this role may."""
