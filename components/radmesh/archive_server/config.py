@@ -37,3 +37,19 @@ class Section:
     max_streams: int = setting(
         192, doc="Calls served at one time; each association that stores holds one.", minimum=8, maximum=4096
     )
+    client_bind: str = setting(
+        "127.0.0.1",
+        doc="Address where local clients read with a grant of an Application Server, TLS beyond loopback; empty = "
+        "nowhere: they read through the door.",
+        env="RADMESH_ARCHIVE_CLIENT_BIND",
+    )
+    client_port: int = setting(
+        0,
+        doc="TCP port of that; 0 = any free one, which clients are told.",
+        env="RADMESH_ARCHIVE_CLIENT_PORT",
+        minimum=0,
+        maximum=65535,
+    )
+    client_max_streams: int = setting(
+        64, doc="Reads by local clients served at one time; more are refused for now.", minimum=1, maximum=1000
+    )

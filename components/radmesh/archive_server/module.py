@@ -9,6 +9,8 @@ from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.archive_server.checks import Checks
 from radmesh.archive_server.config import Section
+from radmesh.archive_server.grants import LocalReads
+from radmesh.archive_server.listener import Listener
 from radmesh.archive_server.reading import Reading
 from radmesh.archive_server.reports import Reporter, Reports
 from radmesh.archive_server.service import ArchiveService
@@ -47,12 +49,15 @@ class ArchiveServer:
         self._server: Server = context.server(max_workers=config.max_streams, max_connection_age=None)
         reading = Reading(self._store, tier)
         receiver = TransferReceiver(self._store, context.credentials, context.clock, read=reading)
+        local_reads = LocalReads(context, self._store, tier, receiver.ReadRange)
+        listener = Listener(config, context, local_reads)
         heartbeat = Heartbeat(
             self._store,
             context,
             common_pb2.STORE_KIND_ARCHIVE,
             lambda: self._server.target,
             put_target=lambda: self._server.line_target,
+            client_url=lambda: listener.url,
         )
         pump = RegistrationPump(self._store, context, heartbeat=heartbeat)
         tiering = Tiering(context, self._store, tier, self._reports, reporter, config.quiet, receiver.idle_seconds)
@@ -74,7 +79,7 @@ class ArchiveServer:
         self._server.add(
             archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"], ArchiveService(self._store, changing)
         )
-        self._services = Group([heartbeat, pump, reporter, tiering, checks])
+        self._services = Group([local_reads, listener, heartbeat, pump, reporter, tiering, checks])
         figure = context.status.figure
         figure("objects", lambda: self._store.objects_committed)
         figure("megabytes", lambda: self._store.bytes_committed / 1e6)

@@ -177,6 +177,7 @@ class Heartbeat:
         kind: radmesh.api.common.v1.StoreKind.
         target: where the store is reached.
         put_target: where its Put line is.
+        client_url: where local clients read from it.
         accepting: whether it takes new objects; the store's own ``accepting`` is asked too.
     """
 
@@ -188,10 +189,11 @@ class Heartbeat:
         target: Callable[[], str],
         *,
         put_target: Callable[[], str] = str,
+        client_url: Callable[[], str] = str,
         accepting: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store, self._kind, self._accepting = store, kind, accepting
-        self._target, self._put_target = target, put_target
+        self._target, self._put_target, self._client_url = target, put_target, client_url
         self._status = context.status
         self._gauge = context.metrics.gauge("radmesh_objects_unregistered")
         self._registry = context.client(SERVICE, "database-server")
@@ -232,6 +234,7 @@ class Heartbeat:
                 kind=self._kind,
                 target=self._target(),
                 put_target=self._put_target(),
+                client_url=self._client_url(),
                 epoch=store.epoch,
                 free_bytes=store.free_bytes(),
                 accepting=accepting,
