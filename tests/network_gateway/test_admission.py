@@ -19,12 +19,12 @@ from radmesh.dicom.admission import AdmissionKey
 from radmesh.dicom.domains import Domains
 from radmesh.network_gateway import admission
 from radmesh.network_gateway.admission import Admission
-from radmesh.network_gateway.feed import Follower
 from radmesh.network_gateway.placements import Memory
 from radmesh.network_gateway.policy import Facts
 from radmesh.network_gateway.verifier import Verifier
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Server
+from radmesh.transfer.feed import Follower
 from radmesh.transfer.model import Ticket
 
 SPOOL = ("spool-0", "unix:/spool", b"s" * 16)

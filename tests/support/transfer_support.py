@@ -29,7 +29,7 @@ from radmesh.study_store import LmdbStudyStore, ObjectHeader
 from radmesh.transfer.model import Ticket
 
 INSTANCES = ["archive-server-0", "archive-server-1", "gateway-proxy", "network-gateway", "database-server"]
-INSTANCES += ["application-server", "curator", "connectivity-manager-0", "connectivity-manager-1"]
+INSTANCES += ["application-server", "curator-0", "curator-1", "connectivity-manager-0", "connectivity-manager-1"]
 TRANSFER = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"]
 REGISTRY = database_pb2.DESCRIPTOR.services_by_name["RegistryService"]
 CHUNK = 1_048_560

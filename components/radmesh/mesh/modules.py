@@ -142,6 +142,14 @@ TABLE = Table(
             numbered=True,
         ),
         Module(
+            "curator",
+            "radmesh.curator.module:module",
+            "curator",
+            "radmesh.curator.config:Section",
+            needs=("archive-server", "database-server"),
+            numbered=True,
+        ),
+        Module(
             "connectivity-manager",
             "radmesh.connectivity_manager.module:module",
             "connectivity",
@@ -168,7 +176,7 @@ TABLE = Table(
             "radmesh.application_server.module:module",
             "grpc",
             "radmesh.application_server.config:Section",
-            needs=("network-gateway", "connectivity-manager", "archive-server", "database-server"),
+            needs=("network-gateway", "connectivity-manager", "curator", "archive-server", "database-server"),
             more_sections=(("http", "radmesh.application_server.config:Http"),),
         ),
     )

@@ -133,6 +133,7 @@ class Mesh:
         minimum=1,
         maximum=16,
     )
+    curators: int = setting(1, doc="Curators that `radmesh up` runs.", minimum=1, maximum=16)
     start_timeout: Duration = setting(
         120.0, doc="A component that is not ready after this time is killed and started again.", minimum=1
     )

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.dicom.domains import Domains
-from radmesh.network_gateway.feed import Follower
 from radmesh.network_gateway.policy import (
     HELD,
     NOT_REQUIRED,
@@ -31,6 +30,7 @@ from radmesh.network_gateway.verifier import Studies, Verifier
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.lifecycle import Worker
+from radmesh.transfer.feed import Follower
 
 _ORDERS: Final = database_pb2.DESCRIPTOR.services_by_name["OrderService"]
 _CALL_SECONDS: Final = 5.0

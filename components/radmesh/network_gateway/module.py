@@ -6,7 +6,6 @@ from radmesh.dicom.domains import Domains
 from radmesh.network_gateway.admission import Admission
 from radmesh.network_gateway.config import Section
 from radmesh.network_gateway.drain import Drain
-from radmesh.network_gateway.feed import Follower
 from radmesh.network_gateway.healing import Healing
 from radmesh.network_gateway.holds import Holds
 from radmesh.network_gateway.placements import Memory
@@ -17,6 +16,7 @@ from radmesh.runtime.context import Context
 from radmesh.runtime.lifecycle import Group
 from radmesh.runtime.rpc import Server
 from radmesh.study_store import LmdbStudyStore
+from radmesh.transfer.feed import Follower
 from radmesh.transfer.pump import Heartbeat, RegistrationPump
 from radmesh.transfer.receiver import TransferReceiver
 

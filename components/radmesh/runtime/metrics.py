@@ -40,6 +40,15 @@ DEFINITIONS: dict[str, Definition] = {
         "counter", "Studies compared with the orders of a RIS, by outcome.", ("outcome",)
     ),
     "radmesh_rejects": Definition("counter", "Objects that could not be stored as DICOM, by reason.", ("reason",)),
+    "radmesh_renditions": Definition(
+        "counter", "Instances made for the web cache, by what there is of them.", ("state",)
+    ),
+    "radmesh_curate_seconds": Definition("histogram", "Time of a job of the Curator: the pictures of a study."),
+    "radmesh_curator_read_bytes": Definition("counter", "Data set bytes that the Curator has read."),
+    "radmesh_curator_kept_bytes": Definition("counter", "Bytes of frames that the Curator has made."),
+    "radmesh_curator_worker_deaths": Definition("counter", "Times a process that decodes ended over a frame."),
+    "radmesh_webcache_bytes": Definition("gauge", "Bytes of the web cache on disk."),
+    "radmesh_webcache_evictions": Definition("counter", "Studies dropped from the web cache to make room."),
     "radmesh_hl7_connections": Definition("gauge", "HL7 connections open now.", ("domain",)),
     "radmesh_hl7_messages": Definition(
         "counter", "HL7 messages received, by the code that answered them; HALF: cut off.", ("domain", "outcome")

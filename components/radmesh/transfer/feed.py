@@ -15,7 +15,7 @@ class Follower:
     """Calls `changed` with kind and key of every change, and `lost` when some may have been missed.
 
     Args:
-        context: of the gateway.
+        context: of the component that follows.
         name: of the worker.
         kinds: the changes that are wanted.
         changed: called for each, in order.

@@ -1,0 +1,1 @@
+"""The Curator: makes the web cache, pictures for remote viewing, and serves it."""

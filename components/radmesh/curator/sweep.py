@@ -1,0 +1,161 @@
+"""Finds work: what comes is told by the change feed, what was missed is found by looking."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from radmesh.curator.curation import Report
+from radmesh.curator.database import DatabaseClient
+from radmesh.curator.webcache import WebCache
+from radmesh.runtime.context import Context
+from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.lifecycle import Worker
+from radmesh.transfer.feed import Follower
+
+_SWEEP_SECONDS: Final = 30.0
+# What was looked at and found to want nothing that can be made is not looked at again so soon.
+_SETTLED_SECONDS: Final = 600.0
+_SETTLED_MOST: Final = 100_000
+_PAGES_MOST: Final = 50
+_QUEUED_MOST: Final = 200
+_CHANGES_MOST: Final = 100_000
+_BUSY_SECONDS: Final = 1.0
+
+
+class Sweep:
+    """Workers that enqueue studies.
+
+    Args:
+        context: of the Curator.
+        database: where jobs are.
+        cache: with room for what is not asked for, or without.
+        quiet: seconds after which work on a study begins.
+        busy_pause: seconds that an instance waits while objects come in.
+        note: tells of a change of a study; whether it is being worked on here.
+        wake: is called when there may be a job.
+        lost: is called when changes may have been missed.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        database: DatabaseClient,
+        cache: WebCache,
+        *,
+        quiet: float,
+        busy_pause: float,
+        note: Callable[[str], bool],
+        wake: Callable[[], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._clock = context.clock
+        self._database = database
+        self._cache = cache
+        self._quiet = quiet
+        self._pause = busy_pause
+        self._note = note
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._changed: OrderedDict[str, None] = OrderedDict()
+        # Study -> until when a sweep passes it over.
+        self._settled: OrderedDict[str, float] = OrderedDict()
+        self._intake_at = float("-inf")
+        self._never = threading.Event()
+        self._enqueuer: Worker = context.worker("enqueue", self._enqueue, most_pause=5.0)
+        self._sweeper: Worker = context.worker("sweep", self._sweep, most_pause=5.0)
+        self._lost = lost
+        self._follower = Follower(context, "feed", ("instances", "job"), self._change, self._missed)
+
+    def start(self) -> None:
+        """Begin."""
+        self._follower.start()
+        self._enqueuer.start()
+        self._sweeper.start()
+
+    def stop(self, grace: float) -> None:
+        """End."""
+        self._never.set()
+        self._follower.stop(grace)
+        self._enqueuer.stop(grace)
+        self._sweeper.stop(grace)
+
+    def look(self, study_instance_uid: str = "") -> None:
+        """Look now; at one study, or at all."""
+        with self._lock:
+            if study_instance_uid:
+                self._settled.pop(study_instance_uid, None)
+                self._changed[study_instance_uid] = None
+            else:
+                self._settled.clear()
+        self._enqueuer.wake()
+        self._sweeper.wake()
+
+    def settle(self, study_instance_uid: str, report: Report | None) -> None:
+        """A job has ended: while nothing of the study comes, another would find nothing more to make."""
+        if report is None or (report.made and not report.unreadable):
+            return
+        with self._lock:
+            self._settled[study_instance_uid] = self._clock.monotonic() + _SETTLED_SECONDS
+            self._settled.move_to_end(study_instance_uid)
+            while len(self._settled) > _SETTLED_MOST:
+                self._settled.popitem(last=False)
+
+    def may_begin(self) -> None:
+        """Wait a little while objects come in: they come first."""
+        if self._pause and self._clock.monotonic() - self._intake_at < _BUSY_SECONDS:
+            self._clock.wait(self._never, self._pause)
+
+    def _change(self, kind: str, key: str) -> None:
+        if kind == "job":
+            self._wake()
+            return
+        self._intake_at = self._clock.monotonic()
+        if self._note(key):
+            return
+        with self._lock:
+            self._settled.pop(key, None)
+            self._changed[key] = None
+            # What is forgotten here is found by the sweep.
+            while len(self._changed) > _CHANGES_MOST:
+                self._changed.popitem(last=False)
+        self._enqueuer.wake()
+
+    def _missed(self) -> None:
+        self._sweeper.wake()
+        self._lost()
+
+    def _enqueue(self) -> float:
+        while True:
+            with self._lock:
+                if not self._changed:
+                    return _SWEEP_SECONDS
+                study, _ = self._changed.popitem(last=False)
+            try:
+                self._database.enqueue(study, self._quiet)
+            except RadmeshError as error:
+                if error.transient:
+                    with self._lock:
+                        self._changed[study] = None
+                raise
+            # It becomes due without a word.
+            self._clock.wait(self._never, 0.0)
+
+    def _sweep(self) -> float:
+        # Room that is nearly used up is for what comes, and for what is asked for.
+        if self._cache.nearly_full:
+            return _SWEEP_SECONDS
+        token, queued = "", 0
+        for _ in range(_PAGES_MOST):
+            studies, token = self._database.uncurated(token)
+            now = self._clock.monotonic()
+            with self._lock:
+                wanted = [study for study in studies if self._settled.get(study, now) <= now]
+            for study in wanted:
+                self._database.enqueue(study)
+            queued += len(wanted)
+            if not token or queued >= _QUEUED_MOST:
+                break
+        if queued:
+            self._wake()
+        return _SWEEP_SECONDS

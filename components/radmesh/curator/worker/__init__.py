@@ -1,0 +1,1 @@
+"""What turns one instance into the frames that are served: pure functions, and the process that runs them."""
