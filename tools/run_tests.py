@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Whole clusters that are killed, stopped, filled up, and waited for; and those that are asked.
+# Whole clusters that are killed, stopped, filled up, and waited for; and those that are asked. tests/page and tests/k8s
+# share a lane, the last: a browser drops its connections when network namespaces come and go beside it.
 CLUSTERS = (
     ("tests/faults", "tests/power"),
     ("tests/ris", "tests/client", "tests/docs", "tests/mesh", "tests/application_server", "tests/connectivity_manager"),

@@ -51,12 +51,13 @@ async function htj2k(bytes, level, picture) {
     const decoded = decoder.getDecodedBuffer();
     const samples = width * height * size.components;
     if (decoded.byteLength !== samples * (bits > 8 ? 2 : 1)) throw new Unshowable("the code stream decodes to another size than it says");
+    const half = 1 << (bits - 1), low = signed ? -half : 0, high = signed ? half - 1 : 2 * half - 1;
     let data;
     if (bits > 8) data = new (signed ? Int16Array : Uint16Array)(decoded.slice().buffer, 0, samples);
-    else if (shifted) {
-      const half = 1 << (bits - 1);
-      data = Int8Array.from(decoded, (v) => v - half);
-    } else data = new Uint8Array(decoded.slice().buffer);
+    else if (shifted) data = Int8Array.from(decoded, (v) => Math.min(v - half, high));
+    else data = new Uint8Array(decoded.slice().buffer);
+    // Low-pass bands reach beyond the range of the samples; the whole picture never does.
+    if (level) for (let i = 0; i < samples; i++) data[i] = data[i] < low ? low : data[i] > high ? high : data[i];
     return { width, height, samples: size.components, bits, data };
   } finally {
     decoder.delete();
