@@ -48,8 +48,10 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How an instance wants to be shown: VOI window and modality transformation (PS3.3 C.11.1, C.11.2); None = none."""
+    """How large an instance is, and how it wants to be shown: VOI window and modality transformation (PS3.3 C.11)."""
 
+    rows: int = 0
+    columns: int = 0
     photometric_interpretation: str = ""
     center: float | None = None
     width: float | None = None
@@ -250,6 +252,8 @@ def _dump(instance: Mapping[str, Any]) -> str:
 def _look(instance: Mapping[str, Any]) -> Look:
     center, width = _number(instance, "00281050"), _number(instance, "00281051")
     return Look(
+        int(_number(instance, "00280010") or 0),
+        int(_number(instance, "00280011") or 0),
         str(_first(instance, "00280004") or ""),
         center,
         width,

@@ -100,6 +100,10 @@ class SeriesPictures:
     stores: tuple[str, ...]
     time: float = field(compare=False)
 
+    def has(self, sop_instance_uid: str) -> bool:
+        """Whether the instance is curated: it has pictures, or cannot have any."""
+        return sop_instance_uid in self.pictures or sop_instance_uid in self.without
+
     def find(self, sop_instance_uid: str, number: int, suspects: Iterable[str] = ()) -> Picture:
         """Return the pictures of an instance that has frame `number`, from 1.
 
@@ -310,7 +314,7 @@ class Pictures:
         """
         with self._lock:
             for (uid, series, eyes), (_, found) in reversed(self._series.items()):
-                if uid == study.study_instance_uid and eyes == held and sop_instance_uid in found.order:
+                if uid == study.study_instance_uid and eyes == held and found.has(sop_instance_uid):
                     return series
         for rendition in self.renditions(study.study_instance_uid, sop_instance_uid=sop_instance_uid, held=held):
             return rendition.series_instance_uid

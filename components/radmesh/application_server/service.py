@@ -10,14 +10,14 @@ from radmesh.api.database.v1 import database_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.application_server.audit import Audit
 from radmesh.application_server.intake import Intake
+from radmesh.application_server.objects import copies
 from radmesh.application_server.ris import may_reconcile
 from radmesh.application_server.sessions import SessionCache
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Call, Person, roles_of
 from radmesh.transfer.codec import Bulk
-from radmesh.transfer.model import ObjectReference
-from radmesh.transfer.reader import Location, read_object
+from radmesh.transfer.reader import read_object
 from radmesh_native.crc32c import crc32c
 
 CHUNK_MAX: Final = 1_048_560
@@ -27,8 +27,6 @@ _STATUS_SECONDS: Final = 2.0
 _STUDIES: Final = pb.DESCRIPTOR.services_by_name["StudyService"].methods_by_name
 _STORERS: Final = roles_of(_STUDIES["StoreInstances"])
 _READERS: Final = roles_of(_STUDIES["ReadInstance"])
-# Best first: what is in a cache, then what is in a permanent tier, then a spool.
-_BEST: Final = (2, 1, 3, 4, 0)
 
 
 def _person(call: Call) -> Person:
@@ -156,14 +154,7 @@ class StudyService:
         if instance is None:
             raise RadmeshError("INSTANCE_NOT_FOUND", "the study has no such instance")
         self._audit.access("STUDY_READ", call, request.study_instance_uid)
-        copies = sorted(instance.locations, key=lambda place: _BEST.index(place.residence))
-        locations = [
-            Location(self._context.channels.get(place.target), ObjectReference.of(place.object))
-            for place in copies
-            if place.target
-        ]
-        if not locations:
-            raise RadmeshError("PEER_UNAVAILABLE", "no store that has the instance answers: try again")
+        locations = copies(self._context, instance)
         offset = request.offset
         if instance.length == offset:
             yield Bulk(pb.ReadInstanceResponse(instance=instance, offset=offset))

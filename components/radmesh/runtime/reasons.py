@@ -151,6 +151,7 @@ REASONS: dict[str, Reason] = {
         ("PIXELS_UNUSUAL", Code.UNIMPLEMENTED, _OUT_OF_RESOURCES, 501, "samples, bits or photometric interpretation are none that can be coded: frames are served as they are"),
         ("PIXEL_DATA_MISSING", Code.DATA_LOSS, _OUT_OF_RESOURCES, 502, "an image without pixels: have the modality send it again"),
         ("PIXEL_DATA_SHORT", Code.DATA_LOSS, _OUT_OF_RESOURCES, 502, "pixels are missing at the end: have the modality send the image again"),
+        ("PICTURES_PENDING", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "the Curator is at it: try again in a moment, or see 'radmesh status'"),
         ("RENDITION_DAMAGED", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "it is made again by itself: look at the web cache's disk"),
         ("RENDITION_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "it is not made yet, or was evicted: ask where it is, or try again in a moment"),
         # Verification: why a study is held or unverified
