@@ -54,13 +54,21 @@ Mark = ObjectReference
 
 
 class RefusedError(Exception):
-    """The object cannot be stored as a DICOM object; its bytes go to the rejects store."""
+    """The object cannot be stored as a DICOM object; its bytes go to the rejects store.
 
-    def __init__(self, reason: str, message: str, tag: Tag | None = None, kept: Sequence[Buffer] = ()) -> None:
+    Attributes:
+        kept: what there is of it, where it is not on its way any more.
+        cut: that is its beginning only.
+    """
+
+    def __init__(
+        self, reason: str, message: str, tag: Tag | None = None, kept: Sequence[Buffer] = (), *, cut: bool = False
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.tag = tag
         self.kept = kept
+        self.cut = cut
 
     @property
     def outcome(self) -> Outcome:
@@ -343,6 +351,7 @@ class Intake:
                 f"the data set ends inside ({text_of(tag)})",
                 tag,
                 kept if base == 0 else list(head.chunks),
+                cut=base != 0,
             )
         if tail.remark:
             head.remarks.append(tail.remark)
@@ -377,6 +386,7 @@ class Intake:
                         reason=refusal.reason,
                         tag=text_of(refusal.tag),
                         message=str(refusal)[:64],
+                        cut=refusal.cut,
                     )
                 except BaseException:
                     # Whatever is half sent on that stream ends with it.

@@ -210,12 +210,24 @@ def test_refused_and_kept_as_a_reject(
         assert bytes(reject.data) == data
         assert reject.reason == comment.partition(":")[0]
         assert reject.tag == tag
+        assert not reject.cut
         assert reject.header.transfer_syntax_uid == EXPLICIT
         # The association lives on.
         good = image("2.25.105", "2.25.105.1")
         assert client.store(good, "2.25.105.1").status == 0
         client.release()
     assert len(world.rows()) - before <= 1
+
+
+def test_of_a_large_truncated_object_the_beginning_is_kept_and_said_to_be_one(world: World, edge: LocalEdge) -> None:
+    data = image(pixels=40 << 20)[:-100]
+    with Client(edge.port) as client:
+        assert client.store(data).status == 0xC000
+        client.release()
+    (reject,) = world.rejects
+    assert reject.cut
+    assert 0 < len(reject.data) < len(data)
+    assert data.startswith(bytes(reject.data))
 
 
 def test_no_data_set_announced(world: World, edge: LocalEdge) -> None:

@@ -221,3 +221,21 @@ def test_a_queryable_header_that_says_nothing_drains_too(mesh: Components) -> No
     wait_for(lambda: mesh.residences("a") == [SPOOL])
     mesh.archive()
     in_archive(mesh, "a", [odd])
+
+
+def test_a_spooled_object_that_rotted_is_found_out(mesh: Components) -> None:
+    """What does not hash in the archive is looked at in the spool, and said to be damaged there."""
+    rotten, sound = item("rotten", 0), item("sound", 0)
+    spooled(mesh, rotten, sound)
+    wait_for(lambda: mesh.residences("rotten") == [SPOOL] and mesh.residences("sound") == [SPOOL])
+    (path,) = (p for p in spool_files(mesh, "rotten") if not p.name.endswith("-lock"))
+    at = path.read_bytes().find(rotten.data[-64:])
+    assert at > 0
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes([rotten.data[-64] ^ 1]))
+    mesh.archive()
+    in_archive(mesh, "sound", [sound])
+    damage = drain(mesh)._spool.damage
+    wait_for(lambda: [ref.study_hash for ref in damage.refs()] == [study_hash(uid("study", "rotten"))])
+    assert mesh.residences("rotten") == [SPOOL]

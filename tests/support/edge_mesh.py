@@ -36,12 +36,13 @@ class Rejected:
         self.header = header
         self.data = bytearray()
         self.reason = self.tag = self.message = ""
+        self.cut = False
 
     def write(self, data: Any) -> None:
         self.data += data
 
-    def keep(self, reason: str, tag: str, message: str) -> None:
-        self.reason, self.tag, self.message = reason, tag, message
+    def keep(self, reason: str, tag: str, message: str, *, cut: bool = False) -> None:
+        self.reason, self.tag, self.message, self.cut = reason, tag, message, cut
         self.world.rejects.append(self)
 
     def drop(self) -> None:

@@ -40,7 +40,7 @@ class ArchiveService:
         self._changing = changing
 
     def _generations(self, name: str) -> list[StudyState]:
-        found = [s for s in self._store.studies() if s.study_hash == name and s.state != "REMOVED"]
+        found = [s for s in self._store.generations(name) if s.state != "REMOVED"]
         if not found:
             raise RadmeshError("STUDY_NOT_FOUND", "the archive has no such study")
         return found

@@ -203,7 +203,7 @@ class Admission:
         return ticket
 
     def _place(self, check: Check, avoid: str) -> common_pb2.SignedTicket:
-        """Ask the database. Right after a start, wait a little for it, and for the first archive to say that it is there.
+        """Ask the database. Right after a start, wait a little for it, and for the first archive to announce itself.
 
         Raises:
             RadmeshError: NO_ARCHIVE, or it does not answer.

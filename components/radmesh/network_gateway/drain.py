@@ -4,6 +4,7 @@ Every step may be repeated: an archive that has the object already says so, a re
 removed stays removed. Objects of a study go in the order in which they came.
 """
 
+import hashlib
 from dataclasses import replace
 from typing import Any, Final
 
@@ -91,9 +92,16 @@ class Drain:
             sender = self._sender = Sender(self._context.line, self._admit, self._context.clock, tickets=self._tickets)
         key = _key(row)
         sender.begin(row.header, key, row.queryable)
+        digest = hashlib.sha256()
         with self._spool.read(row.ref) as reader:
             for data in reader:
+                digest.update(data)
                 sender.write(data)
+        if digest.digest() != row.sha256:
+            sender.abort()
+            # The store says so where it is asked what is the matter, and a re-send heals it.
+            self._spool.damage.question(row.ref)
+            raise RadmeshError("OBJECT_CORRUPT", "the spool's copy is not what was received: send the object again")
         committed = sender.commit(row.sha256, row.queryable, row.remarks)
         self._check(row, committed.object)
         mark = common_pb2.CommitMark(

@@ -220,8 +220,8 @@ class Incoming:
             self.drop()
             raise RadmeshError("STORAGE_FULL", "the rejects store cannot be written") from error
 
-    def keep(self, reason: str, tag: str, message: str) -> None:
-        """Make it durable."""
+    def keep(self, reason: str, tag: str, message: str, *, cut: bool = False) -> None:
+        """Make it durable; `cut`: its sender had no more than its beginning."""
         header = self._header
         try:
             os.fsync(self._file)
@@ -240,7 +240,7 @@ class Incoming:
                     sop_class_uid=header.sop_class_uid[:_TEXT],
                     sop_instance_uid=header.sop_instance_uid[:_TEXT],
                     length=self._length,
-                    cut=self._cut,
+                    cut=self._cut or cut,
                 )
             )
         except OSError as error:

@@ -44,8 +44,8 @@ class Reject(Protocol):
     def write(self, data: Buffer) -> None:
         """Take the next bytes; what is beyond the store's bound is dropped."""
 
-    def keep(self, reason: str, tag: str, message: str) -> None:
-        """Make what was written durable, with why it was rejected."""
+    def keep(self, reason: str, tag: str, message: str, *, cut: bool = False) -> None:
+        """Make what was written durable, with why it was rejected; `cut`: it is a beginning only."""
 
     def drop(self) -> None:
         """Forget it: the stream ended before it said why."""
@@ -295,7 +295,7 @@ class _PutStream:
             reject.write(data)
         if fields.HasField("abort"):
             abort = fields.abort
-            reject.keep(abort.reason[:UID_MAX], abort.tag[:9], abort.message[:UID_MAX])
+            reject.keep(abort.reason[:UID_MAX], abort.tag[:9], abort.message[:UID_MAX], cut=abort.cut)
             self._reject = None
             raise RadmeshError("TRANSFER_ABORTED", "what was received is in the rejects store")
         self._reported = fields.offset + len(data)

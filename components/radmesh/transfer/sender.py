@@ -261,8 +261,11 @@ class Sender:
         reason: str,
         tag: str = "",
         message: str = "",
+        cut: bool = False,
     ) -> None:
         """Put bytes that are no object into the rejects store of the Network Gateway at ``target``.
+
+        ``cut``: they are the beginning of what came.
 
         Raises:
             RadmeshError: they are not kept.
@@ -283,7 +286,7 @@ class Sender:
                     pass
                 if answer.HasField("failed"):
                     raise RadmeshError(answer.failed.reason, answer.failed.message)
-        fields.abort.reason, fields.abort.tag, fields.abort.message = reason, tag, message
+        fields.abort.MergeFrom(transfer_pb2.Abort(reason=reason, tag=tag, message=message, cut=cut))
         stream.send(fields)
         while (answer := stream.answer()).transfer_id != identifier:
             pass
