@@ -8,7 +8,6 @@ from cluster_support import image
 from component_mesh import Components, Item
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.uid import UID
 from transfer_support import object_header, wait_for
 
 from radmesh.api.curator.v1 import curator_pb2
@@ -31,8 +30,10 @@ CODED, PASSED, ORIGINAL, NONE = 1, 2, 3, 4
 def encode(ds: Any, syntax: str = uids.EXPLICIT_VR_LITTLE_ENDIAN) -> bytes:
     """The bytes of a data set."""
     buffer = DicomBytesIO()
-    uid = UID(syntax)
-    buffer.is_little_endian, buffer.is_implicit_VR = uid.is_little_endian, uid.is_implicit_VR
+    buffer.is_little_endian, buffer.is_implicit_VR = (
+        syntax != uids.EXPLICIT_VR_BIG_ENDIAN,
+        syntax == "1.2.840.10008.1.2",
+    )
     ds = ds.copy()
     write_dataset(buffer, ds)
     return bytes(buffer.getvalue())

@@ -199,15 +199,18 @@ def encapsulated(elements: Elements, image: Image, uid: str, extended: bytes = b
             for _ in pieces:
                 pass  # who took a part of it
     except EndedError:
-        raise BrokenError("FRAGMENTS_BROKEN", max(1, frame)) from None
+        raise BrokenError("FRAGMENTS_BROKEN", 1) from None  # within the table
     if frame < (1 if uid in VIDEO else max(1, image.frames)):
         raise BrokenError("FRAGMENTS_BROKEN", frame + 1)
 
 
 def _joined(fragments: _Fragments, begins: Callable[[], bool], frame: int) -> Iterator[bytes]:
-    yield from fragments.pieces(frame)
-    while fragments.length is not None and not begins():
+    try:
         yield from fragments.pieces(frame)
+        while fragments.length is not None and not begins():
+            yield from fragments.pieces(frame)
+    except EndedError:
+        raise BrokenError("FRAGMENTS_BROKEN", frame) from None
 
 
 def _boundaries(fragments: _Fragments, image: Image, uid: str, extended: bytes, order: str) -> Callable[[], bool]:
