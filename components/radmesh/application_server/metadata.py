@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from radmesh.api.curator.v1 import curator_pb2
 from radmesh.api.database.v1 import database_pb2
-from radmesh.application_server.dicomweb import dicom_json
+from radmesh.application_server import dicom_json
 from radmesh.application_server.pictures import METADATA_MOST, Pictures, SeriesPictures
 from radmesh.runtime.errors import RadmeshError
 from radmesh_native.crc32c import crc32c

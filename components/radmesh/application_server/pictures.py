@@ -322,14 +322,6 @@ class Pictures:
 
     # -- frames
 
-    def at_hand(self, found: SeriesPictures, sop_instance_uid: str, number: int) -> Frame | None:
-        """Return a frame that is in memory.
-
-        Raises:
-            RadmeshError: as SeriesPictures.find.
-        """
-        return self.cache.get(found.find(sop_instance_uid, number).key(number))
-
     def frame(
         self, study: database_pb2.Study, series_instance_uid: str, sop_instance_uid: str, number: int, *, held: bool
     ) -> Frame:
@@ -413,7 +405,7 @@ class Pictures:
         after = 0.0
         for attempt in range(_TRIES):
             found = self.series(study, series_instance_uid, held=held, after=after)
-            picture = found.find(sop_instance_uid, number, self._suspected())
+            picture = found.find(sop_instance_uid, number, self.suspects())
             try:
                 return do(found, picture)
             except RadmeshError as error:
@@ -428,7 +420,10 @@ class Pictures:
             self._suspects[target] = time.monotonic() + _SUSPECT_SECONDS
         self._log.info("web cache passed over", target=target, reason=error.reason)
 
-    def _suspected(self) -> Sequence[str]:
+    def suspects(self) -> Sequence[str]:
+        """Return the web caches that failed lately; they come last."""
+        if not self._suspects:
+            return ()
         now = time.monotonic()
         with self._lock:
             for target in [target for target, until in self._suspects.items() if until < now]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from radmesh.api.database.v1 import database_pb2
-from radmesh.application_server.dicomweb import dicom_json
+from radmesh.application_server import dicom_json
 from radmesh.dicom.header import TAGS
 from radmesh.dicom.uids import is_valid_uid
 from radmesh.runtime.errors import RadmeshError
