@@ -60,7 +60,7 @@ def _value(vr: str, value: object) -> Any:
         except ValueError:
             # As received, and none: whoever reads it takes it for a number.
             return None
-    return value if isinstance(value, dict) else str(value)
+    return str(value)
 
 
 def corrected(described: Mapping[str, Any], corrections: Sequence[Correction]) -> dict[str, Any]:
