@@ -28,6 +28,7 @@ class People:
         self._accounts = accounts
         self._options = options
         self._clients: list[httpx.Client] = []
+        self._signed_in: dict[str, httpx.Client] = {}
         self.tokens: dict[str, str] = {}
         for role in ROLES:
             self.add(role, role)
@@ -40,6 +41,7 @@ class People:
         answer = self.anonymous().post(
             "/api/v1/session", json={"user": name, "password": PASSWORD, "token": True}, cookies=None
         )
+        assert answer.status_code == 200, answer.text
         self.tokens[name] = answer.json()["token"]
         return self.tokens[name]
 
@@ -53,10 +55,11 @@ class People:
         return client
 
     def __getitem__(self, name: str) -> httpx.Client:
-        """A client with the bearer token of `name`."""
-        client = self.anonymous()
-        client.headers["authorization"] = f"Bearer {self.tokens[name]}"
-        return client
+        """The client with the bearer token of `name`."""
+        if name not in self._signed_in:
+            self._signed_in[name] = self.anonymous()
+            self._signed_in[name].headers["authorization"] = f"Bearer {self.tokens[name]}"
+        return self._signed_in[name]
 
     def browser(self, name: str) -> httpx.Client:
         """A client with the cookie of a new session of `name`, which sends Origin as browsers do."""

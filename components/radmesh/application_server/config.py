@@ -20,16 +20,6 @@ def _network(value: str) -> str | None:
     return None
 
 
-def is_loopback(address: str) -> bool:
-    """Whether what listens at an address is reached from this machine alone."""
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
 @dataclass(frozen=True, slots=True)
 class Section:
     """[grpc]: the door for the `radmesh` command and for Python clients."""
@@ -49,6 +39,9 @@ class Section:
     )
     key: str = setting("", doc="PEM file of the key of `certificate`.", rule=_file)
     max_calls: int = setting(64, doc="Calls served at one time; more are refused for now.", minimum=4, maximum=1000)
+    frame_cache: int = setting(
+        256, doc="MiB of memory for frames that were read lately; of this door and of HTTP.", minimum=1, maximum=1 << 20
+    )
 
 
 @dataclass(frozen=True, slots=True)

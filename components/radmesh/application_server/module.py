@@ -1,24 +1,31 @@
 """Wires the Application Server."""
 
-import importlib
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from radmesh.api.application.v1 import application_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
-from radmesh.application_server import service
+from radmesh.application_server import dicomweb, images, pages, service
 from radmesh.application_server.audit import Audit
-from radmesh.application_server.config import Http, Section, is_loopback
-from radmesh.application_server.http import health, reading
+from radmesh.application_server.changes import StudyChanges, StudyWatches
+from radmesh.application_server.config import Http, Section
+from radmesh.application_server.grants import ReadGrants
+from radmesh.application_server.http import events, health, reading
 from radmesh.application_server.http import sessions as http_sessions
 from radmesh.application_server.http import studies as http_studies
 from radmesh.application_server.http.app import Door
+from radmesh.application_server.http.routes import Route
 from radmesh.application_server.http.server import HttpServer
+from radmesh.application_server.metadata import Metadata
+from radmesh.application_server.pictures import Pictures
 from radmesh.application_server.ris import RisService, domains_of, managers_of
 from radmesh.application_server.sessions import SessionCache
+from radmesh.runtime.addresses import bracketed, is_loopback
 from radmesh.runtime.context import Context
+from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import MethodCodec, Person, Server, callers_of
 from radmesh.transfer.codec import decoder, encode
 from radmesh.transfer.sender import Sender
@@ -27,6 +34,7 @@ from radmesh.transfer.tickets import TicketCache, admit_by
 _DATABASE = database_pb2.DESCRIPTOR.services_by_name
 _GATEWAY = gateway_pb2.DESCRIPTOR.services_by_name
 _DOOR = application_pb2.DESCRIPTOR.services_by_name
+_MEET_SECONDS = 5.0
 _BULK = {
     "ReadInstance": MethodCodec(response_serializer=encode),
     "StoreInstances": MethodCodec(request_deserializer=decoder(application_pb2.StoreInstancesRequest)),
@@ -45,7 +53,7 @@ class ApplicationServer:
             if "application-server" in {c for m in descriptor.methods for c in callers_of(m)} or name == "FeedService"
         }
         accounts, queries, studies = stubs["AccountService"], stubs["QueryService"], stubs["StudyService"]
-        registry = stubs["RegistryService"]
+        registry = self._registry = stubs["RegistryService"]
         rejects = context.client(_GATEWAY["RejectService"], "network-gateway")
 
         def fetch(token: str) -> Person:
@@ -62,7 +70,7 @@ class ApplicationServer:
         instances: Mapping[str, str] = {name: target for target, name in sorted(by_target.items(), key=lambda p: p[1])}
         self._server: Server = context.server()
         self._door = Server(
-            listen=f"{'[' + config.bind + ']' if ':' in config.bind else config.bind}:{config.port}",
+            listen=f"{bracketed(config.bind)}:{config.port}",
             credentials=context.credentials,
             component=context.component,
             clock=context.clock,
@@ -98,6 +106,20 @@ class ApplicationServer:
         self._door.add(_DOOR["StudyService"], study_service, codecs=_BULK)
         self._door.add(_DOOR["RisService"], ris_service)
         self._door.add(_DOOR["AdministrationService"], administration)
+        self._changes = StudyChanges(context, queries)
+        self._pictures = Pictures(context, stubs["CurationService"], config.frame_cache << 20)
+        metadata = Metadata(self._pictures, studies)
+        image_service = images.ImageService(
+            pictures=self._pictures,
+            metadata=metadata,
+            queries=queries,
+            curators=images.curators_of(context),
+            audit=audit,
+            sessions=sessions,
+            grants=ReadGrants(context, queries, registry, audit),
+            watches=StudyWatches(context, self._changes, sessions, config.max_calls // 2),
+        )
+        self._door.add(_DOOR["ImageService"], image_service, codecs=images.CODECS)
         self._http: HttpServer | None = None
         if http is not None:
             if not http.certificate and config.certificate:
@@ -117,10 +139,9 @@ class ApplicationServer:
             door.mount(http_sessions.routes(door))
             door.mount(http_studies.routes(door))
             door.mount(reading.routes(door))
-            for name in ("dicomweb", "pages"):
-                mounted = importlib.import_module(f"{__package__}.{name}")
-                if hasattr(mounted, "routes"):
-                    door.mount(mounted.routes(door))
+            door.mount(events.routes(door, self._changes))
+            door.mount(dicomweb.routes(door, self._pictures, metadata))
+            door.mount(pages.routes(door))
             self._http = HttpServer(http, door)
 
     def _certificate(self) -> tuple[bytes, bytes]:
@@ -128,6 +149,11 @@ class ApplicationServer:
             return Path(self._config.key).read_bytes(), Path(self._config.certificate).read_bytes()
         key, chain, _ = self._context.credentials.certificate()
         return key, chain
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        """What is served over HTTP."""
+        return self._http.door.routes if self._http is not None else ()
 
     def endpoints(self) -> Mapping[str, str]:
         """Return where clients come in."""
@@ -138,15 +164,35 @@ class ApplicationServer:
     def start(self) -> None:
         """Serve."""
         self._server.start()
+        self._meet_database()
+        self._changes.start()
         self._door.start()
         if self._http is not None:
             self._http.start()
 
+    def _meet_database(self) -> None:
+        """Wait a moment for the Database Server: who comes first must not be told that it is not there yet."""
+        clock, pause = self._context.clock, threading.Event()
+        until = clock.monotonic() + _MEET_SECONDS
+        while clock.monotonic() < until:
+            try:
+                self._registry.ListStores(database_pb2.ListStoresRequest(), timeout=1.0)
+            except RadmeshError:
+                clock.wait(pause, 0.05)
+            else:
+                return
+
     def stop(self, grace: float) -> None:
         """Answer what was asked, and end."""
+        until = self._context.clock.monotonic() + grace
+        if self._http is not None:
+            self._http.drain()
+        # Who watches goes first: a watch would last for ever.
+        self._changes.stop(1.0)
         if self._http is not None:
             self._http.stop(grace)
-        self._door.stop(grace)
+        self._door.stop(max(1.0, until - self._context.clock.monotonic()))
+        self._pictures.close()
         self._server.stop(1.0)
 
 

@@ -9,6 +9,6 @@ from radmesh.application_server.metadata import Metadata
 from radmesh.application_server.pictures import Pictures
 
 
-def mounted(door: Door, pictures: Pictures, metadata: Metadata) -> Sequence[Route]:
+def routes(door: Door, pictures: Pictures, metadata: Metadata) -> Sequence[Route]:
     """Return everything under /dicom-web."""
     return (*searching.routes(door), *retrieving.routes(door, pictures, metadata))

@@ -20,9 +20,10 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from radmesh.application_server.config import Http, is_loopback
+from radmesh.application_server.config import Http
 from radmesh.application_server.http.app import Door
 from radmesh.application_server.http.problems import phrase, problem
+from radmesh.runtime.addresses import bracketed, is_loopback
 from radmesh.runtime.errors import RadmeshError
 
 HEAD_BYTES: Final = 32 << 10
@@ -340,7 +341,7 @@ class HttpServer:
 
     def __init__(self, config: Http, door: Door) -> None:
         self._config = config
-        self._door = door
+        self.door = door
         self._log = door.context.log
         self.most = config.max_connections
         self.tls: ssl.SSLContext | None = None
@@ -357,8 +358,7 @@ class HttpServer:
     @property
     def url(self) -> str:
         """Where it is reached."""
-        host = f"[{self._config.bind}]" if ":" in self._config.bind else self._config.bind
-        return f"{'https' if self._certificate else 'http'}://{host}:{self.port}"
+        return f"{'https' if self._certificate else 'http'}://{bracketed(self._config.bind)}:{self.port}"
 
     def start(self) -> None:
         """Listen and serve.
@@ -378,7 +378,7 @@ class HttpServer:
         logging.getLogger("uvicorn").addHandler(logging.NullHandler())
         logging.getLogger("uvicorn").propagate = False
         config = uvicorn.Config(
-            self._door,
+            self.door,
             loop="uvloop",
             ws="none",
             lifespan="off",
@@ -398,15 +398,19 @@ class HttpServer:
         with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
             runner.run(self._server.serve())
 
+    def drain(self) -> None:
+        """Take no new requests."""
+        self.door.drain()
+
     def stop(self, grace: float) -> None:
         """Answer what was asked, for `grace` seconds, and end."""
         if self._server is None:
             return
-        self._door.drain()
+        self.drain()
         self._server.config.timeout_graceful_shutdown = max(1, int(grace))
         self._server.should_exit = True
         self._thread.join(grace + 5)
-        self._door.close()
+        self.door.close()
 
     # -- for the loop
 
