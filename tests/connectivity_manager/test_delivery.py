@@ -120,6 +120,39 @@ def test_a_domain_without_a_receiver_says_so(worlds):
     assert world.domains()["default"].reports_waiting == 0
 
 
+def test_what_had_no_receiver_is_asked_for_when_there_is_one(worlds):
+    world = worlds(0)
+    ids = [world.send_report(STUDY, version) for version in (1, 2)]
+    ends(world, NOT_CONFIGURED, version=2)
+    # A restart alone changes nothing.
+    world.stop()
+    world.start()
+    assert world.send_report(STUDY) == ids[0]
+    wait_for(lambda: world.told.delivered(STUDY) == [(NOT_CONFIGURED, "")] * 2)
+    world.stop()
+    with Ris() as ris:
+        world.mesh.settings["domains"] = (
+            sections.Domain(name="default", report_to=f"127.0.0.1:{ris.port}", receiving_application="LATE"),
+        )
+        world.start()
+        # Its content is the Database Server's: nothing goes before it hands both over again.
+        ends(world, TO_SEND, version=2)
+        assert world.told.delivered(STUDY)[-1] == (TO_SEND, "")
+        assert ris.raws == []
+        assert [world.send_report(STUDY, version) for version in (1, 2)] == ids
+        ends(world, DELIVERED, version=2)
+        assert ris.ids == ids
+        assert {parse(raw).receiving_application for raw in ris.raws} == {"LATE"}
+        assert [(row.state, row.control_id) for row in out(world)] == [(DONE, ids[1]), (DONE, ids[0])]
+        # What is delivered is not asked for again.
+        world.stop()
+        told = len(world.told.deliveries)
+        world.start()
+        assert world.send_report(STUDY) == ids[0]
+        assert len(world.told.deliveries) == told
+        assert ris.ids == ids
+
+
 def test_what_cannot_be_sent_is_refused_at_once(worlds):
     world = worlds(free_port())
     for arguments, reason in (

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from radmesh.connectivity_manager.matching import Person, Policy
 from radmesh.connectivity_manager.schema import messages, orders, patients
+from radmesh.hl7.orders import Patient
 
 
 def listed(desk: Desk, *names: str) -> list[tuple]:
@@ -231,6 +232,83 @@ def test_a_merge_that_contradicts_another_is_a_dead_letter(desk, pair):
     assert len(desk.told()) == 3
 
 
+# Merges that are undone, as the Database Server tells
+
+
+def undo(desk: Desk, merge: str, prior: str, issuer: str = "") -> bool:
+    return desk.database.write(lambda c: desk.orders.undo_merge(c, "clinic", merge, Patient(prior, issuer)))
+
+
+def found(desk: Desk, patient: str, accession: str) -> tuple[str, str]:
+    """(outcome, ID of the order's patient now) of a study that names a patient."""
+    verified = desk.verify(patient=Person(patient), accession_number=accession)
+    return verified.result.outcome.name, verified.orders[0]["patient"].patient_id
+
+
+def test_an_undone_merge_gives_the_prior_patient_its_orders_back(desk):
+    desk.accepted(orm("A1", pid("P1", "Doe^One")))
+    desk.accepted(orm("A2", pid("P2", "Roe^Two")))
+    desk.accepted(a40("P1", "P2"))
+    # What comes meanwhile is of whom it names; what it names anew stays with the ID under which it came.
+    desk.accepted(orm("A3", pid("P1")))
+    desk.accepted(orm("A4", pid("P2")))
+    desk.accepted(orm("A1", pid("P2"), control="XO"))
+    assert [found(desk, one, f"A{n}") for one in ("P1", "P2") for n in (1, 2, 3, 4)] == [("MATCH", "P2")] * 8
+    told = len(desk.told())
+    assert undo(desk, "1@1", "P1")
+    assert [found(desk, "P1", accession) for accession in ("A1", "A2", "A3", "A4")] == [
+        ("MATCH", "P1"),
+        ("PATIENT_MISMATCH", "P2"),
+        ("MATCH", "P1"),
+        ("PATIENT_MISMATCH", "P2"),
+    ]
+    assert found(desk, "P2", "A1") == ("PATIENT_MISMATCH", "P1")
+    news = desk.told()[told:]
+    assert [event.WhichOneof("event") for event in news] == ["patient", "order", "order"]
+    assert (news[0].patient.patient_id, news[0].patient.patient_name) == ("P1", "Doe^One")
+    assert [(e.order.accession_number, e.order.patient.patient_id) for e in news[1:]] == [("A1", "P1"), ("A3", "P1")]
+    # From now on the prior ID is a patient of its own.
+    desk.accepted(orm("A5", pid("P1", "Doe^One")))
+    desk.accepted(adt("A08", pid("P1", "Doe^Newly")))
+    assert found(desk, "P1", "A5") == ("MATCH", "P1")
+    assert [row["patient_name"] for row in desk.rows(patients)] == ["Doe^Newly", "Doe^John"]
+
+
+def test_an_undo_that_comes_twice_undoes_no_later_merge(desk):
+    desk.accepted(orm("A1", pid("P1")))
+    desk.accepted(a40("P1", "P2"))
+    assert undo(desk, "1@1", "P1")
+    assert not undo(desk, "1@1", "P1")
+    told = len(desk.told())
+    desk.accepted(a40("P1", "P2"))
+    assert [event.WhichOneof("event") for event in desk.told()[told:]] == ["merge"]
+    assert not undo(desk, "1@1", "P1")
+    assert found(desk, "P1", "A1") == ("MATCH", "P2")
+    assert undo(desk, "2@9", "P1")
+    assert found(desk, "P1", "A1") == ("MATCH", "P1")
+    # Of nobody, and of one who is merged into nobody.
+    told = len(desk.told())
+    assert not undo(desk, "3@1", "P7")
+    assert not undo(desk, "4@1", "P2")
+    assert not undo(desk, "5@1", "P1", "OTHER")
+    assert len(desk.told()) == told
+
+
+def test_chains_are_undone_from_their_end(desk):
+    for n in (1, 2, 3, 4):
+        desk.accepted(orm(f"A{n}", pid(f"P{n}")))
+    desk.accepted(a40("P1", "P2"))
+    desk.accepted(a40("P4", "P2"))
+    desk.accepted(a40("P2", "P3"))
+    assert [found(desk, f"P{n}", f"A{n}")[1] for n in (1, 2, 3, 4)] == ["P3"] * 4
+    undo(desk, "3@1", "P2")
+    assert [found(desk, f"P{n}", f"A{n}")[1] for n in (1, 2, 3, 4)] == ["P2", "P2", "P3", "P2"]
+    undo(desk, "1@1", "P1")
+    assert [found(desk, f"P{n}", f"A{n}")[1] for n in (1, 2, 3, 4)] == ["P1", "P2", "P3", "P2"]
+    desk.accepted(a40("P2", "P1"))
+    assert [found(desk, f"P{n}", f"A{n}")[1] for n in (1, 2, 3, 4)] == ["P1", "P1", "P3", "P1"]
+
+
 def test_an_id_that_changes_its_issuer(desk):
     desk.accepted(orm("A1", pid("P1", issuer="X")))
     desk.accepted(a40("P1^^^X", "P1^^^Y"))
@@ -335,12 +413,12 @@ ASKED = {"accession_number": "A1", "study_instance_uid": "2.25.1", **DAY}
 def state(desk: Desk, domain: str) -> list:
     """All that a domain has and answers, without the numbers of rows."""
     people = {row["id"]: (row["patient_id"], row["issuer_of_patient_id"]) for row in desk.rows(patients)}
-    numbers = ("id", "patient", "merged_into")
+    numbers = ("id", "patient", "merged_into", "named", "surviving")
     kept: list = [
         [
             {
                 **{name: value for name, value in row.items() if name not in numbers},
-                "whose": people.get(row.get("patient") or row.get("merged_into")),
+                "whose": [people.get(row[name]) for name in numbers[1:] if name in row],
             }
             for row in desk.rows(table)
             if row["domain"] == domain
@@ -401,3 +479,37 @@ def test_merges_never_form_a_circle_and_join_only_what_was_said(desks, pairs):
         for other in "ABCD":
             outcome, _ = desk.found(patient=Person(name), accession_number=f"N{other}")
             assert (outcome == "MATCH") is (said[name] == said[other]), (name, other)
+
+
+@given(
+    script=st.lists(
+        st.tuples(st.sampled_from(["merge", "undo", "order"]), st.integers(0, 4), st.integers(0, 4)), max_size=14
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_merges_and_undos_in_any_order_agree_with_a_tree(desks, script):
+    """A tree of direct merges, which is what an undo takes an edge from."""
+    desk = desks[0]
+    desk.clear()
+    parent: dict[int, int] = {}
+
+    def root(n: int) -> int:
+        return root(parent[n]) if n in parent else n
+
+    named: dict[str, int] = {}
+    for number, (what, one, other) in enumerate(script):
+        if what == "order":
+            desk.accepted(orm(f"A{number}", pid(f"P{one}"), filler=f"F{number}"))
+            named[f"A{number}"] = one
+        elif what == "merge":
+            merged = code(desk.tell(a40(f"P{one}", f"P{other}"))) == "AA"
+            into = root(other)
+            assert merged == (one not in (other, into) and (one not in parent or root(one) == into))
+            if merged and one not in parent:
+                parent[one] = into
+        elif root(one) == parent.get(one):
+            # Only what no later merge has buried can be undone.
+            assert undo(desk, f"{number}@1", f"P{one}", "CLINIC")
+            del parent[one]
+    for accession, one in named.items():
+        assert found(desk, f"P{one}", accession) == ("MATCH", f"P{root(one)}")

@@ -23,8 +23,8 @@ def waiting(world: World) -> float:
     return world.contexts["connectivity-manager-0"].status.figures()["events_waiting"]
 
 
-def order(n: int, **more) -> bytes:
-    return orm(f"A{n}", pid(f"P{n}"), **more)
+def order(n: int, patient: str = "", **more) -> bytes:
+    return orm(f"A{n}", patient or pid(f"P{n}"), **more)
 
 
 def accepted(world: World, *raws: bytes, domain: str = "clinic") -> None:
@@ -158,6 +158,67 @@ def test_an_order_that_the_database_refuses_is_an_alarm_and_intake_goes_on(world
     assert world.verify("clinic", patient_id="P2", accession_number="A2").orders
     world.told.refuse = None
     wait_for(lambda: world.told.accessions == ["A1", "A2"])
+
+
+def test_merges_are_told_anew_in_an_order_that_makes_the_same_tree(world):
+    accepted(world, order(1), a40("P1", "P2"), a40("P3", "P2"), a40("P2", "P0"), a40("P5", "P2"))
+    wait_for(lambda: not waiting(world))
+    before = world.told.last["connectivity-manager-0"]
+    world.told.last["connectivity-manager-0"] = (before[0], 2)
+    world.told.events.clear()
+    accepted(world, order(6))
+    wait_for(lambda: not waiting(world))
+    merges = [
+        (e.merge.prior.patient_id, e.merge.surviving.patient_id) for e in world.told.events if e.HasField("merge")
+    ]
+    assert sorted(merges) == [("P1", "P2"), ("P2", "P0"), ("P3", "P2"), ("P5", "P0")]
+    assert merges.index(("P2", "P0")) > max(merges.index(("P1", "P2")), merges.index(("P3", "P2")))
+
+
+def test_an_undo_reaches_the_manager_whoever_is_down(tmp_path):
+    """The manager is away when a person undoes a merge, and the database when the manager comes back."""
+    from component_mesh import Components
+
+    from radmesh.api.database.v1 import database_pb2
+
+    parts = Components(tmp_path)
+    parts.database()
+    world = World.__new__(World)
+    world.mesh, world.running, world.contexts = parts.mesh, {}, {}
+    world.mesh.settings["domains"] = (sections.Domain(name="clinic", issuer="CLINIC"), sections.Domain(name="town"))
+    parts.kill(DATABASE)
+    parts.database()
+    world.start()
+    try:
+        accepted(world, order(1), order(2), a40("P1", "P9"), order(3, patient=pid("P1")))
+        wait_for(lambda: not waiting(world), 30)
+        client = parts.client("application-server", database_pb2, "OrderService", DATABASE)
+        (merge,) = client.ListMerges(database_pb2.ListMergesRequest(), timeout=5.0).merges
+        world.stop()
+        assert client.UndoMerge(database_pb2.UndoMergeRequest(id=merge.id, actor="admin"), timeout=5.0).undo_actor
+        parts.kill(DATABASE)
+        world.start()
+        assert world.verify("clinic", patient_id="P1", accession_number="A1").orders[0].patient.patient_id == "P9"
+        parts.database()
+        client = parts.client("application-server", database_pb2, "OrderService", DATABASE)
+
+        def shown() -> dict[str, str]:
+            orders = client.FindOrders(database_pb2.FindOrdersRequest(), timeout=5.0).orders
+            return {order.accession_number: order.patient.patient_id for order in orders}
+
+        def asked() -> list[str]:
+            keys = ({"patient_id": "P1", "accession_number": accession} for accession in ("A1", "A3"))
+            return [world.verify("clinic", **key).orders[0].patient.patient_id for key in keys]
+
+        wait_for(lambda: asked() == ["P1", "P1"], 30)
+        # What came meanwhile under the prior ID was told as the surviving patient's: the database hears of that too.
+        wait_for(lambda: shown() == {"A1": "P1", "A2": "P2", "A3": "P1"}, 20)
+        # The RIS may merge them again.
+        accepted(world, a40("P1", "P9"))
+        wait_for(lambda: shown() == {"A1": "P9", "A2": "P2", "A3": "P9"}, 20)
+    finally:
+        world.stop()
+        parts.close()
 
 
 def test_the_real_database_has_what_was_said(tmp_path):

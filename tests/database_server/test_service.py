@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,7 @@ class Cluster:
         self.url = url
         self._contexts: dict[str, Any] = {}
         world.addresses["database-server"] = world.listen("database-server")
-        world.authority.issue(["connectivity-manager-0", "curator-0"])
+        world.authority.issue(["connectivity-manager-0", "connectivity-manager-1", "curator-0"])
         self.server = self._make()
         self.server.start()
 
@@ -446,15 +446,17 @@ def test_what_a_manager_tells_is_found_and_merged(cluster: Cluster) -> None:
 class Manager:
     """A Connectivity Manager that takes reports over; raises `errors` first, calls `before` before it answers."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, instance: str = "connectivity-manager-0") -> None:
         self._world = world
+        self._instance = instance
+        self.undone: list[connectivity_pb2.UndoMergeRequest] = []
         self.reports: list[connectivity_pb2.SendReportRequest] = []
         self.errors: list[RadmeshError] = []
         self.before: Callable[[], object] = lambda: None
 
     def start(self) -> None:
         """Serve."""
-        context = self._world.context("connectivity-manager-0")
+        context = self._world.context(self._instance)
         self._world.serve(context, (connectivity_pb2.DESCRIPTOR.services_by_name["ConnectivityService"], self))
 
     def SendReport(
@@ -465,6 +467,12 @@ class Manager:
         self.reports.append(request)
         self.before()
         return connectivity_pb2.SendReportResponse(control_id=f"R{request.report.version}")
+
+    def UndoMerge(self, request: connectivity_pb2.UndoMergeRequest, _call: Any) -> connectivity_pb2.UndoMergeResponse:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.undone.append(request)
+        return connectivity_pb2.UndoMergeResponse()
 
     def VerifyStudy(self, _request: Any, _call: Any) -> connectivity_pb2.VerifyStudyResponse:
         raise NotImplementedError
@@ -577,6 +585,95 @@ def test_a_report_that_nobody_can_take_is_marked(cluster: Cluster) -> None:
     wait_for(lambda: reading.fares()[1] == (2, REFUSED, "HL7_REPORT_INVALID", ""))
     wait_for(lambda: not _outbox(cluster))
     assert manager.reports == []
+
+
+def test_what_nobody_could_take_is_sent_when_somebody_can(cluster: Cluster) -> None:
+    reading = Reading(cluster)
+    reading.report("There is no Connectivity Manager.")
+    wait_for(lambda: reading.fares() == [(1, NOT_CONFIGURED, "DOMAIN_UNKNOWN", "")])
+    manager = Manager(cluster.world)
+    manager.start()
+    cluster.restart()
+    wait_for(lambda: manager.reports)
+    wait_for(lambda: reading.fares() == [(1, WAITING, "", "R1")])
+    # The manager has no receiver for it, and says when it has one.
+    teller = cluster.call("ReportService", "connectivity-manager-0")
+    for state in (NOT_CONFIGURED, WAITING, WAITING):
+        teller.SetReportDelivery(
+            pb.SetReportDeliveryRequest(**reading.study, version=1, delivery=state, control_id="R1")  # type: ignore[arg-type]
+        )
+    wait_for(lambda: len(manager.reports) == 2)
+    wait_for(lambda: not _outbox(cluster))
+    assert [sent.report.text for sent in manager.reports] == ["There is no Connectivity Manager."] * 2
+    assert reading.fares() == [(1, WAITING, "", "R1")]
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """A [[domains]] entry, as far as it concerns the Database Server."""
+
+    name: str
+    issuer: str
+    manager: int
+
+
+def test_a_manager_that_hangs_keeps_no_other_domain_waiting(cluster: Cluster) -> None:
+    domains = tuple(_Domain(name, name.upper(), number) for number, name in enumerate(("clinic", "town")))
+    context = cluster.world.context
+
+    def configured(instance: str) -> Any:
+        made = context(instance)
+        return replace(made, settings={**made.settings, "domains": domains})
+
+    cluster.world.context = configured  # type: ignore[method-assign]
+    cluster.restart()
+    hangs, works = (Manager(cluster.world, f"connectivity-manager-{number}") for number in range(2))
+    for manager in (hangs, works):
+        manager.start()
+    let_go = threading.Event()
+    hangs.before = lambda: let_go.wait(30)
+    archive = cluster.call("RegistryService", "archive-server-0")
+    archive.Heartbeat(beat())
+    entries = [record(study=n, sop=n, IssuerOfPatientID=domains[n % 2].issuer) for n in range(12)]
+    stations = [replace(entry, calling_ae_title="") for entry in entries]
+    archive.RegisterInstances(pb.RegisterInstancesRequest(records=map(message, stations)))
+    service = cluster.call("ReportService", "application-server")
+    for entry in entries:
+        study: dict[str, Any] = {"study_instance_uid": entry.study_instance_uid}
+        service.SaveReport(pb.SaveReportRequest(**study, text="Text.", actor="rad"))
+        service.ApproveReport(pb.ApproveReportRequest(**study, actor="rad"))
+    wait_for(lambda: len(works.reports) == 6)
+    assert len(hangs.reports) == 1
+    let_go.set()
+    wait_for(lambda: len(hangs.reports) == 6, 20)
+    wait_for(lambda: not _outbox(cluster))
+
+
+def test_an_undo_waits_for_its_manager_and_is_told_again_until_it_is_taken(cluster: Cluster) -> None:
+    teller = cluster.call("OrderService", "connectivity-manager-0")
+    door = cluster.call("OrderService", "application-server")
+    merge = pb.RisEvent(sequence=1, domain="default")
+    merge.merge.prior.patient_id, merge.merge.surviving.patient_id = "P0", "P1"
+    teller.ApplyRisEvents(
+        pb.ApplyRisEventsRequest(manager="connectivity-manager-0", manager_epoch=b"e" * 16, events=[merge])
+    )
+    (listed,) = door.ListMerges(pb.ListMergesRequest()).merges
+    door.UndoMerge(pb.UndoMergeRequest(id=listed.id, actor="admin"))
+    # Nobody serves the domain; the Database Server is started again meanwhile, and the manager fails at first.
+    wait_for(lambda: [row.attempts > 0 for row in _outbox(cluster)] == [True])
+    manager = Manager(cluster.world)
+    manager.errors = [RadmeshError("DATABASE_UNAVAILABLE", "its store is away"), RadmeshError("DOMAIN_UNKNOWN", "old")]
+    manager.start()
+    cluster.restart()
+    feed = cluster.call("FeedService", "network-gateway")
+    wait_for(lambda: manager.undone, 20)
+    (told,) = manager.undone
+    assert (told.domain, told.prior.patient_id, told.surviving.patient_id) == ("default", "P0", "P1")
+    assert told.merge == f"{listed.id}@{listed.time.ToMicroseconds()}"
+    wait_for(lambda: not _outbox(cluster))
+    # Whoever asked the manager before it knew asks it again.
+    stream = feed.Watch(pb.WatchRequest(kinds=["patient"]), timeout=20)
+    assert [next(stream).key for _ in range(6)] == ["default P0", "default P1"] * 3
 
 
 def _outbox(cluster: Cluster) -> list[Any]:

@@ -26,6 +26,8 @@ from radmesh.sql.engine import Database, micros
 
 # DeliveryState of database.v1
 STATE_WAITING, STATE_DELIVERED, STATE_REFUSED, STATE_NOT_CONFIGURED = 1, 2, 3, 4
+# Of `untold`: the Database Server is to hand the report over again.
+ASK: Final = 2
 _FIRST_PAUSE: Final = timedelta(seconds=1)
 _MOST_PAUSE: Final = timedelta(minutes=2)
 # An AE may pass (a locked record, a patient not known yet); after so many it is a matter for people. An outage is none.
@@ -80,9 +82,13 @@ class Delivery:
         return str(self._domain.name)
 
     def start(self) -> None:
-        """Go on with what waits."""
-        if self._client is not None:
-            self._worker.start()
+        """Go on with what waits. What had no receiver yet is asked for again, and made anew as the domain is now."""
+        if self._client is None:
+            return
+        unsent = sa.and_(reports.c.domain == self.name, reports.c.state == STATE_NOT_CONFIGURED)
+        self._database.write(lambda c: c.execute(sa.update(reports).where(unsent).values(untold=ASK)))
+        self._told()
+        self._worker.start()
 
     def stop(self, grace: float) -> None:
         """End; what is under way is sent again after the next start."""
@@ -98,6 +104,8 @@ class Delivery:
     def take_over(self, values: ReportMessage, version: int) -> str:
         """Put a report version into the outbox, durably; the first content is the one that is sent.
 
+        One that had no receiver was never sent: it goes as it is told now, if there is one.
+
         Returns:
             MSH-10.
 
@@ -108,40 +116,36 @@ class Delivery:
         now = self._context.clock.now()
 
         def work(c: sa.Connection) -> None:
-            known = c.execute(
-                sa.select(reports.c.id).where(
-                    reports.c.study_instance_uid == values.study_instance_uid, reports.c.version == version
-                )
-            ).first()
-            if known is not None:
+            mine = sa.and_(reports.c.study_instance_uid == values.study_instance_uid, reports.c.version == version)
+            known = c.execute(sa.select(reports).where(mine)).first()
+            if known is not None and known.state != STATE_NOT_CONFIGURED:
                 return
-            key = c.execute(
-                sa.insert(messages)
-                .values(
-                    domain=self.name,
-                    direction=OUT,
-                    state=WAITING if self._client is not None else DONE,
-                    type="ORU^R01",
-                    control_id=values.control_id,
-                    sending_application=values.sending[0],
-                    sending_facility=values.sending[1],
-                    digest=hashlib.sha256(raw).digest(),
-                    time=micros(now),
-                    raw=raw,
-                    ack=b"",
-                )
-                .returning(messages.c.id)
-            ).scalar_one()
-            c.execute(
-                sa.insert(reports).values(
-                    domain=self.name,
-                    study_instance_uid=values.study_instance_uid,
-                    version=version,
-                    message=key,
-                    state=STATE_WAITING if self._client is not None else STATE_NOT_CONFIGURED,
-                    untold=1,
-                )
-            )
+            message = {
+                "domain": self.name,
+                "direction": OUT,
+                "state": WAITING if self._client is not None else DONE,
+                "type": "ORU^R01",
+                "control_id": values.control_id,
+                "sending_application": values.sending[0],
+                "sending_facility": values.sending[1],
+                "digest": hashlib.sha256(raw).digest(),
+                "time": micros(now),
+                "raw": raw,
+                "ack": b"",
+            }
+            sent = {
+                "domain": self.name,
+                "study_instance_uid": values.study_instance_uid,
+                "version": version,
+                "state": STATE_WAITING if self._client is not None else STATE_NOT_CONFIGURED,
+                "untold": 1,
+            }
+            if known is not None:
+                c.execute(sa.update(messages).where(messages.c.id == known.message).values(message))
+                c.execute(sa.update(reports).where(reports.c.id == known.id).values(sent))
+                return
+            key = c.execute(sa.insert(messages).values(message).returning(messages.c.id)).scalar_one()
+            c.execute(sa.insert(reports).values(message=key, **sent))
 
         self._database.write(work)
         self._told()

@@ -49,7 +49,7 @@ class ConnectivityManager:
         self._server: Server = context.server()
         self._server.add(
             _SERVICES["ConnectivityService"],
-            service.ConnectivityService(self._domains, orders, self._database, context.instance),
+            service.ConnectivityService(self._domains, orders, self._database, context.instance, self._changed),
         )
         self._server.add(
             _SERVICES["MessageService"], service.MessageService(self._domains, self._database, context, self._changed)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from radmesh.connectivity_manager.matching import OrderKeys, Person, Policy, Result, StudyKeys, match
 from radmesh.connectivity_manager.publishing import Events
-from radmesh.connectivity_manager.schema import orders, patients
+from radmesh.connectivity_manager.schema import orders, patients, undone
 from radmesh.hl7.message import Message
 from radmesh.hl7.orders import MergeEvent, OrderEvent, Patient, PatientEvent
 from radmesh.runtime.clock import Clock
@@ -138,10 +138,32 @@ class Orders:
                 .where(sa.or_(patients.c.id == before, patients.c.merged_into == before))
                 .values(merged_into=surviving)
             )
+            c.execute(sa.update(patients).where(patients.c.id == before).values(surviving=surviving))
             c.execute(sa.update(orders).where(orders.c.patient == before).values(patient=surviving))
             self._events.append(c, domain, merge=(told, self._person(c, surviving)))
             changed = True
         return changed
+
+    def undo_merge(self, c: sa.Connection, domain: str, merge: str, prior: Patient) -> bool:
+        """Set a prior patient apart again, with whom was merged into it before and all orders that named these."""
+        if c.execute(sa.select(undone.c.merge).where(undone.c.merge == merge)).first() is not None:
+            return False
+        c.execute(sa.insert(undone).values(merge=merge, time=micros(self._clock.now())))
+        row = self._row(c, domain, prior)
+        if row is None or not row.merged_into:
+            return False
+        members = last = [row.id]
+        while last:
+            last = list(c.execute(sa.select(patients.c.id).where(patients.c.surviving.in_(last))).scalars())
+            members = members + last
+        c.execute(sa.update(patients).where(patients.c.id.in_(members)).values(merged_into=row.id))
+        c.execute(sa.update(patients).where(patients.c.id == row.id).values(merged_into=0, surviving=0))
+        named = orders.c.named.in_(members)
+        c.execute(sa.update(orders).where(named).values(patient=row.id, update_time=micros(self._clock.now())))
+        self._events.append(c, domain, patient=self._person(c, row.id))
+        for order in self.told(c, named):
+            self._events.append(c, domain, order=order)
+        return True
 
     # -- patients
 
@@ -207,6 +229,7 @@ class Orders:
         """Take over one order; add to `touched` the rows that it changed."""
         values = {name: getattr(event, name) for name in _FIELDS}
         now = micros(self._clock.now())
+        named = self._row(c, domain, event.patient).id
         rows = self._find(c, domain, event, touched)
         changed = [row.id for row in rows if not said.older(row.said_at)]
         if not rows:
@@ -217,6 +240,7 @@ class Orders:
                     domain=domain,
                     order_id=self._name(c, domain, event),
                     patient=patient,
+                    named=named,
                     status=status,
                     said_at=said.at,
                     update_time=now,
@@ -235,7 +259,15 @@ class Orders:
             if said.at:
                 values["said_at"] = said.at
             c.execute(
-                sa.update(orders).where(orders.c.id.in_(changed)).values(patient=patient, update_time=now, **values)
+                sa.update(orders)
+                .where(orders.c.id.in_(changed))
+                .values(
+                    patient=patient,
+                    # Under whichever of its IDs a patient is named now: an order stays with the one it came under.
+                    named=sa.case((orders.c.patient == patient, orders.c.named), else_=named),
+                    update_time=now,
+                    **values,
+                )
             )
         touched.update(changed)
         for order in self.told(c, orders.c.id.in_(changed)):

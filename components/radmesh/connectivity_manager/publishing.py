@@ -147,9 +147,17 @@ class Publisher:
         every = Orders(self._database, self._outbox, self._context.clock)
         rows = c.execute(sa.select(patients).order_by(patients.c.id)).all()
         by_key = {row.id: row for row in rows}
-        for row in rows:
-            if row.merged_into:
-                self._outbox.append(c, row.domain, merge=(person(row), person(by_key[row.merged_into])))
+
+        def merges(row: Any) -> int:
+            count = 0
+            while row.surviving:
+                row, count = by_key[row.surviving], count + 1
+            return count
+
+        # Who was merged into a patient was so before that patient was merged itself: whoever undoes it finds it so.
+        for row in sorted(rows, key=merges, reverse=True):
+            if row.surviving:
+                self._outbox.append(c, row.domain, merge=(person(row), person(by_key[row.surviving])))
             else:
                 self._outbox.append(c, row.domain, patient=person(row))
         for order in every.told(c):

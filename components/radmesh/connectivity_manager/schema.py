@@ -66,10 +66,13 @@ patients = Table(
     _text("patient_sex"),
     # MSH-7 of what told it last.
     _text("said_at"),
-    # Row that this one is from now on (A40, A47); 0 = itself.
+    # Row that this one is from now on (A40, A47), through however many merges; 0 = itself.
     _number("merged_into"),
+    # Row that it was merged into by the merge that named it: what an undo takes back.
+    _number("surviving"),
     UniqueConstraint("domain", "patient_id", "issuer_of_patient_id"),
     Index(None, "merged_into"),
+    Index(None, "surviving"),
 )
 orders = Table(
     "orders",
@@ -78,6 +81,8 @@ orders = Table(
     Column("domain", String(32), nullable=False),
     Column("order_id", Text, nullable=False, unique=True),
     Column("patient", Key, nullable=False),
+    # Row of the patient that a message named when it gave the order to `patient`, who that is now.
+    _number("named"),
     _text("accession_number"),
     _text("placer_order_number"),
     _text("filler_order_number"),
@@ -100,7 +105,10 @@ orders = Table(
     Index(None, "domain", "placer_order_number"),
     Index("ix_orders_scheduled", "domain", "scheduled_time"),
     Index(None, "patient"),
+    Index(None, "named"),
 )
+# Merges that were undone, by the name that the Database Server gave each: an undo that comes twice counts once.
+undone = Table("undone", metadata, Column("merge", String(64), primary_key=True), _number("time"))
 # What the Database Server is to be told, in order; rows go when it has it.
 events = Table(
     "events",
@@ -124,7 +132,7 @@ reports = Table(
     _number("next_time"),
     # Times that the RIS said that it could not apply it (AE, CE).
     _number("errors"),
-    # 1: the Database Server has not heard of `state` yet.
+    # 1: the Database Server has not heard of `state` yet. 2: it is to hand the report over again.
     _number("untold"),
     UniqueConstraint("study_instance_uid", "version"),
     Index(None, "domain", "state", "id"),

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from radmesh.api.connectivity.v1 import connectivity_pb2 as pb
 from radmesh.api.database.v1 import database_pb2
-from radmesh.connectivity_manager.delivery import Delivery, control_id
+from radmesh.connectivity_manager.delivery import ASK, Delivery, control_id
 from radmesh.connectivity_manager.intake import DEAD, IN, OUT, Intake
 from radmesh.connectivity_manager.matching import Person, Policy, StudyKeys
 from radmesh.connectivity_manager.orders import Orders
@@ -16,6 +16,7 @@ from radmesh.connectivity_manager.publishing import order_message
 from radmesh.connectivity_manager.schema import messages, orders, reports
 from radmesh.dicom.stations import PATIENT_KEYS, STUDY_KEYS
 from radmesh.hl7.build import ReportMessage
+from radmesh.hl7.orders import Patient
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
@@ -24,6 +25,7 @@ from radmesh.runtime.rpc import Call
 from radmesh.sql.engine import Database
 
 _PAGE_MOST: Final = 1000
+_TOLD: Final = ("state", "reason", "untold")
 _REPORTS = database_pb2.DESCRIPTOR.services_by_name["ReportService"]
 
 
@@ -54,11 +56,14 @@ class Domain:
 class ConnectivityService:
     """Implements connectivity.v1.ConnectivityService."""
 
-    def __init__(self, domains: Mapping[str, Domain], every: Orders, database: Database, instance: str) -> None:
+    def __init__(
+        self, domains: Mapping[str, Domain], every: Orders, database: Database, instance: str, changed: Any
+    ) -> None:
         self._domains = domains
         self._orders = every
         self._database = database
         self._instance = instance
+        self._changed = changed
 
     def VerifyStudy(self, request: pb.VerifyStudyRequest, _call: Call) -> pb.VerifyStudyResponse:
         """Compare a study with the domain's orders."""
@@ -132,6 +137,21 @@ class ConnectivityService:
             charset=settings.charset,
         )
         return pb.SendReportResponse(control_id=domain.delivery.take_over(values, report.version))
+
+    def UndoMerge(self, request: pb.UndoMergeRequest, _call: Call) -> pb.UndoMergeResponse:
+        """Set a patient apart again."""
+        domain = _domain(self._domains, request.domain)
+        if not 1 <= len(request.merge) <= 64 or not request.prior.patient_id:
+            raise RadmeshError("FIELD_INVALID", "merge: 1 to 64 characters; prior: a patient ID")
+        prior = Patient(request.prior.patient_id, request.prior.issuer_of_patient_id)
+
+        def work(c: sa.Connection) -> bool:
+            self._database.serialise(c)
+            return self._orders.undo_merge(c, domain.name, request.merge, prior)
+
+        if self._database.write(work):
+            self._changed()
+        return pb.UndoMergeResponse()
 
     def ListDomains(self, _request: pb.ListDomainsRequest, _call: Call) -> pb.ListDomainsResponse:
         """Say how the domains are."""
@@ -276,7 +296,7 @@ class Teller:
             rows = c.execute(
                 sa.select(reports, messages.c.control_id)
                 .join(messages, messages.c.id == reports.c.message)
-                .where(reports.c.untold == 1)
+                .where(reports.c.untold > 0)
                 .order_by(reports.c.id)
                 .limit(100)
             ).all()
@@ -286,7 +306,7 @@ class Teller:
                     database_pb2.SetReportDeliveryRequest(
                         study_instance_uid=row.study_instance_uid,
                         version=row.version,
-                        delivery=row.state,
+                        delivery=database_pb2.DELIVERY_STATE_WAITING if row.untold == ASK else row.state,
                         reason=row.reason,
                         control_id=row.control_id,
                     ),
@@ -296,7 +316,7 @@ class Teller:
                 # A database from an older backup does not know it: there is nobody to tell.
                 if error.reason != "REPORT_NOT_FOUND":
                     raise
-            same = sa.and_(reports.c.id == row.id, reports.c.state == row.state, reports.c.reason == row.reason)
+            same = sa.and_(reports.c.id == row.id, *(reports.c[n] == getattr(row, n) for n in _TOLD))
             told = sa.update(reports).where(same).values(untold=0)
             self._database.write(lambda c, told=told: c.execute(told))  # type: ignore[misc] # bound now
         return 0.0 if len(rows) == 100 else 1.0

@@ -1,20 +1,27 @@
 """Merges of patients (ADT^A40, A47): prior patients are surviving ones, until that is undone (FEATURES DB3)."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.overlay import Overlay
 from radmesh.database_server.queries import Cursor, fitting
-from radmesh.database_server.schema import merged_studies, merges, orders, patients, studies
+from radmesh.database_server.schema import merged_studies, merges, orders, outbox, patients, studies
 from radmesh.database_server.texts import clean
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.sql.engine import Database, micros
+from radmesh.sql.outbox import append
 
+# Of the outbox; the key is the domain.
+TOPIC: Final = "undo-merge"
 Event = tuple[str, str]
+
+
+_NUMBERS: Final = (patients.c.patient_id, patients.c.issuer_of_patient_id)
 
 
 def _names_length(merge: Mapping[str, Any]) -> int:
@@ -25,7 +32,9 @@ class Merges:
     """Merges patients, and sets them apart again.
 
     Merges in force make trees of patients, and a study is shown as the root of its own. So an undo gives back exactly
-    what the merge moved, whatever came in between; and a circle cannot be told.
+    what the merge moved, whatever came in between; and a circle cannot be told. The Connectivity Manager of the domain
+    hears of an undo by the outbox: it would take what comes under the prior ID for the surviving patient's. `wake`
+    tells the dispatcher that there is something.
     """
 
     def __init__(self, database: Database, feed: Feed, clock: Clock, overlay: Overlay) -> None:
@@ -34,6 +43,7 @@ class Merges:
         self._clock = clock
         self._overlay = overlay
         self._people = overlay.people
+        self.wake: Callable[[], None] = lambda: None
 
     def apply(
         self, c: sa.Connection, domain: str, prior: Mapping[str, str], surviving: Mapping[str, str]
@@ -120,15 +130,24 @@ class Merges:
             theirs = self._people.members(c, row.prior)
             c.execute(sa.update(orders).where(orders.c.patient.in_(theirs)).values(shown=row.prior))
             moved = c.execute(self.studies_of(c, row.prior)).all()
-            events = [*self._refreshed(c, moved, actor)]
-            for patient in (row.prior, row.surviving):
-                patient_id = c.execute(sa.select(patients.c.patient_id).where(patients.c.id == patient)).scalar_one()
-                events.append(("patient", f"{row.domain} {patient_id}"))
-            return None, events
+            both = [
+                dict(c.execute(sa.select(*_NUMBERS).where(patients.c.id == patient)).mappings().one())
+                for patient in (row.prior, row.surviving)
+            ]
+            # A database from a backup gives numbers again: with its time a merge is named for ever.
+            payload = {"merge": f"{key}@{row.time}", "prior": both[0], "surviving": both[1]}
+            append(c, outbox, TOPIC, row.domain, json.dumps(payload))
+            told = [("patient", f"{row.domain} {patient['patient_id']}") for patient in both]
+            return None, [*self._refreshed(c, moved, actor), *told]
 
         self._feed.write(work)
+        self.wake()
         with self._database.read() as c:
             return self._told(c, merges.c.id == key, 1)[0]
+
+    def undone(self, domain: str, *patient_ids: str) -> None:
+        """The manager has heard of an undo: what it said of these patients before is to be asked again."""
+        self._feed.write(lambda _c: (None, [("patient", f"{domain} {patient_id}") for patient_id in patient_ids]))
 
     def listed(self, domain: str, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
         """Return a page of merges, newest first, and the next token."""

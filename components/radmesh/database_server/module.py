@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+import sqlalchemy as sa
+
 from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.database_server import service
@@ -10,6 +12,7 @@ from radmesh.database_server.config import Section
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.grants import GrantService
 from radmesh.database_server.jobs import Jobs
+from radmesh.database_server.merges import TOPIC as UNDO_TOPIC
 from radmesh.database_server.merges import Merges
 from radmesh.database_server.orders import Orders
 from radmesh.database_server.overlay import Overlay
@@ -19,7 +22,7 @@ from radmesh.database_server.queries import Queries
 from radmesh.database_server.registry import Registry
 from radmesh.database_server.renditions import Renditions
 from radmesh.database_server.reports import TOPIC, Reports
-from radmesh.database_server.schema import MIGRATIONS, outbox
+from radmesh.database_server.schema import MIGRATIONS, outbox, studies
 from radmesh.database_server.statuses import Statuses
 from radmesh.database_server.verification import Verifications
 from radmesh.dicom.domains import Domains
@@ -27,7 +30,7 @@ from radmesh.runtime.context import Context
 from radmesh.runtime.lifecycle import Worker
 from radmesh.runtime.rpc import Server
 from radmesh.sql.engine import Database
-from radmesh.sql.outbox import Dispatcher
+from radmesh.sql.outbox import Consumer, Dispatcher
 
 _SERVICES: Final = database_pb2.DESCRIPTOR.services_by_name
 _PRUNE_SECONDS: Final = 3600.0
@@ -76,12 +79,16 @@ class DatabaseServer:
         ):
             self._server.add(_SERVICES[name], implementation)
         sender = service.ReportSender(reports, orders, queries, self._manager)
-        dispatcher = Dispatcher(self._database, clock, outbox, TOPIC, sender)
-        self._reports: Worker = context.worker("reports", dispatcher.step)
-        reports.wake = self._reports.wake
-        self._prune: Worker = context.worker(
-            "verdicts", lambda: 0.0 if verifications.prune() or renditions.prune() else _PRUNE_SECONDS
-        )
+        undone = service.UndoTeller(merges, self._manager)
+        self._tellers = [self._teller(name, sender, undone) for name in (*self._domains.names, "")]
+        reports.wake = merges.wake = self._wake
+
+        def look() -> float:
+            # A domain that is served now was not, or not so, when an earlier process ran.
+            more = verifications.prune() or renditions.prune() or reports.send_again(self._served())
+            return 0.0 if more else _PRUNE_SECONDS
+
+        self._prune: Worker = context.worker("verdicts", look)
         context.status.figure("revision", self._feed.revision)
 
     def _manager(self, domain: str) -> Any:
@@ -89,17 +96,41 @@ class DatabaseServer:
         instance = self._domains.manager_of(domain)
         return self._context.client(_CONNECTIVITY, instance) if instance in self._context.addresses else None
 
+    def _served(self) -> list[str]:
+        return [name for name in self._domains.names if self._domains.manager_of(name) in self._context.addresses]
+
+    def _teller(self, domain: str, sender: Consumer, undone: Consumer) -> Worker:
+        """Return the worker that tells a domain's manager what concerns it; of "": whatever no domain is known for.
+
+        Each has its own: a manager that hangs keeps no other domain waiting.
+        """
+        domains = (domain,) if domain else self._domains.names
+        of_study = sa.exists().where(studies.c.study_instance_uid == outbox.c.key, studies.c.domain.in_(domains))
+        of_key = outbox.c.key.in_(domains)
+        dispatchers = [
+            Dispatcher(self._database, self._context.clock, outbox, topic, consumer, where if domain else ~where)
+            for topic, consumer, where in ((TOPIC, sender, of_study), (UNDO_TOPIC, undone, of_key))
+        ]
+        name = f"teller-{domain}" if domain else "teller"
+        return self._context.worker(name, lambda: min([dispatcher.step() for dispatcher in dispatchers]))
+
+    def _wake(self) -> None:
+        for teller in self._tellers:
+            teller.wake()
+
     def start(self) -> None:
         """Serve."""
         self._server.start()
-        self._reports.start()
+        for teller in self._tellers:
+            teller.start()
         self._prune.start()
 
     def stop(self, grace: float) -> None:
         """Answer what was asked, and end."""
         self._feed.stop()
         self._server.stop(grace)
-        self._reports.stop(grace)
+        for teller in self._tellers:
+            teller.stop(grace)
         self._prune.stop(grace)
         self._database.close()
 

@@ -1,6 +1,6 @@
 """Reports: draft, approved, addendum; an approved version is told to the RIS by the outbox."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -20,6 +20,9 @@ TEXT_MOST: Final = 256 << 10
 # ReportState and DeliveryState of database.v1
 DRAFT, APPROVED = 1, 2
 WAITING, DELIVERED, REFUSED, NOT_CONFIGURED = 1, 2, 3, 4
+# Why NOT_CONFIGURED where nobody serves the domain; if it has no report_to there is no reason.
+DOMAIN_UNKNOWN: Final = "DOMAIN_UNKNOWN"
+_SENT_AT_ONCE: Final = 200
 # A report may be typed, or approved, at once.
 _PATHS: Final = {("NEW", "TRANSCRIBED"): ("DICTATED", "TRANSCRIBED"), ("NEW", "APPROVED"): ("DICTATED", "APPROVED")}
 
@@ -110,6 +113,7 @@ class Reports:
             RadmeshError: REPORT_NOT_FOUND.
         """
         self._feed.write(lambda c: (None, self._fares(c, uid, version, delivery, reason, control_id, first=False)))
+        self.wake()
 
     def handed_over(self, uid: str, version: int, delivery: int, reason: str = "", control_id: str = "") -> None:
         """Remember how a version fared on its way to the manager; what the manager says itself goes before it.
@@ -140,7 +144,34 @@ class Reports:
         if same or (first and (row.control_id or row.delivery != WAITING)):
             return []
         c.execute(sa.update(reports).where(reports.c.id == row.id).values(**values))
+        if not first and (row.delivery, delivery) == (NOT_CONFIGURED, WAITING):
+            # There is a receiver now: the manager asks for what it could not send.
+            append(c, outbox, TOPIC, uid, str(version))
         return [("report", uid)]
+
+    def send_again(self, domains: Collection[str]) -> bool:
+        """Send what no manager was there for, if one serves its domain now; some at a time, return whether to go on."""
+        unsent = (
+            sa.select(reports.c.id, reports.c.version, studies.c.study_instance_uid)
+            .join(studies, studies.c.id == reports.c.study)
+            .where(reports.c.delivery == NOT_CONFIGURED, reports.c.delivery_reason == DOMAIN_UNKNOWN)
+            .where(studies.c.domain.in_(domains))
+            .order_by(reports.c.id)
+            .limit(_SENT_AT_ONCE)
+        )
+
+        def work(c: sa.Connection) -> tuple[int, list[tuple[str, str]]]:
+            self._database.serialise(c)
+            rows = c.execute(unsent).all()
+            mine = reports.c.id.in_([row.id for row in rows])
+            c.execute(sa.update(reports).where(mine).values(delivery=WAITING, delivery_reason=""))
+            for row in rows:
+                append(c, outbox, TOPIC, row.study_instance_uid, str(row.version))
+            return len(rows), [("report", row.study_instance_uid) for row in rows]
+
+        sent, _ = self._feed.write(work)
+        self.wake()
+        return sent == _SENT_AT_ONCE
 
     def list(self, uid: str, delivery: int, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
         """Return a page of reports and the next token: of a study by version, newest first; else newest first.

@@ -1,5 +1,6 @@
 """The gRPC edge: parse, call, answer."""
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, timedelta
 from typing import Any, Final
@@ -21,7 +22,7 @@ from radmesh.database_server.placement import Placement
 from radmesh.database_server.queries import Queries, StudyFilter, Viewer, page_size
 from radmesh.database_server.registry import Record, Registry
 from radmesh.database_server.renditions import Rendition, Renditions
-from radmesh.database_server.reports import NOT_CONFIGURED, REFUSED, WAITING, Reports
+from radmesh.database_server.reports import DOMAIN_UNKNOWN, NOT_CONFIGURED, REFUSED, WAITING, Reports
 from radmesh.database_server.statuses import Statuses
 from radmesh.database_server.texts import clean
 from radmesh.database_server.verification import AdmissionFilter, Decision, Verifications
@@ -726,7 +727,7 @@ class ReportSender:
         study = self._queries.study(uid, Viewer(include_held=True))
         manager = self._manager(study["domain"])
         if manager is None:
-            self._reports.handed_over(uid, int(version), NOT_CONFIGURED, "DOMAIN_UNKNOWN")
+            self._reports.handed_over(uid, int(version), NOT_CONFIGURED, DOMAIN_UNKNOWN)
             return
         # Of the patient whom the study is shown as, whoever's the order is meanwhile.
         order = self._orders.order(study["order_id"], study["person"]) if study["order_id"] else None
@@ -743,6 +744,25 @@ class ReportSender:
                 raise
         else:
             self._reports.handed_over(uid, int(version), WAITING, control_id=answer.control_id)
+
+
+class UndoTeller:
+    """Tells the Connectivity Manager of a domain which merge was undone: the consumer of the outbox's topic."""
+
+    def __init__(self, merges: Merges, manager: Callable[[str], Any]) -> None:
+        self._merges = merges
+        self._manager = manager
+
+    def __call__(self, _number: int, domain: str, payload: str) -> None:
+        """Tell one; where nobody serves the domain it waits until somebody does."""
+        manager = self._manager(domain)
+        if manager is None:
+            raise RadmeshError(DOMAIN_UNKNOWN, "no Connectivity Manager serves the domain")
+        told = json.loads(payload)
+        both = {name: pb.RisPatient(**told[name]) for name in ("prior", "surviving")}
+        request = connectivity_pb2.UndoMergeRequest(domain=domain, merge=told["merge"], **both)
+        manager.UndoMerge(request, timeout=10.0)
+        self._merges.undone(domain, *(patient.patient_id for patient in both.values()))
 
 
 def _job(row: Any) -> pb.Job:

@@ -40,24 +40,31 @@ def append(connection: sa.Connection, table: sa.Table, topic: str, key: str, pay
 
 
 class Dispatcher:
-    """Hands the rows of one topic to its consumer; `step` is for a Worker."""
+    """Hands the rows of one topic to its consumer; `step` is for a Worker.
 
-    def __init__(self, database: Database, clock: Clock, table: sa.Table, topic: str, consumer: Consumer) -> None:
+    `where`, a condition on the table that is the same for all rows of a key, chooses some of them: consumers that may
+    hang for some keep the others waiting unless those have a dispatcher and a worker of their own.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        table: sa.Table,
+        topic: str,
+        consumer: Consumer,
+        where: sa.ColumnElement[bool] | None = None,
+    ) -> None:
         self._database = database
         self._clock = clock
         self._table = table
-        self._topic = topic
+        self._rows = sa.and_(table.c.topic == topic, sa.true() if where is None else where)
         self._consumer = consumer
 
     def step(self) -> float:
         """Deliver what is due; return the seconds until the next look."""
         outbox = self._table
-        first = (
-            sa.select(sa.func.min(outbox.c.id).label("id"))
-            .where(outbox.c.topic == self._topic)
-            .group_by(outbox.c.key)
-            .subquery()
-        )
+        first = sa.select(sa.func.min(outbox.c.id).label("id")).where(self._rows).group_by(outbox.c.key).subquery()
         while True:
             now = micros(self._clock.now())
             with self._database.read() as connection:
