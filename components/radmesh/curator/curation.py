@@ -13,6 +13,7 @@ from radmesh.curator.model import Content, Rendition
 from radmesh.curator.study_file import InstanceWriter, StudyWriter
 from radmesh.curator.webcache import WebCache
 from radmesh.curator.worker.instance import Wish
+from radmesh.curator.worker.process import lower_priority
 from radmesh.curator.worker.table import State
 from radmesh.curator.workers import Worker, WorkerDiedError, Workers, WorkerUnavailableError
 from radmesh.runtime.context import Context
@@ -21,8 +22,10 @@ from radmesh.transfer.reader import ObjectRead
 
 # What is made is told so often, and after each commit.
 _TELL_SECONDS: Final = 1.0
-# By the table, with the depth that was seen, passed through, original: no instance wants more.
-_WISHES_MOST: Final = 6
+# A frame over which so many processes ended is at fault.
+_DEATHS_MOST, _KILLS_MOST = 2, 5
+# By the table, with the depth that was seen, passed through, original: each with the deaths that there may be.
+_TRIES_MOST: Final = 24
 _UNREADABLE: Final = frozenset(("OBJECT_CORRUPT", "RANGE_INVALID"))
 # Pixel data is not what it says it is; all other reasons are the table's.
 CORRUPT: Final = frozenset(
@@ -70,6 +73,7 @@ class Curation:
         cache: where it is kept.
         workers: who make it, at most so many instances at one time.
         may_begin: waits until there is time for another instance.
+        damaged: is called with a study whose file cannot be used as it is.
         patience: seconds for which what a silent web cache has is not made again.
     """
 
@@ -80,6 +84,7 @@ class Curation:
         cache: WebCache,
         workers: Workers,
         may_begin: Callable[[], None],
+        damaged: Callable[[str], None],
         patience: float,
     ) -> None:
         self._context = context
@@ -88,8 +93,9 @@ class Curation:
         self._cache = cache
         self._workers = workers
         self._may_begin = may_begin
+        self._damaged = damaged
         self._patience = patience
-        self._pool = ThreadPoolExecutor(len(workers.all), thread_name_prefix="make")
+        self._pool = ThreadPoolExecutor(len(workers.all), thread_name_prefix="make", initializer=lower_priority)
         counter = context.metrics.counter
         self._instances = counter("radmesh_renditions")
         self._read = counter("radmesh_curator_read_bytes")
@@ -98,8 +104,8 @@ class Curation:
         self.made = 0
 
     def close(self) -> None:
-        """End the threads; what runs ends first."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def run(self, study_instance_uid: str, stopped: Callable[[], bool]) -> Report:
         """Make what a study lacks, until it lacks nothing.
@@ -115,9 +121,14 @@ class Curation:
                 raise StoppedError
             if not self._cache.free():
                 raise RadmeshError("STORAGE_FULL", "the web cache has no room")
-            with self._cache.writer(study_instance_uid) as writer:
-                left |= self._make_all(todo, writer, report, stopped)
-                self._prepare(writer, {instance.series_instance_uid for instance in todo})
+            try:
+                with self._cache.writer(study_instance_uid) as writer:
+                    left |= self._make_all(todo, writer, report, stopped)
+                    self._prepare(writer, {instance.series_instance_uid for instance in todo})
+            except RadmeshError as error:
+                if error.reason == "RENDITION_DAMAGED":
+                    self._damaged(study_instance_uid)
+                raise
         return report
 
     def _lacking(self, study_instance_uid: str) -> list[Instance]:
@@ -144,7 +155,7 @@ class Curation:
         self, todo: Sequence[Instance], writer: StudyWriter, report: Report, stopped: Callable[[], bool]
     ) -> set[Content]:
         """Make instances; return those that could not be read."""
-        here = writer.file.contents()
+        here = writer.contents()
         self._database.register([here[i.content] for i in todo if i.content in here])
         waiting = [instance for instance in reversed(todo) if instance.content not in here]
         running: dict[Future[Rendition], Instance] = {}
@@ -202,11 +213,10 @@ class Curation:
     # -- one instance, in a thread of the pool
 
     def _make(self, instance: Instance, writer: StudyWriter, given_up: threading.Event) -> Rendition:
-        lower_priority()
         self._may_begin()
         wish, deaths = Wish(), 0
         with self._workers.one() as worker:
-            for _ in range(_WISHES_MOST):
+            for _ in range(_TRIES_MOST):
                 if given_up.is_set():
                     raise StoppedError
                 sink = writer.instance()
@@ -215,9 +225,10 @@ class Curation:
                 except WorkerDiedError as died:
                     sink.abort()
                     self._deaths.inc()
-                    self._log.warning("worker ended over a frame", frame=died.frame, tries=deaths + 1)
                     deaths += 1
-                    if deaths < 2:
+                    self._log.warning("worker ended over a frame", frame=died.frame, how=died.how, tries=deaths)
+                    # Who is killed from outside may have been in the way of others.
+                    if deaths < (_KILLS_MOST if died.killed else _DEATHS_MOST):
                         continue
                     if not died.frame or wish.state:
                         answer = _nothing("DATA_SET_UNREADABLE", died.frame)
@@ -288,21 +299,3 @@ def _identity(instance: Instance) -> bytes:
         "0020000E": ("UI", instance.series_instance_uid),
     }
     return json.dumps({tag: {"vr": vr, "Value": [value]} for tag, (vr, value) in values.items()}).encode()
-
-
-_lowered = threading.local()
-
-
-def lower_priority() -> None:
-    """This thread's work comes after that of others, on the processor and on the disk."""
-    import os  # noqa: PLC0415
-
-    from radmesh.curator.worker.process import NICE, idle_io  # noqa: PLC0415
-
-    if getattr(_lowered, "done", False):
-        return
-    _lowered.done = True
-    with suppress(OSError):
-        # On Linux a nice value is that of a thread.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-    idle_io()

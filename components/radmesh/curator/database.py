@@ -1,6 +1,7 @@
 """What a Curator asks and tells the Database Server."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import Any, Final
@@ -10,6 +11,7 @@ from radmesh.api.database.v1 import database_pb2 as pb
 from radmesh.curator.messages import content_of, rendition_message
 from radmesh.curator.model import Content, Rendition
 from radmesh.runtime.context import Context
+from radmesh.runtime.errors import RadmeshError
 from radmesh.transfer.model import ObjectReference
 from radmesh.transfer.reader import Location
 
@@ -157,6 +159,19 @@ class DatabaseClient:
         request = pb.LeaseJobsRequest(kinds=[KIND], owner=self._context.instance, count=count)
         request.lease.FromTimedelta(timedelta(seconds=seconds))
         return list(self._jobs.LeaseJobs(request, timeout=_SECONDS).jobs)
+
+    def give_back_own(self) -> None:
+        """Give back the jobs that are leased under this name."""
+        request = pb.ListJobsRequest(kind=KIND, state=pb.JOB_STATE_LEASED, page_size=1000)
+        while True:
+            answer = self._jobs.ListJobs(request, timeout=_SECONDS)
+            for job in answer.jobs:
+                if job.owner == self.store_id:
+                    with suppress(RadmeshError):
+                        self.finish(job.id, job.fence, pb.JOB_STATE_QUEUED)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return
 
     def renew(self, job_id: int, fence: int, seconds: float) -> None:
         """Prolong a lease."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from radmesh.api.database.v1 import database_pb2
-from radmesh.curator.curation import Curation, Report, StoppedError, lower_priority
+from radmesh.curator.curation import Curation, Report, StoppedError
 from radmesh.curator.database import DatabaseClient
+from radmesh.curator.worker.process import lower_priority
 from radmesh.curator.workers import ClosedError, Workers
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
@@ -17,6 +18,7 @@ from radmesh.runtime.lifecycle import Worker
 LEASE_SECONDS: Final = 60.0
 RENEW_SECONDS: Final = LEASE_SECONDS / 3
 _POLL_SECONDS: Final = 2.0
+_SOON_SECONDS: Final = 0.25
 # After a failure that may pass; doubled with each attempt.
 _RETRY_SECONDS, _RETRY_MOST = 1.0, 30.0
 _RESTING_SECONDS: Final = 30.0
@@ -61,10 +63,13 @@ class Jobs:
         self._done = done
         self._most = len(workers.all)
         self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
         self._active: dict[int, _Job] = {}
         self._stopping = False
+        self._reclaimed = False
+        self._woken_at = float("-inf")
         self._idle_since = self._clock.monotonic()
-        self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="job")
+        self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="job", initializer=lower_priority)
         self._seconds = context.metrics.histogram("radmesh_curate_seconds")
         self._worker: Worker = context.worker("jobs", self._lease)
         self._renewer: Worker = context.worker("leases", self._renew, most_pause=1.0)
@@ -78,11 +83,14 @@ class Jobs:
         """Give back what runs, and end."""
         self._stopping = True
         self._worker.stop(grace)
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._ended.wait_for(lambda: not self._active, grace)
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._renewer.stop(grace)
 
     def wake(self) -> None:
-        """There may be a job."""
+        """There may be a job, now or soon."""
+        self._woken_at = self._clock.monotonic()
         self._worker.wake()
 
     def active(self) -> int:
@@ -108,10 +116,14 @@ class Jobs:
     # -- leases
 
     def _lease(self) -> float:
+        if not self._reclaimed:
+            # What an earlier process of this name had: it is no more, for two never have one folder.
+            self._database.give_back_own()
+            self._reclaimed = True
         with self._lock:
             free = self._most - len(self._active)
+        now = self._clock.monotonic()
         if free:
-            now = self._clock.monotonic()
             jobs = self._database.lease(free, LEASE_SECONDS)
             for job in jobs:
                 self._take(_Job(job.id, job.fence, job.attempt, job.key, now + LEASE_SECONDS))
@@ -119,7 +131,8 @@ class Jobs:
                 self._idle_since = now
             elif free == self._most and now - self._idle_since > _RESTING_SECONDS:
                 self._workers.rest()
-        return _POLL_SECONDS
+        # A job that was told of becomes due without another word.
+        return _SOON_SECONDS if now - self._woken_at < _POLL_SECONDS else _POLL_SECONDS
 
     def _take(self, job: _Job) -> None:
         with self._lock:
@@ -142,7 +155,6 @@ class Jobs:
     # -- one job
 
     def _do(self, job: _Job) -> None:
-        lower_priority()
         begun = self._clock.monotonic()
         report: Report | None = None
         try:
@@ -152,6 +164,7 @@ class Jobs:
         finally:
             with self._lock:
                 self._active.pop(job.id, None)
+                self._ended.notify_all()
             self._seconds.observe(self._clock.monotonic() - begun)
             self._done(job.study, report)
             if job.seen:

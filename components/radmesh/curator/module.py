@@ -40,7 +40,9 @@ class Curator:
             wake=self._wake,
             lost=self._check,
         )
-        self._curation = Curation(context, database, cache, self._workers, self._sweep.may_begin, config.patience)
+        self._curation = Curation(
+            context, database, cache, self._workers, self._sweep.may_begin, self._damaged, config.patience
+        )
         self._jobs = Jobs(context, database, self._curation, self._workers, self._sweep.settle)
         self._upkeep = Upkeep(
             context,
@@ -52,7 +54,7 @@ class Curator:
         )
         self._server.add(
             _SERVICE,
-            WebCacheService(cache, context.instance, self._upkeep.damaged, self._upkeep.wipe),
+            WebCacheService(cache, context.instance, self._upkeep.damaged, self._upkeep.check, self._upkeep.wipe),
             codecs=CODECS,
         )
         self._services = Group([self._upkeep, self._sweep, self._jobs])
@@ -72,6 +74,9 @@ class Curator:
 
     def _check(self) -> None:
         self._upkeep.check()
+
+    def _damaged(self, study_instance_uid: str) -> None:
+        self._upkeep.damaged(study_instance_uid)
 
     def start(self) -> None:
         """Serve."""

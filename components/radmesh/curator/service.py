@@ -23,6 +23,7 @@ class WebCacheService:
         cache: what is served.
         store_id: its name.
         heal: is called with a study of which something is damaged.
+        doubt: is called with a study that was asked for and is not here.
         wipe: drops a study, or all; returns how many, and their bytes.
     """
 
@@ -31,11 +32,13 @@ class WebCacheService:
         cache: WebCache,
         store_id: str,
         heal: Callable[[str], None],
+        doubt: Callable[[str], None],
         wipe: Callable[[str], tuple[int, int]],
     ) -> None:
         self._cache = cache
         self._store_id = store_id
         self._heal = heal
+        self._doubt = doubt
         self._wipe = wipe
 
     def GetManifest(self, request: pb.GetManifestRequest, _call: Call) -> Iterator[pb.GetManifestResponse]:
@@ -97,6 +100,8 @@ class WebCacheService:
 
     def _told(self, study_instance_uid: str, error: RadmeshError) -> RadmeshError:
         """What is damaged is not here, until it is made again."""
+        if error.reason == "RENDITION_NOT_FOUND":
+            self._doubt(study_instance_uid)
         if error.reason != "RENDITION_DAMAGED":
             return error
         self._heal(study_instance_uid)

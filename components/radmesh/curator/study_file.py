@@ -127,12 +127,14 @@ class StudyFile:
         """Do operations in one transaction; durable when it returns.
 
         Raises:
-            RadmeshError: STORAGE_FULL.
+            RadmeshError: STORAGE_FULL, RENDITION_DAMAGED.
         """
         try:
             with self.lmdb.begin(write=True) as transaction:
                 for operation in operations:
                     operation(transaction)
+        except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError) as error:
+            raise _damaged() from error
         except lmdb.Error as error:
             # What a full disk shows up as: ENOSPC, or EIO where a page could not be written.
             raise RadmeshError("STORAGE_FULL", "the web cache could not be written: see its file system") from error
@@ -353,6 +355,17 @@ class StudyWriter:
         self._durable: list[Rendition] = []
         self._failure: RadmeshError | None = None
         file.clean()
+
+    def contents(self) -> dict[Content, Rendition]:
+        """Return what is here already.
+
+        Raises:
+            RadmeshError: RENDITION_DAMAGED.
+        """
+        try:
+            return self.file.contents()
+        except (lmdb.Error, ValueError, KeyError, TypeError) as error:
+            raise _damaged() from error
 
     def instance(self) -> "InstanceWriter":
         """Begin an instance."""

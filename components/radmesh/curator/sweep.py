@@ -138,8 +138,6 @@ class Sweep:
                     with self._lock:
                         self._changed[study] = None
                 raise
-            # It becomes due without a word.
-            self._clock.wait(self._never, 0.0)
 
     def _sweep(self) -> float:
         # Room that is nearly used up is for what comes, and for what is asked for.

@@ -2,7 +2,7 @@
 
 import secrets
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -15,7 +15,9 @@ from radmesh.runtime.lifecycle import Worker
 
 _BEAT_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 5.0
+_AGAIN_SECONDS: Final = 0.5
 _EVICTED_AT_ONCE: Final = 50
+_UNSURE_MOST: Final = 10_000
 # A study that is being written to lets go of it within so long.
 _WIPE_SECONDS: Final = 20.0
 
@@ -56,8 +58,8 @@ class Upkeep:
         # Everything the database has of this web cache is to be dropped first: its files are not these.
         self._anew = cache.new
         self._gone: deque[str] = deque(cache.lost)
-        self._damaged: set[str] = set()
-        self._unsure: deque[str] = deque()
+        self._damaged: OrderedDict[str, None] = OrderedDict()
+        self._unsure: OrderedDict[str, None] = OrderedDict()
         self._evicted = context.metrics.counter("radmesh_webcache_evictions")
         self._bytes = context.metrics.gauge("radmesh_webcache_bytes")
         self._never = threading.Event()
@@ -82,19 +84,18 @@ class Upkeep:
         self._truth.stop(grace)
         self._heart.stop(grace)
 
-    def check(self) -> None:
-        """Compare all that is here with what the database knows: it may have been restored."""
+    def check(self, study_instance_uid: str = "") -> None:
+        """Compare what is here of a study, or of all, with what the database knows: it may have been restored."""
         with self._lock:
-            waiting = set(self._unsure)
-            self._unsure.extend(
-                s.study_instance_uid for s in self._cache.studies() if s.study_instance_uid not in waiting
-            )
+            wanted = [study_instance_uid] if study_instance_uid else self._studies()
+            if len(self._unsure) < _UNSURE_MOST or not study_instance_uid:
+                self._unsure.update(dict.fromkeys(wanted))
         self._truth.wake()
 
     def damaged(self, study_instance_uid: str) -> None:
         """Something of a study is not as it was made: all of it is dropped, and made again."""
         with self._lock:
-            self._damaged.add(study_instance_uid)
+            self._damaged[study_instance_uid] = None
         self._truth.wake()
 
     def wipe(self, study_instance_uid: str) -> tuple[int, int]:
@@ -103,16 +104,15 @@ class Upkeep:
         Raises:
             RadmeshError: the database does not answer; STORE_BUSY.
         """
-        wanted = [
-            s.study_instance_uid for s in self._cache.studies() if study_instance_uid in ("", s.study_instance_uid)
-        ]
-        if not study_instance_uid:
-            self._database.drop()
+        wanted = [study for study in self._studies() if study_instance_uid in ("", study)]
         count = size = 0
         try:
             for study in wanted:
                 size += self._drop(study)
                 count += 1
+            if not study_instance_uid and not self._studies():
+                # Whatever it still thinks is here.
+                self._database.drop()
         finally:
             self._look(study_instance_uid)
         self._log.info("web cache was wiped", studies=count)
@@ -122,14 +122,20 @@ class Upkeep:
         """Drop a study; who writes to it is told to let go."""
         until = self._clock.monotonic() + _WIPE_SECONDS
         while True:
-            self._database.drop(study_instance_uid)
             try:
-                return self._cache.drop(study_instance_uid)
+                return self._forget(study_instance_uid)
             except RadmeshError as error:
                 if error.reason != "STORE_BUSY" or self._clock.monotonic() > until:
                     raise
             self._give_back(study_instance_uid)
             self._clock.wait(self._never, 0.05)
+
+    def _forget(self, study_instance_uid: str) -> int:
+        """Drop a study's file, after the database has: nobody is to be sent for it any more when it goes."""
+        with self._cache.alone(study_instance_uid) as drop:
+            self._database.drop(study_instance_uid)
+            size: int = drop()
+            return size
 
     def _studies(self) -> list[str]:
         return [study.study_instance_uid for study in self._cache.studies()]
@@ -152,14 +158,11 @@ class Upkeep:
             for study in candidates:
                 if surplus <= 0 or self._room.stopping:
                     break
-                # Nobody is to be sent for it any more when it goes.
-                self._database.drop(study)
                 try:
-                    surplus -= self._cache.drop(study)
+                    surplus -= self._forget(study)
                 except RadmeshError as error:
                     if error.reason != "STORE_BUSY":
                         raise
-                    self._look(study)
                     continue
                 self._evicted.inc()
         if wanted and self._cache.surplus():
@@ -177,40 +180,52 @@ class Upkeep:
             self._gone.popleft()
         while not self._truth.stopping:
             with self._lock:
-                damaged = next(iter(self._damaged), None)
-                unsure = self._unsure[0] if self._unsure and damaged is None else None
-            if damaged is not None:
-                self._log.warning("pictures are damaged, and made again")
-                self._drop(damaged)
-                with self._lock:
-                    self._damaged.discard(damaged)
-                self._look(damaged)
-            elif unsure is not None:
-                self._compare(unsure)
-                with self._lock:
-                    self._unsure.popleft()
-            else:
+                study = next(iter(self._damaged or self._unsure), None)
+                damaged = study in self._damaged
+            if study is None:
                 break
+            if damaged:
+                self._log.warning("pictures are damaged, and made again")
+                self._drop(study)
+                self._look(study)
+            elif not self._compare(study):
+                return _AGAIN_SECONDS
+            with self._lock:
+                self._damaged.pop(study, None)
+                self._unsure.pop(study, None)
         return _LOOK_SECONDS
 
-    def _compare(self, study_instance_uid: str) -> None:
-        """Have the database know what is here of a study, and nothing that is not."""
+    def _compare(self, study_instance_uid: str) -> bool:
+        """Have the database know what is here of a study, and nothing that is not; return whether that was possible."""
         try:
-            here = self._cache.contents(study_instance_uid)
-            known = {
-                one.content
-                for one in self._database.renditions(study_instance_uid)
-                if one.store_id == self._database.store_id
-            }
+            with self._cache.alone(study_instance_uid):
+                self._tell(study_instance_uid)
         except RadmeshError as error:
+            if error.reason == "STORE_BUSY":
+                # Who works on it tells what is here; it is looked at again, after the others.
+                with self._lock:
+                    self._unsure.move_to_end(study_instance_uid)
+                return False
             if error.reason == "RENDITION_DAMAGED":
                 self._drop(study_instance_uid)
                 self._look(study_instance_uid)
-            elif error.reason not in ("STUDY_NOT_FOUND", "RENDITION_NOT_FOUND"):
+            elif error.reason != "STUDY_NOT_FOUND":
                 raise
-            return  # a study that is not known may come back; if it does not, it is evicted some day
+            # A study that is not known may come back; if it does not, it is evicted some day.
+        return True
+
+    def _tell(self, study_instance_uid: str) -> None:
+        try:
+            here = self._cache.contents(study_instance_uid)
+        except RadmeshError as error:
+            if error.reason != "RENDITION_NOT_FOUND":
+                raise
+            here = {}
+        store_id = self._database.store_id
+        known = {k.content for k in self._database.renditions(study_instance_uid) if k.store_id == store_id}
         if known - here.keys():
             self._database.drop(study_instance_uid)
+            self._look(study_instance_uid)
             known = set()
         if missing := [rendition for content, rendition in here.items() if content not in known]:
             self._database.register(missing)

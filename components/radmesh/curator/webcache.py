@@ -8,7 +8,7 @@ import json
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,8 @@ _CATALOGUE_SIZE: Final = 4 << 30
 _OPEN_MOST: Final = 64
 # When there is no room, so much of it is made at once.
 _SPARE: Final = 0.1
+# Who adds to a study waits so long for whoever has it.
+_PATIENCE: Final = 10.0
 # Reads are remembered in memory, and written so often.
 _READ_SECONDS: Final = 60.0
 
@@ -52,8 +54,10 @@ class WebCache:
         self._most = size
         self._reserve = reserve
         self._lock = threading.Lock()
+        self._released = threading.Condition(self._lock)
         self._open: OrderedDict[str, StudyFile] = OrderedDict()
-        self._writing: set[str] = set()
+        # Studies that somebody has for himself, to add to them or to drop them.
+        self._taken: set[str] = set()
         self._rows: dict[str, dict[str, Any]] = {}
         self._read: set[str] = set()
         self._read_at = clock.monotonic()
@@ -249,32 +253,51 @@ class WebCache:
     # -- writing
 
     @contextmanager
+    def _alone(self, name: str, seconds: float) -> Iterator[None]:
+        with self._lock:
+            if not self._released.wait_for(lambda: name not in self._taken, seconds):
+                raise RadmeshError("STORE_BUSY", "the study is being written to: try again in a moment")
+            self._taken.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken.discard(name)
+                self._released.notify_all()
+
+    @contextmanager
     def writer(self, study_instance_uid: str) -> Iterator[StudyWriter]:
         """What adds to a study; one at a time does.
 
         Raises:
-            RadmeshError: STORAGE_FULL, RENDITION_DAMAGED.
+            RadmeshError: STORE_BUSY, STORAGE_FULL, RENDITION_DAMAGED.
         """
         name = study_hash(study_instance_uid)
-        with self._lock:
-            if name in self._writing:
-                raise RadmeshError("STORE_BUSY", "the study is being written to")
-            self._writing.add(name)
-        try:
+        with self._alone(name, _PATIENCE):
             with self._lock:
                 if name not in self._rows:
                     self._make(name, study_instance_uid)
                 file = self._take(name)
             try:
-                yield StudyWriter(file)
+                with _damage():
+                    writer = StudyWriter(file)
+                yield writer
             finally:
                 with self._lock:
                     if name in self._rows:
                         self._rows[name]["bytes"] = file.size()
                 self._give_back(name, file)
-        finally:
-            with self._lock:
-                self._writing.discard(name)
+
+    @contextmanager
+    def alone(self, study_instance_uid: str) -> Iterator[Callable[[], int]]:
+        """Have a study for oneself; what is given drops its file, and returns the bytes. Who reads it reads on.
+
+        Raises:
+            RadmeshError: STORE_BUSY; the file's dropping: STORAGE_FULL.
+        """
+        name = study_hash(study_instance_uid)
+        with self._alone(name, 0.0):
+            yield lambda: self._drop(name)
 
     def _make(self, name: str, study_instance_uid: str) -> None:
         now = self._clock.now().timestamp()
@@ -294,19 +317,11 @@ class WebCache:
             raise RadmeshError("STORAGE_FULL", "a file of the web cache could not be made") from error
         self._open[name] = file
 
-    def drop(self, study_instance_uid: str) -> int:
-        """Drop a study's file; return its bytes. Who reads it at this moment reads on.
-
-        Raises:
-            RadmeshError: STORE_BUSY: it is being written to; STORAGE_FULL.
-        """
-        name = study_hash(study_instance_uid)
+    def _drop(self, name: str) -> int:
         with self._lock:
             row = self._rows.get(name)
             if row is None:
                 return 0
-            if name in self._writing:
-                raise RadmeshError("STORE_BUSY", "the study is being written to: try again in a moment")
             self._forget(name)
             file = self._open.pop(name, None)
             if file is not None and not file.references:
@@ -330,12 +345,12 @@ class WebCache:
     def surplus(self) -> int:
         """Return how many bytes are to be dropped; 0: there is room. More than needed, so that it is not done often."""
         with self._lock:
-            writing = sum(self._rows[name]["bytes"] for name in self._writing if name in self._rows)
+            taken = sum(self._rows[name]["bytes"] for name in self._taken if name in self._rows)
         used = self.used()
         over = max(0, used - self._most) if self._most else 0
         lacking = max(0, self._reserve - shutil.disk_usage(self._folder).free)
         needed = max(over, lacking)
-        return min(needed + int(used * _SPARE), used - writing) if needed else 0
+        return min(needed + int(used * _SPARE), used - taken) if needed else 0
 
     @property
     def nearly_full(self) -> bool:
@@ -345,7 +360,7 @@ class WebCache:
     def candidates(self, count: int) -> list[str]:
         """Return the studies to be dropped next."""
         with self._lock:
-            rows = sorted((row["read"], row["study"]) for name, row in self._rows.items() if name not in self._writing)
+            rows = sorted((row["read"], row["study"]) for name, row in self._rows.items() if name not in self._taken)
             return [study for _, study in rows[:count]]
 
     def close(self) -> None:

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import queue
+import select
+import signal
 import struct
 import subprocess
 import sys
@@ -19,7 +21,9 @@ from radmesh.curator.worker.instance import CHUNK, Wish
 
 # Nothing is written and nothing read for so long: it hangs. Frames have a limit of processor time besides.
 SILENT_SECONDS: Final = 300.0
+COMMAND: Final = ("-P", "-m", "radmesh.curator.worker.process")
 _START_SECONDS: Final = 120.0
+_ENDING_SECONDS: Final = 5.0
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 # Messages but data are short.
 _MESSAGE_MOST: Final = CHUNK
@@ -30,11 +34,20 @@ class WorkerUnavailableError(Exception):
 
 
 class WorkerDiedError(Exception):
-    """The process ended, or was ended, over `frame`; 0: before the first."""
+    """The process ended, or was ended, over `frame`; 0: before the first.
 
-    def __init__(self, frame: int) -> None:
-        super().__init__(f"the worker ended over frame {frame}")
+    `how` is for a log; `killed`: somebody else did it, such as a kernel that has no memory left.
+    """
+
+    def __init__(self, frame: int, how: str = "", *, killed: bool = False) -> None:
+        super().__init__(f"the worker ended over frame {frame}: {how}")
         self.frame = frame
+        self.how = how
+        self.killed = killed
+
+
+class _EndedError(Exception):
+    """There are no more answers."""
 
 
 class ClosedError(Exception):
@@ -72,11 +85,13 @@ class Sink(Protocol):
 class Worker:
     """One process, started when it is needed and used again. One thread uses it."""
 
-    def __init__(self, command: tuple[str, ...] = ("-P", "-m", "radmesh.curator.worker.process")) -> None:
+    def __init__(self, command: tuple[str, ...] = COMMAND, silent: float = SILENT_SECONDS) -> None:
         self._command = command
+        self._silent_seconds = silent
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self._moved = 0.0
+        self._late = False
 
     @property
     def pid(self) -> int:
@@ -98,7 +113,7 @@ class Worker:
         whole = False
         try:
             feeding.start()
-            with self._watched(process, SILENT_SECONDS):
+            with self._watched(process, self._silent_seconds):
                 while True:
                     kind, data = self._message(process)
                     self._touch()
@@ -114,15 +129,19 @@ class Worker:
                     elif kind in (protocol.DONE, protocol.AGAIN):
                         break
                     else:
-                        raise WorkerDiedError(frame)
+                        # It is about to end.
+                        process.wait(_ENDING_SECONDS)
+                        raise _EndedError(data.decode(errors="replace"))
             feeding.finish()
             whole = True
-        except (OSError, WorkerDiedError) as error:
-            self._end()
+        except (OSError, _EndedError, subprocess.TimeoutExpired) as error:
+            code = self._end()
             feeding.finish()  # the source failed: that is no fault of the process
             if self._closed:
                 raise ClosedError from error
-            raise WorkerDiedError(frame) from error
+            killed = code == -signal.SIGKILL and not self._late
+            how = "no answer in time" if self._late else f"exit code {code}" if code >= 0 else f"signal {-code}"
+            raise WorkerDiedError(frame, f"{how} {error}".strip(), killed=killed) from error
         finally:
             if not whole:
                 self._end()
@@ -166,7 +185,7 @@ class Worker:
             self._touch()
             with self._watched(process, _START_SECONDS):
                 ready = self._message(process)[0] == protocol.READY
-        except (OSError, WorkerDiedError):
+        except (OSError, _EndedError):
             ready = False
         if not ready:
             self._end()
@@ -180,23 +199,25 @@ class Worker:
         assert process.stdout is not None
         head = process.stdout.read(protocol.HEAD.size)
         if len(head) < protocol.HEAD.size:
-            raise WorkerDiedError(0)
+            raise _EndedError
         kind, size = protocol.HEAD.unpack(head)
         if size > _MESSAGE_MOST:
-            raise WorkerDiedError(0)
+            raise _EndedError
         data = process.stdout.read(size)
         if len(data) < size:
-            raise WorkerDiedError(0)
+            raise _EndedError
         return kind, data
 
     @contextmanager
     def _watched(self, process: "subprocess.Popen[bytes]", seconds: float) -> Iterator[None]:
         """Kill the process when nothing moves for `seconds`."""
         done = threading.Event()
+        self._late = False
 
         def watch() -> None:
             while not done.wait(min(seconds, 5.0)):
                 if time.monotonic() - self._moved > seconds:
+                    self._late = True
                     process.kill()
                     return
 
@@ -208,16 +229,29 @@ class Worker:
             done.set()
             watcher.join()
 
-    def _end(self) -> None:
+    def _end(self) -> int:
+        """End the process, if it has not ended; return its exit code."""
         process, self._process = self._process, None
         if process is None:
-            return
+            return 0
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # One that has closed its answers is about to end by itself, and says how.
+            process.wait(_ENDING_SECONDS if process.poll() is None and self._silent(process) else 0)
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):  # what was still to be written has no reader
                     pipe.close()
+        return process.returncode
+
+    @staticmethod
+    def _silent(process: "subprocess.Popen[bytes]") -> bool:
+        """Whether the process has closed its end of the answers."""
+        assert process.stdout is not None
+        poll = select.poll()
+        poll.register(process.stdout, 0)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 class _Feeding:
@@ -268,8 +302,8 @@ class _Feeding:
 class Workers:
     """A number of workers, for as many threads."""
 
-    def __init__(self, count: int, command: tuple[str, ...] | None = None) -> None:
-        self.all = [Worker(command) if command else Worker() for _ in range(count)]
+    def __init__(self, count: int) -> None:
+        self.all = [Worker() for _ in range(count)]
         self._free: queue.LifoQueue[Worker] = queue.LifoQueue()
         for worker in self.all:
             self._free.put(worker)

@@ -3,6 +3,7 @@
 It is asked with a line of JSON and a data set, and answers with messages: a letter, a length, and so many bytes.
 """
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -10,6 +11,8 @@ import os
 import resource
 import struct
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import BinaryIO, Final
@@ -22,21 +25,28 @@ MEMORY: Final = 3 << 30
 # The process ends with it when it is at fault itself, not a decoder.
 OUR_FAULT: Final = 70
 
-READY, BEGIN, DATA, END, METADATA, DONE, AGAIN = b"R", b"F", b"D", b"E", b"M", b"I", b"X"
+READY, BEGIN, DATA, END, METADATA, DONE, AGAIN, FAULT = b"R", b"F", b"D", b"E", b"M", b"I", b"X", b"T"
 HEAD: Final = struct.Struct("<cI")
 _PIECE: Final = 1 << 20
 
 
-def idle_io() -> None:
-    """This thread's reads and writes come after those of others, where the disk's scheduler knows of that."""
+def _idle_io() -> None:
+    # Where the disk's scheduler knows of that.
     who_process, idle, sys_ioprio_set = 1, 3 << 13, {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)
     if sys_ioprio_set:
         ctypes.CDLL(None, use_errno=True).syscall(sys_ioprio_set, who_process, 0, idle)
 
 
+def lower_priority() -> None:
+    """This thread, and what it starts, comes after others on the processor and on the disk."""
+    # On Linux a nice value is that of a thread.
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
+    _idle_io()
+
+
 def _limit() -> None:
-    os.nice(NICE)
-    idle_io()
+    lower_priority()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -119,12 +129,16 @@ def main() -> None:
         serve(sys.stdin.buffer, answers)
     except MemoryError:
         os._exit(1)  # over what was asked: it is tried once more, and then given up
-    except BaseException:  # noqa: BLE001 - told by the exit code; who asked tries again
-        if os.environ.get("RADMESH_CURATOR_TRACEBACK"):
-            import traceback  # noqa: PLC0415
-
-            traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001 - told, without a value of the data set; who asked tries again
+        with contextlib.suppress(OSError):
+            answers.write(HEAD.pack(FAULT, len(text := _where(error))) + text)
+            answers.flush()
         os._exit(OUR_FAULT)
+
+
+def _where(error: BaseException) -> bytes:
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return f"{type(error).__name__} at {', '.join(f'{f.name}:{f.lineno}' for f in last)}".encode()
 
 
 if __name__ == "__main__":
