@@ -87,6 +87,8 @@ def test_without_anything_said_there_are_neither(tmp_path: Path) -> None:
         ('report_to = "ris"', 'report_to: must be "host:port"'),
         ('report_to = "ris:0"', 'report_to: must be "host:port"'),
         ('report_to = "http://ris:80"', 'report_to: must be "host:port"'),
+        ('hl7_tls = "yes"', "hl7_tls: must be one of off, on, mutual"),
+        ('tls_ca = "ca.pem"', "tls_ca: must be an absolute path"),
         ('hl7_version = "3"', "hl7_version: must be one of 2.3, "),
         ('sending_application = "a\\nb"', "sending_application: must be at most 180 printable characters"),
     ],
@@ -100,6 +102,16 @@ def test_a_wrong_domain_is_named(tmp_path: Path, line: str, said: str) -> None:
 @pytest.mark.parametrize("good", ["ris:2575", "[::1]:2575", "10.0.0.1:1", "mllps://ris.example:65535", ""])
 def test_where_reports_may_go(tmp_path: Path, good: str) -> None:
     assert loaded(tmp_path, f'[[domains]]\nname = "east"\nreport_to = "{good}"\n')[1] == []
+
+
+def test_tls_needs_its_files(tmp_path: Path) -> None:
+    for lines, said in (
+        ('hl7_tls = "on"', ["tls_certificate: is needed for hl7_tls = on"]),
+        ('hl7_tls = "mutual"\ntls_certificate = "/a.pem"', ["tls_ca: is needed for hl7_tls = mutual"]),
+        ('hl7_tls = "mutual"\ntls_certificate = "/a.pem"\ntls_ca = "/ca.pem"', []),
+    ):
+        _, problems = loaded(tmp_path, f'[[domains]]\nname = "east"\n{lines}\n')
+        assert [problem.partition("domains[0].")[2].rpartition(": name")[0] for problem in problems] == said
 
 
 def test_domains_must_differ(tmp_path: Path) -> None:

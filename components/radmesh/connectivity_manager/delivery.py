@@ -50,7 +50,7 @@ class Delivery:
         context: of the manager.
         ack_timeout: seconds that the RIS has to acknowledge.
         told: called when the state of a report has changed.
-        trust: TLS for "mllps://"; None uses the system's authorities.
+        tls: for "mllps://".
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Delivery:
         ack_timeout: float,
         told: Callable[[], None],
         *,
-        trust: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._domain = domain
         self._database = database
@@ -70,10 +70,8 @@ class Delivery:
         self._lock = threading.Lock()
         self._client: MllpClient | None = None
         if domain.report_to:
-            secure = domain.report_to.startswith("mllps://")
             host, _, port = domain.report_to.removeprefix("mllps://").removeprefix("mllp://").rpartition(":")
-            context_of_tls = (trust or ssl.create_default_context()) if secure else None
-            self._client = MllpClient(host.strip("[]"), int(port), context_of_tls, ack_timeout=ack_timeout)
+            self._client = MllpClient(host.strip("[]"), int(port), tls, ack_timeout=ack_timeout)
         self._worker: Worker = context.worker(f"reports-{domain.name}", self._step)
 
     @property

@@ -15,6 +15,7 @@ from radmesh.connectivity_manager.intake import DEAD, DONE, IGNORED, IN, OUT, In
 from radmesh.connectivity_manager.orders import Orders
 from radmesh.connectivity_manager.publishing import Events, Publisher
 from radmesh.connectivity_manager.schema import MIGRATIONS, messages
+from radmesh.connectivity_manager.tls import Certificates
 from radmesh.hl7.mllp import MllpListener
 from radmesh.hl7.orders import Mapping as Paths
 from radmesh.runtime.context import Context
@@ -42,6 +43,7 @@ class ConnectivityManager:
         self._teller = service.Teller(self._database, context)
         self._domains: dict[str, service.Domain] = {}
         self._listeners: list[tuple[service.Domain, MllpListener]] = []
+        self._certificates: list[Certificates] = []
         every = context.settings["domains"]
         for number, settings in enumerate(every):
             if settings.manager == _number(context.instance):
@@ -73,7 +75,9 @@ class ConnectivityManager:
             self._publisher.wake,
         )
         intake.last_message_at = last_message(self._database, settings.name)
-        delivery = Delivery(settings, self._database, context, config.ack_timeout, self._teller.wake)
+        tls = Certificates(settings)
+        self._certificates.append(tls)
+        delivery = Delivery(settings, self._database, context, config.ack_timeout, self._teller.wake, tls=tls.receiver)
         domain = service.Domain(settings, intake, delivery, context.clock)
         self._domains[settings.name] = domain
         listener = MllpListener(
@@ -83,6 +87,7 @@ class ConnectivityManager:
             log=context.log,
             metrics=context.metrics,
             domain=settings.name,
+            ssl_context=tls.listener,
             max_connections=config.max_connections,
             idle_timeout=config.idle_timeout,
             max_message_bytes=config.message_size,
@@ -101,7 +106,7 @@ class ConnectivityManager:
         shown = f"[{host}]" if ":" in host else host
         first = self._context.settings["domains"][0].name
         return {
-            "hl7" if domain.name == first else f"hl7_{domain.name}": f"mllp://{shown}:{domain.port}"
+            "hl7" if domain.name == first else f"hl7_{domain.name}": f"{domain.scheme}://{shown}:{domain.port}"
             for domain in self._domains.values()
             if domain.port
         }
@@ -158,6 +163,8 @@ class ConnectivityManager:
     def _look(self) -> float:
         self._watch_feeds()
         self._listen()
+        for tls in self._certificates:
+            tls.renew(self._context.log)
         return 1.0
 
     def _watch_feeds(self) -> None:
@@ -209,7 +216,7 @@ def module(config: Section, context: Context) -> ConnectivityManager:
     """Return the component.
 
     Raises:
-        RadmeshError: CONFIG_INVALID: a domain's mapping cannot be used.
+        RadmeshError: CONFIG_INVALID: a domain's mapping or its certificates cannot be used.
     """
     try:
         return ConnectivityManager(config, context)

@@ -14,6 +14,7 @@ from radmesh.connectivity_manager.matching import Person, Policy, StudyKeys
 from radmesh.connectivity_manager.orders import Orders
 from radmesh.connectivity_manager.publishing import order_message
 from radmesh.connectivity_manager.schema import messages, orders, reports
+from radmesh.connectivity_manager.tls import OFF
 from radmesh.dicom.stations import PATIENT_KEYS, STUDY_KEYS
 from radmesh.hl7.build import ReportMessage
 from radmesh.hl7.orders import Patient
@@ -43,6 +44,11 @@ class Domain:
     def name(self) -> str:
         """Its name."""
         return str(self.settings.name)
+
+    @property
+    def scheme(self) -> str:
+        """Of the URL that its RIS sends to."""
+        return "mllp" if self.settings.hl7_tls == OFF else "mllps"
 
     @property
     def available(self) -> bool:

@@ -9,6 +9,7 @@ from radmesh.runtime.config import Configuration, Duration, Size, setting
 
 TRANSPORTS = ("unix", "tls")
 HL7_VERSIONS = ("2.3", "2.3.1", "2.4", "2.5", "2.5.1", "2.6")
+HL7_TLS = ("off", "on", "mutual")
 
 
 def _ae_title(value: str) -> str | None:
@@ -62,6 +63,11 @@ def _report_to(value: str) -> str | None:
     if not value or (re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host) and port.isdecimal() and 0 < int(port) < 65536):
         return None
     return 'must be "host:port" or "mllps://host:port"'
+
+
+def _path(value: str) -> str | None:
+    # Whether there is such a file only its manager can tell: the others may run elsewhere.
+    return None if not value or (value.startswith("/") and "\0" not in value) else "must be an absolute path"
 
 
 def _charset(value: str) -> str | None:
@@ -246,6 +252,22 @@ class Domain:
         doc='Where approved reports go as ORU^R01: "host:port", or "mllps://host:port" with TLS; empty = nowhere.',
         rule=_report_to,
     )
+    hl7_tls: str = setting(
+        "off",
+        doc="Whether its RIS sends over TLS (MLLP over TLS); mutual = only who shows a certificate of tls_ca.",
+        choices=HL7_TLS,
+    )
+    tls_certificate: str = setting(
+        "",
+        doc="PEM file of our certificate and its chain: for hl7_tls, and for a report_to that asks for one.",
+        rule=_path,
+    )
+    tls_key: str = setting("", doc="PEM file of its key, without a password; empty = in tls_certificate.", rule=_path)
+    tls_ca: str = setting(
+        "",
+        doc="PEM file of the authorities that certify its RIS; empty = for report_to those of the system.",
+        rule=_path,
+    )
     hl7_version: str = setting("2.5.1", doc="HL7 version of reports.", choices=HL7_VERSIONS)
     sending_application: str = setting("RADMESH", doc="MSH-3 of what is sent.", rule=_application)
     sending_facility: str = setting("", doc="MSH-4 of what is sent.", rule=_application)
@@ -257,7 +279,11 @@ class Domain:
         return {name: tuple(text.replace(",", " ").split()) for name, text in self.mapping.items()}
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield what is wrong with `mapping`."""
+        """Yield what is wrong with `mapping`, and which file is missing for TLS."""
+        if self.hl7_tls != "off" and not self.tls_certificate:
+            yield "tls_certificate", f"is needed for hl7_tls = {self.hl7_tls}: name the PEM file of a certificate"
+        if self.hl7_tls == "mutual" and not self.tls_ca:
+            yield "tls_ca", "is needed for hl7_tls = mutual: name the PEM file of whoever certifies the RIS"
         if self.mapping:
             from radmesh.hl7.orders import Mapping  # noqa: PLC0415 - only where a mapping is given
 
