@@ -77,6 +77,8 @@ class Visitor:
 
     def pixels(self, pane: int = 0) -> NDArray[np.uint8]:
         """What is really drawn in a pane: (rows, columns, 4)."""
+        # What was asked for before is drawn with the next frame of the screen.
+        self.page.evaluate("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
         width, height, data = self.page.evaluate(
             """(n) => {
                 const canvas = document.querySelectorAll('.pane canvas')[n];
