@@ -126,6 +126,8 @@ def test_a_report_from_dictation_to_approval(people, stored):
     assert (draft.json()["state"], draft.json()["version"], draft.json()["author"]) == ("DRAFT", 1, "radiologist")
     stale = rita.post(f"{STUDIES}/{uid}/reports", json={"text": "Other", "expected_version": 7})
     assert (stale.status_code, stale.json()["reason"]) == (409, "VERSION_CONFLICT")
+    long = rita.post(f"{STUDIES}/{uid}/reports", json={"text": "\u20ac" * 90_000})
+    assert (long.status_code, long.json()["reason"]) == (413, "REPORT_TOO_LONG")
     approved = rita.post(f"{STUDIES}/{uid}/reports/1/approve")
     assert (approved.json()["state"], approved.json()["approver"]) == ("APPROVED", "radiologist"), approved.text
     again = rita.post(f"{STUDIES}/{uid}/reports/1/approve", json={})

@@ -347,6 +347,7 @@ class HttpServer:
         self.tls: ssl.SSLContext | None = None
         self._certificate: tuple[Path, Path] | None = None
         self._version: tuple[Any, ...] = ()
+        self._looks = 0
         self._server: _Server | None = None
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._gauge = door.context.metrics.gauge("radmesh_http_connections")
@@ -434,6 +435,7 @@ class HttpServer:
         """Take a certificate that was renewed; connections that are open keep theirs."""
         if self._certificate is None:
             return
+        self._looks += 1
         with contextlib.suppress(OSError, ssl.SSLError):
             if _version(*self._certificate) != self._version:
                 self._load_certificate()

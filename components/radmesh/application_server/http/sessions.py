@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from radmesh.api.application.v1 import application_pb2 as pb
 from radmesh.api.database.v1 import database_pb2
 from radmesh.application_server.http.app import COOKIE, Door, Request, check_origin, parameter_problem
+from radmesh.application_server.http.parameters import given, only
 from radmesh.application_server.http.routes import ANYBODY, SIGNED_IN, Route
 
 _MOST: Final = 8 << 10
@@ -20,14 +21,15 @@ def routes(door: Door) -> Sequence[Route]:
     async def sign_in(request: Request) -> Response:
         check_origin(request.scope, required=False)
         fields = await request.fields(_MOST)
-        user, password = (fields.get(name) for name in ("user", "password"))
-        if not isinstance(user, str) or not isinstance(password, str):
-            raise parameter_problem("user, password", "two texts are needed")
+        only(fields, "user", "password", "token")
+        user, password = given(fields, "user", ""), given(fields, "password", "")
+        if not user or not password:
+            raise parameter_problem("user, password", "both are needed")
         session = await door.run(
             door.session_service.SignIn, pb.SignInRequest(name=user, password=password), request.call
         )
         about = _about(session)
-        if fields.get("token") is True:
+        if given(fields, "token", default=False):
             about["token"] = session.token
         response = JSONResponse(about)
         expires = session.expire_time.ToDatetime(tzinfo=UTC)
