@@ -1,16 +1,28 @@
 """k8s/ is what Kubernetes takes, and says what the code says."""
 
-import os
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 from cluster_support import run
-from pods import K8S, NAME, PART_OF, SERVED_BY, Object, Pod, hosts, of_kind, pods, render, template, workloads
+from pods import (
+    K8S,
+    NAME,
+    PART_OF,
+    SERVED_BY,
+    Object,
+    Pod,
+    hosts,
+    of_kind,
+    pods,
+    render,
+    template,
+    with_components,
+    workloads,
+)
 
 import radmesh
 from radmesh.mesh.certificates import AUTHORITY, secret_of
@@ -34,21 +46,6 @@ SECRETS = {
         "connectivity-url": "postgresql+psycopg://u:p@db/connectivity",
     },
 }
-
-
-def with_components(folder: Path, components: Sequence[str]) -> list[Object]:
-    """The base with components over it."""
-    here = os.path.relpath(K8S, folder.resolve())
-    (folder / "kustomization.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "namespace": "radmesh",
-                "resources": [f"{here}/base"],
-                "components": [f"{here}/components/{name}" for name in components],
-            }
-        )
-    )
-    return render(folder)
 
 
 @pytest.fixture(scope="module", params=["base", *OVERLAYS, "all components"])

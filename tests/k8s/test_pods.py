@@ -1,9 +1,11 @@
-"""The pods of k8s/base run here as processes: over TCP and mutual TLS, with Secrets as the Job makes them, and found by
-the names of their Services. What kubelets and controllers do is not tested; docs/kubernetes.md says so.
+"""The pods of k8s/base, with a certificate for the door, run here as processes: over TCP and mutual TLS, with Secrets
+as the Job makes them, and found by the names of their Services. What kubelets and controllers do is not tested;
+docs/kubernetes.md says so.
 """
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +16,7 @@ from cluster_support import data_set, run, save
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from kubernetes_api import KubernetesApi
-from pods import K8S, SERVED_BY, Network, Pod, Running, can_have_networks, hosts, of_kind, pods, render
+from pods import SERVED_BY, Network, Pod, Running, can_have_networks, hosts, of_kind, pods, with_components
 from pydicom import dcmread
 from pynetdicom import AE
 from transfer_support import wait_for
@@ -24,9 +26,12 @@ from radmesh.mesh.kubernetes import Secrets
 from radmesh.mesh.modules import TABLE
 from radmesh.runtime import config
 from radmesh.runtime.clock import SystemClock
+from radmesh.runtime.security import Authority
 
 pytestmark = pytest.mark.skipif(not can_have_networks(), reason="pods need root, for addresses and names of their own")
 PASSWORD = "correct horse battery"
+# A name that clients expect under whatever address they come by.
+DOOR = "application-server"
 # Callers of pods are never on loopback: whoever sends has to be listed.
 STATION = """
 [[stations]]
@@ -39,7 +44,7 @@ class Cluster:
 
     def __init__(self, folder: Path, network: Network) -> None:
         self.folder, self.network = folder, network
-        self.objects = render(K8S / "base")
+        self.objects = with_components(folder, ["door-certificate"])
         self.pods = pods(self.objects, {"radmesh-administrator": {"password": PASSWORD}})
         self.addresses = {name: self.network.address() for name in self.pods}
         self._hosts = folder / "hosts"
@@ -62,9 +67,13 @@ class Cluster:
         try:
             secrets = Secrets(api.host, api.port, api.account)
             keep(secrets, TABLE.instances(configuration), SystemClock(), timedelta(days=30))
-            return {name: dict(secrets.get(name).data) for name in api.secrets}
+            made = {name: dict(secrets.get(name).data) for name in api.secrets}
         finally:
             api.close()
+        # The door's own, of another authority, which its clients know.
+        Authority(self.folder / "door", SystemClock()).issue([DOOR])
+        pair = {"tls.crt": f"{DOOR}.pem", "tls.key": f"{DOOR}.key"}
+        return {**made, "radmesh-door": {key: (self.folder / "door" / file).read_bytes() for key, file in pair.items()}}
 
     def _write_hosts(self) -> None:
         lines = ["127.0.0.1 localhost"]
@@ -93,8 +102,7 @@ class Cluster:
 
     def radmesh(self, *arguments: object, door: int = 0) -> str:
         """What the command says that asks from outside, at one of the doors."""
-        authority = self.folder / "ca.pem"
-        authority.write_bytes(self._files["radmesh-application-server"]["ca.pem"])
+        authority = self.folder / "door/ca.pem"
         target = self.address(self.of("application-server")[door], "grpc")
         answer = run(*arguments, "--cluster", target, "--ca", authority, "--user", "admin", RADMESH_PASSWORD=PASSWORD)
         assert answer.code == 0, answer.err + answer.out
@@ -187,6 +195,15 @@ def test_an_image_from_a_modality_to_a_client(cluster, tmp_path):
         assert [data_set(each) for each in out.rglob("*.dcm")] == [data_set(path)]
     tier = cluster.folder / "archive-server-0/var_lib_radmesh-permanent"
     wait_for(lambda: len(list(tier.rglob("*.dcm"))) == 2)
+
+
+def test_pages_come_by_https_with_the_door_s_certificate(cluster):
+    tls = ssl.create_default_context(cafile=cluster.folder / "door/ca.pem")
+    for pod in cluster.of("application-server"):
+        plain = socket.create_connection((cluster.addresses[pod.name], pod.ports["https"]), 10)
+        with plain, tls.wrap_socket(plain, server_hostname=DOOR) as connection:
+            connection.sendall(b"GET /login HTTP/1.1\r\nHost: door\r\nConnection: close\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_a_stranger_is_not_let_in(cluster, tmp_path):

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,21 @@ def render(folder: Path) -> list[Object]:
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
     return list(yaml.safe_load_all(done.stdout))
+
+
+def with_components(folder: Path, components: Sequence[str]) -> list[Object]:
+    """The base with components over it."""
+    here = os.path.relpath(K8S, folder.resolve())
+    (folder / "kustomization.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "namespace": "radmesh",
+                "resources": [f"{here}/base"],
+                "components": [f"{here}/components/{name}" for name in components],
+            }
+        )
+    )
+    return render(folder)
 
 
 def of_kind(objects: Iterable[Object], *kinds: str) -> dict[str, Object]:
