@@ -142,7 +142,7 @@ class ImageService:
         check: Callable[[], None],
     ) -> Iterator[Bulk[curator_pb2.ReadFramesResponse]]:
         uid, number = wanted.sop_instance_uid, wanted.frame
-        series = self._pictures.locate(study, uid, held=held)
+        series = self._locate(study, uid, held=held)
         picture = self._pictures.series(study, series, held=held).find(uid, number)
         if wanted.sha256 not in (b"", picture.rendition.identity.sha256):
             raise RadmeshError("RENDITION_NOT_FOUND", "the instance has another content now")
@@ -169,6 +169,24 @@ class ImageService:
             fields.crc32c, fields.last = crc32c(data), at == end
             yield Bulk(fields, data)
             fields = curator_pb2.ReadFramesResponse(index=index, offset=at)
+
+    def _locate(self, study: database_pb2.Study, sop_instance_uid: str, *, held: bool) -> str:
+        """Return the series of an instance.
+
+        Raises:
+            RadmeshError: RENDITION_NOT_FOUND: there is no such instance; PICTURES_PENDING: there is, and no picture.
+        """
+        try:
+            return self._pictures.locate(study, sop_instance_uid, held=held)
+        except RadmeshError as error:
+            if error.reason != "PICTURES_PENDING":
+                raise
+            request = database_pb2.FindInstancesRequest(
+                study_instance_uid=study.study_instance_uid, sop_instance_uid=sop_instance_uid, include_held=held
+            )
+            if self._queries.FindInstances(request).instances:
+                raise
+        raise RadmeshError("RENDITION_NOT_FOUND", "the study has no such instance")
 
     def ReadSeriesMetadata(
         self, request: curator_pb2.ReadSeriesMetadataRequest, call: Call
