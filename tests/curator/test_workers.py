@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from curator_support import FAULTS
 from pixels_support import decoded, make, open_file
 from pydicom.data import get_testdata_file
 from transfer_support import wait_for
@@ -16,27 +17,6 @@ from transfer_support import wait_for
 from radmesh.curator.worker.instance import Wish
 from radmesh.curator.workers import ClosedError, Worker, WorkerDiedError, WorkerUnavailableError
 from radmesh.runtime.errors import RadmeshError
-
-# A worker as it is, but that frames which begin with a word do something to their process.
-FAULTS = """
-import os, signal, time
-from radmesh.curator.worker import instance, process
-usual = instance.of_native
-def of_native(frame, *rest):
-    word = bytes(frame[:8])
-    if word == b"segfault": os.kill(os.getpid(), signal.SIGSEGV)
-    if word == b"exit-now": os._exit(9)
-    if word == b"forever!":
-        while True: pass
-    if word == b"sleeping": time.sleep(1000)
-    if word == b"eats-all":
-        return bytearray(1 << 27), bytearray(3 << 30)
-    if word == b"raising!": raise LookupError("nobody expects it")
-    return usual(frame, *rest)
-instance.of_native = of_native
-process.CPU_SECONDS = 2
-process.main()
-"""
 
 
 class Bytes:

@@ -27,6 +27,9 @@ class Section:
         minimum=0,
         maximum=60,
     )
+    sweep: Duration = setting(
+        30.0, doc="How often a Curator looks for studies that lack pictures and were not told of.", minimum=0.1
+    )
     patience: Duration = setting(
         600.0, doc="What a web cache had that is silent for longer is made again by others.", minimum=0
     )

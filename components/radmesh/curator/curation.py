@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -183,6 +183,9 @@ class Curation:
                 future.cancel()
             wait(running)
             # What is complete is kept, where it can be.
+            for future, instance in running.items():
+                with suppress(Exception, CancelledError):
+                    self._note(future, instance, report, left)
             with suppress(RadmeshError):
                 self._tell(writer)
             raise

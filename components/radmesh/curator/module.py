@@ -5,7 +5,7 @@ from typing import Final
 
 from radmesh.api.curator.v1 import curator_pb2
 from radmesh.curator.config import Section
-from radmesh.curator.curation import Curation
+from radmesh.curator.curation import Curation, Report
 from radmesh.curator.database import DatabaseClient
 from radmesh.curator.jobs import Jobs
 from radmesh.curator.service import CODECS, WebCacheService
@@ -35,6 +35,7 @@ class Curator:
             database,
             cache,
             quiet=config.quiet,
+            every=config.sweep,
             busy_pause=config.busy_pause,
             note=self._note,
             wake=self._wake,
@@ -43,7 +44,7 @@ class Curator:
         self._curation = Curation(
             context, database, cache, self._workers, self._sweep.may_begin, self._damaged, config.patience
         )
-        self._jobs = Jobs(context, database, self._curation, self._workers, self._sweep.settle)
+        self._jobs = Jobs(context, database, self._curation, self._workers, self._done)
         self._upkeep = Upkeep(
             context,
             database,
@@ -74,6 +75,10 @@ class Curator:
 
     def _check(self) -> None:
         self._upkeep.check()
+
+    def _done(self, study_instance_uid: str, report: Report | None) -> None:
+        self._sweep.settle(study_instance_uid, report)
+        self._upkeep.look_for_room()
 
     def _damaged(self, study_instance_uid: str) -> None:
         self._upkeep.damaged(study_instance_uid)

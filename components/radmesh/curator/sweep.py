@@ -13,7 +13,6 @@ from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.lifecycle import Worker
 from radmesh.transfer.feed import Follower
 
-_SWEEP_SECONDS: Final = 30.0
 # What was looked at and found to want nothing that can be made is not looked at again so soon.
 _SETTLED_SECONDS: Final = 600.0
 _SETTLED_MOST: Final = 100_000
@@ -31,6 +30,7 @@ class Sweep:
         database: where jobs are.
         cache: with room for what is not asked for, or without.
         quiet: seconds after which work on a study begins.
+        every: seconds between two looks at everything.
         busy_pause: seconds that an instance waits while objects come in.
         note: tells of a change of a study; whether it is being worked on here.
         wake: is called when there may be a job.
@@ -44,6 +44,7 @@ class Sweep:
         cache: WebCache,
         *,
         quiet: float,
+        every: float,
         busy_pause: float,
         note: Callable[[str], bool],
         wake: Callable[[], None],
@@ -53,6 +54,7 @@ class Sweep:
         self._database = database
         self._cache = cache
         self._quiet = quiet
+        self._every = every
         self._pause = busy_pause
         self._note = note
         self._wake = wake
@@ -129,7 +131,7 @@ class Sweep:
         while True:
             with self._lock:
                 if not self._changed:
-                    return _SWEEP_SECONDS
+                    return self._every
                 study, _ = self._changed.popitem(last=False)
             try:
                 self._database.enqueue(study, self._quiet)
@@ -142,7 +144,7 @@ class Sweep:
     def _sweep(self) -> float:
         # Room that is nearly used up is for what comes, and for what is asked for.
         if self._cache.nearly_full:
-            return _SWEEP_SECONDS
+            return self._every
         token, queued = "", 0
         for _ in range(_PAGES_MOST):
             studies, token = self._database.uncurated(token)
@@ -156,4 +158,4 @@ class Sweep:
                 break
         if queued:
             self._wake()
-        return _SWEEP_SECONDS
+        return self._every

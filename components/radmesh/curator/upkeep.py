@@ -92,6 +92,11 @@ class Upkeep:
                 self._unsure.update(dict.fromkeys(wanted))
         self._truth.wake()
 
+    def look_for_room(self) -> None:
+        """Something was added."""
+        if self._cache.surplus():
+            self._room.wake()
+
     def damaged(self, study_instance_uid: str) -> None:
         """Something of a study is not as it was made: all of it is dropped, and made again."""
         with self._lock:
@@ -175,9 +180,10 @@ class Upkeep:
         if self._anew:
             self._database.drop()
             self._anew = False
+            self._look("")
         while self._gone:
             self._database.drop(self._gone[0])
-            self._gone.popleft()
+            self._look(self._gone.popleft())
         while not self._truth.stopping:
             with self._lock:
                 study = next(iter(self._damaged or self._unsure), None)
