@@ -76,6 +76,47 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class WrittenPicture:
+    """A file made of the web cache's frames, which are in `transfer_syntax`.
+
+    `derived`: a palette was applied, or YBR made RGB; `left_out`: tags whose values are in the object alone.
+    """
+
+    path: str
+    instance: str
+    transfer_syntax: str
+    frames: int
+    derived: bool
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedPictures:
+    """Of `get --remote`: what was written, and what was not and why; in no order."""
+
+    written: tuple[WrittenPicture, ...]
+    failed: tuple[FailedFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curated:
+    """Of `curate`: `curated` of `instances` of so many studies are made; with --rebuild, what was dropped before."""
+
+    studies: int
+    instances: int
+    curated: int
+    dropped_studies: int
+    dropped_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Of `watch`, one a line: studies that changed; none at first and after a gap: then all may have."""
+
+    studies: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Evicted:
     """Of `evict`: the bytes given back to the cache's file system."""
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import random
 import threading
 import time
 from collections import deque
@@ -21,6 +20,10 @@ from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.client import convert, model
+from radmesh.client.connection import open_channel, target_of
+from radmesh.client.images import ImageCalls
+from radmesh.client.local import LocalArchives
+from radmesh.client.patience import RETRY_SECONDS, may_repeat
 from radmesh.client.ris import RisCalls
 from radmesh.dicom import part10
 from radmesh.runtime.errors import RadmeshError
@@ -29,28 +32,36 @@ from radmesh.runtime.rpc import from_rpc_error
 _DEADLINE = 30.0
 # Protobuf copies a message several times; below 256 KiB glibc keeps the buffers instead of returning them each time.
 _CHUNK = 128 * 1024
-_RETRY_SECONDS = 10.0
-_PAUSE_SECONDS = 0.2
-_OPTIONS = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
-)
+_RETRY_SECONDS = RETRY_SECONDS
 
 
-class Cluster(RisCalls):
+class Cluster(RisCalls, ImageCalls):
     """A signed-in connection to a cluster's door.
 
     Every method raises `RadmeshError`: `reason` says what went wrong (docs/errors.md lists all), the message what to
     do. Methods may be called from several threads.
     """
 
-    def __init__(self, channel: grpc.Channel, *, user: str, password: str, target: str = "the cluster") -> None:
-        """Sign in over `channel`, which this object owns from now on; errors call the other side `target`."""
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        *,
+        user: str,
+        password: str,
+        target: str = "the cluster",
+        ca_certificate: bytes | None = None,
+        remote: bool = False,
+    ) -> None:
+        """Sign in over `channel`, which this object owns from now on; errors call the other side `target`.
+
+        `ca_certificate` is whom archives are believed by; `remote`: they are not asked, and pictures are read in place
+        of objects where they will do.
+        """
         self._channel = channel
+        self._remote = remote
         self._sessions = application_pb2_grpc.SessionServiceStub(channel)
         self._studies = application_pb2_grpc.StudyServiceStub(channel)
+        self._images = application_pb2_grpc.ImageServiceStub(channel)
         self._ris = application_pb2_grpc.RisServiceStub(channel)
         self._administration = application_pb2_grpc.AdministrationServiceStub(channel)
         self._metadata: tuple[tuple[str, str], ...] = ()
@@ -68,6 +79,7 @@ class Cluster(RisCalls):
             raise
         self.user = convert.user(session.user)
         self._metadata = (("authorization", f"Bearer {session.token}"),)
+        self._archives = LocalArchives(self._read_grant, target, ca_certificate)
 
     @classmethod
     def connect(cls, target: str, *, user: str, password: str, ca_certificate: bytes | None = None) -> Self:
@@ -79,12 +91,25 @@ class Cluster(RisCalls):
         Raises:
             RadmeshError: CLUSTER_UNREACHABLE, PASSWORD_WRONG, TOO_MANY_ATTEMPTS, FIELD_INVALID.
         """
-        if ca_certificate is None:
-            channel = grpc.insecure_channel(target, options=_OPTIONS)
-        else:
-            credentials = grpc.ssl_channel_credentials(ca_certificate)
-            channel = grpc.secure_channel(target, credentials, options=(*_OPTIONS, *_name_of_the_door(ca_certificate)))
-        return cls(channel, user=user, password=password, target=target)
+        channel = open_channel(target, ca_certificate, "application-server")
+        return cls(channel, user=user, password=password, target=target, ca_certificate=ca_certificate)
+
+    @classmethod
+    def remote(cls, url: str, *, user: str, password: str, ca_certificate: bytes | None = None) -> Self:
+        """Connect from afar to the door at `url` ("grpcs://host:port"): frames come from the web cache.
+
+        Where the door speaks TLS, `ca_certificate` is needed as for `connect`.
+
+        Raises:
+            RadmeshError: as `connect`.
+        """
+        target = target_of(url)
+        if url.startswith("grpcs://") and ca_certificate is None:
+            raise RadmeshError(
+                "FIELD_INVALID", "give the authority of its certificate", metadata={"field": "ca_certificate"}
+            )
+        channel = open_channel(target, ca_certificate, "application-server")
+        return cls(channel, user=user, password=password, target=target, remote=True)
 
     @classmethod
     def local(cls, data: str | Path | None = None, *, user: str = "admin", password: str | None = None) -> Self:
@@ -116,8 +141,11 @@ class Cluster(RisCalls):
                 password = (folder / "admin-password").read_text().strip()
         if password is None:
             raise RadmeshError("PASSWORD_MISSING", "give a password: --password-file, or RADMESH_PASSWORD")
-        certificate = Path(ready["ca_certificate"]).read_bytes() if scheme == "grpcs" else None
-        return cls.connect(target, user=user, password=password, ca_certificate=certificate)
+        certificate = None
+        with suppress(OSError, KeyError):
+            certificate = Path(ready["ca_certificate"]).read_bytes()
+        channel = open_channel(target, certificate if scheme == "grpcs" else None, "application-server")
+        return cls(channel, user=user, password=password, target=target, ca_certificate=certificate)
 
     def __enter__(self) -> Self:
         return self
@@ -132,9 +160,19 @@ class Cluster(RisCalls):
         if self._closed:
             return
         self._closed = True
+        self._archives.close()
         with suppress(RadmeshError):
             self._unary(self._sessions.SignOut, application_pb2.SignOutRequest(), timeout=2.0)
         self._channel.close()
+
+    def _check_open(self) -> None:
+        """Signing out takes its time: what other threads do must not go on meanwhile.
+
+        Raises:
+            RadmeshError: CANCELLED.
+        """
+        if self._closed:
+            raise RadmeshError("CANCELLED", "the connection was closed")
 
     # -- finding ------------------------------------------------------------------------------------------------------
 
@@ -256,13 +294,22 @@ class Cluster(RisCalls):
     def read(self, study_instance_uid: str, instance: model.Instance) -> Iterator[bytes]:
         """Yield the data set bytes of an instance as it was stored; goes on where it was cut, and checks the digest.
 
+        They come from the archive itself where it serves clients on the spot, else through the door.
+
         Raises:
             RadmeshError: INSTANCE_NOT_FOUND, OBJECT_CORRUPT, PEER_UNAVAILABLE.
         """
         digest = hashlib.sha256()
         offset = 0
+        if not self._remote:
+            for data in self._archives.read(study_instance_uid, instance):
+                self._check_open()
+                digest.update(data)
+                offset += len(data)
+                yield data
         deadline = time.monotonic() + _RETRY_SECONDS
-        while True:
+        while not offset or offset < instance.length:
+            self._check_open()
             request = application_pb2.ReadInstanceRequest(
                 study_instance_uid=study_instance_uid,
                 sop_instance_uid=instance.sop_instance_uid,
@@ -271,6 +318,7 @@ class Cluster(RisCalls):
             )
             try:
                 for message in self._studies.ReadInstance(request, metadata=self._metadata, timeout=3600.0):
+                    self._check_open()
                     digest.update(message.data)
                     offset += len(message.data)
                     deadline = time.monotonic() + _RETRY_SECONDS
@@ -278,7 +326,7 @@ class Cluster(RisCalls):
                 break
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
-                if not _may_repeat(failure, deadline):
+                if not may_repeat(failure, deadline):
                     raise failure from None
         if offset != instance.length or digest.hexdigest() != instance.sha256:
             raise RadmeshError("OBJECT_CORRUPT", "the bytes received are not the bytes stored: fetch again")
@@ -326,6 +374,11 @@ class Cluster(RisCalls):
             partial.unlink(missing_ok=True)
         return changed
 
+    def _read_grant(self, study_instance_uid: str) -> application_pb2.ReadGrant:
+        request = application_pb2.GetReadGrantRequest(study_instance_uid=study_instance_uid)
+        grant: application_pb2.ReadGrant = self._unary(self._images.GetReadGrant, request, timeout=5.0)
+        return grant
+
     # -- storing ------------------------------------------------------------------------------------------------------
 
     def store(
@@ -355,7 +408,7 @@ class Cluster(RisCalls):
                     yield result
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
-                if not _may_repeat(failure, deadline):
+                if not may_repeat(failure, deadline):
                     raise failure from None
 
     def _store_once(
@@ -550,32 +603,8 @@ class Cluster(RisCalls):
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
                 # A call that was not let in has not begun: it may be made again, whatever it does.
-                if failure.reason != "TOO_MANY_CALLS" or not _may_repeat(failure, deadline):
+                if failure.reason != "TOO_MANY_CALLS" or not may_repeat(failure, deadline):
                     raise failure from error
-
-
-def _name_of_the_door(ca_certificate: bytes) -> tuple[tuple[str, str], ...]:
-    """Return channel options: whom the door's certificate has to name.
-
-    The cluster's own authority names components, not the machines they run on: so that its certificate is good under
-    every address that the door has. Under any other authority the certificate has to name the host.
-
-    Raises:
-        RadmeshError: FIELD_INVALID.
-    """
-    from cryptography import x509  # noqa: PLC0415 - only where there is TLS
-
-    if ca_certificate.count(b"-----BEGIN CERTIFICATE-----") > 1:
-        return ()
-    try:
-        subject = x509.load_pem_x509_certificate(ca_certificate).subject
-    except ValueError as error:
-        raise RadmeshError(
-            "FIELD_INVALID", "the authority is no certificate in PEM", metadata={"field": "ca_certificate"}
-        ) from error
-    names = [str(name.value) for name in subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
-    own = any(name.startswith("radmesh ") for name in names)
-    return (("grpc.ssl_target_name_override", "application-server"),) if own else ()
 
 
 def _why_unreachable(target: str, details: str | None) -> str:
@@ -592,20 +621,6 @@ def _why_unreachable(target: str, details: str | None) -> str:
         if sign in (details or ""):
             return f"cannot connect to {target}: {why}"
     return f"{target} does not answer: is the cluster running, and does the network let you there?"
-
-
-def _may_repeat(failure: RadmeshError, deadline: float) -> bool:
-    """Whether the same call may succeed now; waits before it says so, as long as the cluster asks for."""
-    if failure.code != grpc.StatusCode.UNAVAILABLE and failure.reason != "TOO_MANY_CALLS":
-        return False
-    asked = failure.metadata.get("retry_after_ms", "")
-    seconds = min(int(asked) / 1000 if asked.isdecimal() else _PAUSE_SECONDS, _RETRY_SECONDS)
-    # All who were sent away together must not come back together.
-    seconds *= random.uniform(1.0, 1.5)  # noqa: S311 - no secret
-    if time.monotonic() + seconds > deadline:
-        return False
-    time.sleep(seconds)
-    return True
 
 
 def _file_requests(label: str, path: Path) -> Iterator[application_pb2.StoreInstancesRequest]:

@@ -1,5 +1,6 @@
 """Between the door's messages and the client's dataclasses."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -7,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.connectivity.v1 import connectivity_pb2
+from radmesh.api.curator.v1 import curator_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.client import model
 from radmesh.runtime.errors import RadmeshError
@@ -73,6 +75,7 @@ def study(m: database_pb2.Study) -> model.Study:
         last_receive_time=time_of(m.last_receive_time),
         order_id=m.order_id,
         report_version=m.report_version,
+        curated_count=m.curated_count,
     )
 
 
@@ -120,9 +123,28 @@ def instance(m: database_pb2.Instance) -> model.Instance:
             model.Location(
                 store_id=location.object.store_id,
                 residence=enum_name(common_pb2.Residence, location.residence, "RESIDENCE_"),
+                generation=location.object.generation,
+                sequence=location.object.sequence,
             )
             for location in m.locations
         ),
+    )
+
+
+def picture(m: database_pb2.Rendition, frames: Iterable[curator_pb2.Frame]) -> model.Picture:
+    """Convert a rendition, and its frames."""
+    return model.Picture(
+        sop_instance_uid=m.identity.sop_instance_uid,
+        series_instance_uid=m.series_instance_uid,
+        sha256=m.identity.sha256.hex(),
+        state=enum_name(database_pb2.RenditionState, m.state, "RENDITION_STATE_"),
+        reason=m.reason,
+        frame=m.frame,
+        transfer_syntax_uid=m.transfer_syntax_uid,
+        photometric_interpretation=m.photometric_interpretation,
+        derived=m.derived,
+        bytes=m.bytes,
+        frames=tuple(model.FrameSize(frame.size, tuple(frame.resolution_offsets)) for frame in frames),
     )
 
 

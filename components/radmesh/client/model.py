@@ -13,6 +13,7 @@ class Study:
     Dates are DICOM DA (YYYYMMDD) and times DICOM TM, as received; empty if absent. `patient_name` is Unicode, its
     component groups joined by "=" (PS3.5 6.2.1.1). `bytes` counts the data sets of the current instances. `order_id` is
     that of the order it is linked to, `report_version` that of the newest report; empty and 0 if there is none.
+    `curated_count` are the instances whose pictures are in a web cache, or found to be none: in the end all.
     """
 
     study_instance_uid: str
@@ -44,6 +45,7 @@ class Study:
     last_receive_time: datetime | None
     order_id: str = ""
     report_version: int = 0
+    curated_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,12 @@ class StudyDetail:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A copy of an instance: the store that has it, and its residence there."""
+    """A copy of an instance: the store that has it, its residence there, and what it is called there."""
 
     store_id: str
     residence: str
+    generation: int = 0
+    sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,40 @@ class Instance:
     calling_ae_title: str
     remarks: tuple[str, ...] = ()
     locations: tuple[Location, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSize:
+    """Bytes of a frame, and of its prefixes that are smaller pictures: lowest resolution first, the last the whole.
+
+    Without `resolution_offsets` no prefix is a picture.
+    """
+
+    size: int
+    resolution_offsets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What the web cache has of an instance.
+
+    `state` is CODED (lossless HTJ2K, 1.2.840.10008.1.2.4.202), PASSED (the original compressed frames), ORIGINAL (the
+    original frames, for they cannot be coded) or NONE; `reason` says why it is one of the last two, and `frame` of
+    which frame that speaks (0 = all). `transfer_syntax_uid` and `photometric_interpretation` are of the frames that
+    are served; `derived`: a palette was applied, or YBR made RGB. `sha256` is that of the instance.
+    """
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    sha256: str
+    state: str
+    reason: str
+    frame: int
+    transfer_syntax_uid: str
+    photometric_interpretation: str
+    derived: bool
+    bytes: int
+    frames: tuple[FrameSize, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Imports stay light: what a command needs is imported when it runs, so that `radm
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -17,6 +17,7 @@ from radmesh.client.tables import Column
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from radmesh.client.answers import FailedFile
     from radmesh.client.cluster import Cluster
 
 OK, FAILED, USAGE, UNREACHABLE, REFUSED, NOT_FOUND, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
@@ -243,12 +244,39 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201
 
 
-def progress(task: str, *, quiet: bool) -> Any:
-    """Return a progress bar (rich) on the terminal; none if `quiet`, and none in a pipe or a file."""
+def print_json_line(value: Any) -> None:
+    """Print a dataclass, or data, as JSON on one line."""
+    import json  # noqa: PLC0415
+
+    from radmesh.client.model import jsonable  # noqa: PLC0415
+
+    print(json.dumps(jsonable(value), ensure_ascii=False))  # noqa: T201
+
+
+def print_failures(failed: "Sequence[FailedFile]") -> None:
+    """Say which instances could not be fetched, the first of them."""
+    for failure in failed[:20]:
+        note(f"{failure.instance}: {failure.reason}: {failure.message}")
+    if len(failed) > 20:
+        note(f"… and {len(failed) - 20} more that failed")
+
+
+def print_remedies(failed: "Sequence[FailedFile]") -> None:
+    """Say what to do about each reason."""
+    for reason in sorted({failure.reason for failure in failed}):
+        note(f"  {reason}: {remedy(reason)}")
+
+
+def progress(task: str, *, quiet: bool, counting: bool = False) -> Any:
+    """Return a progress bar (rich) on the terminal; none if `quiet`, and none in a pipe or a file.
+
+    It shows bytes, or, if `counting`, a number of things.
+    """
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeRemainingColumn,
@@ -258,8 +286,7 @@ def progress(task: str, *, quiet: bool) -> Any:
     return Progress(
         TextColumn(task + " {task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *((MofNCompleteColumn(),) if counting else (DownloadColumn(), TransferSpeedColumn())),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         disable=quiet or not sys.stderr.isatty(),

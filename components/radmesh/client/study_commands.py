@@ -44,7 +44,14 @@ def register(command: Command) -> None:
     show.add_argument("--instances", action="store_true", help="list instances too")
     show.add_argument("--history", action="store_true", help="list every move of its status too")
 
-    get = command("get", "fetch a study as DICOM files", run_get, answers.Fetched, example="STUDY_UID --out fetched")
+    get = command(
+        "get",
+        "fetch a study as DICOM files",
+        run_get,
+        answers.Fetched,
+        answers.FetchedPictures,
+        example="STUDY_UID --out fetched",
+    )
     get.add_argument("study", metavar="STUDY_UID", help="Study Instance UID, as find lists it")
     get.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help="folder for the files (here); made if missing"
@@ -54,6 +61,11 @@ def register(command: Command) -> None:
     get.add_argument("--variants", action="store_true", help="variants kept beside the current instances, too")
     get.add_argument(
         "--as-stored", action="store_true", help="bytes as the modality sent them, without corrected demographics"
+    )
+    get.add_argument(
+        "--remote",
+        action="store_true",
+        help="the web cache's frames (HTJ2K, lossless) in place of objects as stored: fewer bytes",
     )
 
     evict = command("evict", "drop the cache copy of a study that is in the permanent tier", run_evict, answers.Evicted)
@@ -250,6 +262,7 @@ def run_show(arguments: argparse.Namespace) -> int:
             "holds",
             f"{s.series_count} series, {counted(s.instance_count, 'instance')}, {size_text(s.bytes)}",
         ),
+        ("pictures", "all" if s.curated_count >= s.instance_count else f"{s.curated_count} of {s.instance_count}"),
     ]
     if s.defective_count or s.variant_count:
         facts.append(("look at", f"{s.defective_count} defective, {counted(s.variant_count, 'variant')}"))
@@ -309,6 +322,10 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 def run_get(arguments: argparse.Namespace) -> int:
     """Fetch instances as files, named by SOP Instance UID."""
+    if arguments.remote:
+        from radmesh.client.picture_commands import run_get_remote  # noqa: PLC0415 - it has this module
+
+        return run_get_remote(arguments)
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
     from radmesh.runtime.errors import RadmeshError  # noqa: PLC0415
@@ -361,15 +378,11 @@ def run_get(arguments: argparse.Namespace) -> int:
     if arguments.json:
         shell.print_json(answers.Fetched(tuple(written), tuple(failed)))
     else:
-        for failure in failed[:20]:
-            note(f"{failure.instance}: {failure.reason}: {failure.message}")
-        if len(failed) > 20:
-            note(f"… and {len(failed) - 20} more that failed")
+        shell.print_failures(failed)
         corrected = sum(bool(item.corrected) for item in written)
         notes = [f"{corrected} with corrected values"] * bool(corrected) + [f"{len(failed)} failed"] * bool(failed)
         say(", ".join((f"{counted(len(written), 'file')} in {arguments.out}", *notes)))
-        for reason in sorted({failure.reason for failure in failed}):
-            note(f"  {reason}: {shell.remedy(reason)}")
+        shell.print_remedies(failed)
     return OK if not failed else PARTIAL if written else shell.FAILED
 
 
