@@ -107,6 +107,29 @@ def test_a_study_with_its_instances(people, stored):
     assert (wrong.status_code, wrong.json()["reason"]) == (404, "SERIES_NOT_FOUND")
 
 
+def test_what_the_curators_made_of_it(people, stored):
+    """Progress in the list and in the study; sizes and prefix lengths of every frame, from the web cache."""
+    rita = people["radiologist"]
+
+    def study() -> dict[str, object]:
+        found: dict[str, object] = rita.get(f"{STUDIES}/2.25.77.1", params={"frames": "true"}).json()
+        return found
+
+    wait_for(lambda: (s := study()["study"])["curated_count"] == s["instance_count"], 30)
+    (instance,) = study()["series"][0]["instances"]
+    rendition = instance["rendition"]
+    assert (rendition["state"], rendition["reason"], rendition["store_id"]) == ("CODED", "", "curator-0")
+    assert (rendition["number_of_frames"], rendition["transfer_syntax_uid"]) == (1, "1.2.840.10008.1.2.4.202")
+    (frame,) = instance["frames"]
+    assert frame["size"] == frame["resolution_offsets"][-1] == rendition["bytes"]
+    assert sorted(frame["resolution_offsets"]) == frame["resolution_offsets"]
+    one = rita.get(f"{STUDIES}/2.25.77.1/series/2.25.77.1.1").json()
+    assert one["instances"][0]["frames"] == [frame]
+    assert "frames" not in rita.get(f"{STUDIES}/2.25.77.1").json()["series"][0]["instances"][0]
+    listed = {s["study_instance_uid"]: s["curated_count"] for s in rita.get(STUDIES).json()["studies"]}
+    assert listed["2.25.77.1"] == 1
+
+
 def test_what_is_held_is_seen_with_the_right_reconcile_alone(people, stored):
     for who in ("technologist", "administrator"):
         assert "99" in uids(people, who)
