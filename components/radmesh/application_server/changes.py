@@ -202,17 +202,25 @@ class StudyWatches:
     def __init__(self, context: Context, changes: StudyChanges, sessions: SessionCache, most: int) -> None:
         self._clock = context.clock
         self._changes, self._sessions = changes, sessions
+        # HTTP has watchers of its own, which take no threads.
+        self._places = threading.BoundedSemaphore(most)
         self._most = most
 
     def WatchStudies(self, _request: pb.WatchStudiesRequest, call: Call) -> Iterator[pb.WatchStudiesResponse]:
         """Stream the UIDs of studies that changed."""
-        assert call.person is not None
-        if self._changes.watching >= self._most:
+        if not self._places.acquire(blocking=False):
             raise RadmeshError(
                 "TOO_MANY_CALLS",
                 f"{self._most} clients are watching: try again later",
                 metadata={"retry_after_ms": "5000"},
             )
+        try:
+            yield from self._watch(call)
+        finally:
+            self._places.release()
+
+    def _watch(self, call: Call) -> Iterator[pb.WatchStudiesResponse]:
+        assert call.person is not None
         person = call.person
         permit = self._sessions.permit(person, _WATCHERS)
         with self._changes.watcher(reconcile=may_reconcile(person)) as watcher:
