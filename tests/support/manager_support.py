@@ -88,6 +88,9 @@ class Manager:
     def SendReport(self, _request: pb.SendReportRequest, _call: Any) -> pb.SendReportResponse:
         return pb.SendReportResponse()
 
+    def UndoMerge(self, _request: pb.UndoMergeRequest, _call: Any) -> pb.UndoMergeResponse:
+        return pb.UndoMergeResponse()
+
     def ListDomains(self, _request: pb.ListDomainsRequest, _call: Any) -> pb.ListDomainsResponse:
         self.probed += 1
         if self.mood == "late":
