@@ -107,6 +107,23 @@ def test_a_study_with_its_instances(people, stored):
     assert (wrong.status_code, wrong.json()["reason"]) == (404, "SERIES_NOT_FOUND")
 
 
+def test_long_answers_are_compressed_for_who_accepts_it(people, stored):
+    def asked(accepted: str) -> tuple[str, object]:
+        answer = people["radiologist"].get(STUDIES, headers={"accept-encoding": accepted})
+        return answer.headers.get("content-encoding", ""), answer.json()
+
+    plain = asked("identity")
+    assert plain[0] == ""
+    for accepted, coding in (
+        ("gzip", "gzip"),
+        ("br;q=1, gzip;q=0.5", "gzip"),
+        ("gzip;q=0", ""),
+        ("GZIP; q=0.0", ""),
+        ("br", ""),
+    ):
+        assert asked(accepted) == (coding, plain[1]), accepted
+
+
 def test_what_the_curators_made_of_it(people, stored):
     """Progress in the list and in the study; sizes and prefix lengths of every frame, from the web cache."""
     rita = people["radiologist"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gzip
 import ipaddress
 import json
 import secrets
@@ -34,12 +35,14 @@ Send = Callable[[Message], Any]
 Answer = TypeVar("Answer")
 
 COOKIE: Final = "radmesh_session"
+PROBES: Final = ("/healthz", "/readyz")
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 _LONGEST_TOKEN: Final = 256
 # Who may see what, and as what it is shown, is asked again after this: a change is in force within 5 s (AS1).
 _KEEP_SECONDS: Final = 2.5
 _MOST_STUDIES: Final = 1000
 _BODY_SECONDS: Final = 30.0
+_COMPRESS_FROM: Final = 1400
 JSON_MOST: Final = 64 << 10
 _API_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
 PAGE_POLICY: Final = (
@@ -245,6 +248,15 @@ class Door:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, functools.partial(function, *arguments, **named))
 
+    async def answer(self, request: Request, content: Any) -> Response:
+        """Return an answer in JSON; a long one is compressed for who accepts gzip."""
+        compressed = _accepts_gzip(request.headers.get("accept-encoding", ""))
+        body, compressed = await self.run(_encoded, content, compressed=compressed)
+        headers = {"Vary": "Accept-Encoding"}
+        if compressed:
+            headers["Content-Encoding"] = "gzip"
+        return Response(body, headers=headers, media_type="application/json")
+
     async def study(
         self, call: Call, study_instance_uid: str, action: str = "STUDY_SHOW", *, fresh: bool = False
     ) -> database_pb2.StudyDetail:
@@ -353,9 +365,10 @@ class Door:
                 scope["scheme"] = "https"
 
     async def _admit(self, scope: Scope, route: Route) -> None:
-        if self.draining:
+        probe = route.path in PROBES
+        if self.draining and not probe:
             raise RadmeshError("DRAINING", "this server is being stopped")
-        if self._running > self.config.max_requests and not route.path.startswith(("/healthz", "/readyz")):
+        if self._running > self.config.max_requests and not probe:
             raise RadmeshError(
                 "TOO_MANY_CALLS",
                 f"{self.config.max_requests} requests are running: try again later",
@@ -378,7 +391,8 @@ class Door:
 
     def _observe(self, scope: Scope, route: Route | None, status: int, seconds: float) -> None:
         path = route.path if route else "none"
-        self._seconds.labels(path, str(status or 499)).observe(seconds)
+        if route is None or not route.lasting:
+            self._seconds.labels(path, str(status or 499)).observe(seconds)
         if status < 400 and scope["method"] in SAFE_METHODS and not self.config.access_log:
             return
         call: Call | None = scope.get("radmesh.call")
@@ -400,6 +414,22 @@ class Door:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _accepts_gzip(accepted: str) -> bool:
+    """Return what an Accept-Encoding says of gzip (RFC 9110 12.5.3)."""
+    for item in accepted.lower().split(","):
+        coding, _, weight = item.replace(" ", "").partition(";q=")
+        if coding == "gzip":
+            return weight.strip("0.") != "" or not weight
+    return False
+
+
+def _encoded(content: Any, *, compressed: bool) -> tuple[bytes, bool]:
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    if compressed and len(body) > _COMPRESS_FROM:
+        return gzip.compress(body, 1, mtime=0), True
+    return body, False
 
 
 def _secured(headers: Iterable[tuple[bytes, bytes]], *, page: bool) -> list[tuple[bytes, bytes]]:

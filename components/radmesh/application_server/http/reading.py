@@ -89,9 +89,8 @@ def routes(door: Door) -> Sequence[Route]:
             page_token=query.text("cursor"),
         )
         found = await door.run(ris.ListAdmissions, asked, request.call)
-        return JSONResponse(
-            {"holds": [to_json(item) for item in found.admissions], "next_cursor": found.next_page_token}
-        )
+        listed = [to_json(item) for item in found.admissions]
+        return await door.answer(request, {"holds": listed, "next_cursor": found.next_page_token})
 
     async def release(request: Request) -> Response:
         study = uid(request, "study")
@@ -108,7 +107,7 @@ def routes(door: Door) -> Sequence[Route]:
     async def status(request: Request) -> Response:
         Query(request)
         found = await door.run(door.administration.GetClusterStatus, pb.GetClusterStatusRequest(), request.call)
-        return JSONResponse(to_json(found))
+        return await door.answer(request, to_json(found))
 
     def route(method: str, path: str, roles: tuple[str, ...], handler: Callable[..., Any], doc: str) -> Route:
         return Route(method, f"/api/v1/{path}", roles, handler, doc)

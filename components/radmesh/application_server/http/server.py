@@ -32,7 +32,7 @@ _HEAD_SECONDS: Final = 10.0
 # Of a request's body, what must come in each period, and what is thrown away after its answer.
 _BODY_SECONDS: Final = 15.0
 _BODY_BYTES: Final = 8 << 10
-_DISCARD_SECONDS, _DISCARD_BYTES = 5.0, 1 << 20
+_DISCARD_SECONDS, _DISCARD_BYTES = 5.0, 16 << 20
 # A client that does not read its answer.
 _STALL_SECONDS: Final = 60.0
 _KEEP_ALIVE_SECONDS: Final = 60
@@ -239,9 +239,13 @@ class _Server(uvicorn.Server):
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             now = time.monotonic()
-            for connection in list(self.server_state.connections):
-                assert isinstance(connection, Connection)
-                connection.look(now)
+            connections: list[Any] = list(self.server_state.connections)
+            for connection in connections:
+                try:
+                    connection.look(now)
+                except Exception as error:  # noqa: BLE001 - a defect with one connection is none of the others
+                    self._owner.failed(error)
+                    connection.transport.abort()
             self._owner.renew_certificate()
 
     async def _accept(self) -> None:
@@ -249,9 +253,9 @@ class _Server(uvicorn.Server):
         while True:
             try:
                 connection, _ = await loop.sock_accept(self._listener)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - a door that stops accepting would be none
                 # No more descriptors, or the client has left already: the next may fare better.
-                self._owner.not_accepted(error)
+                self._owner.failed(error)
                 await asyncio.sleep(0.1)
                 continue
             self._open += 1
@@ -415,9 +419,12 @@ class HttpServer:
 
     # -- for the loop
 
-    def not_accepted(self, error: OSError) -> None:
-        """Log that a connection could not be taken."""
-        self._log.warning("connection not accepted", error=error.strerror)
+    def failed(self, error: Exception) -> None:
+        """Log what went wrong with a connection."""
+        if isinstance(error, OSError):
+            self._log.warning("connection not accepted", error=error.strerror)
+        else:
+            self._log.exception("connection", error)
 
     def count(self, connections: int) -> None:
         """Note how many connections are open."""

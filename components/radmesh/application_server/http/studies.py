@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.curator.v1 import curator_pb2
@@ -37,7 +37,7 @@ def routes(door: Door) -> Sequence[Route]:
 
     async def find(request: Request) -> Response:
         query = Query(request, _FILTERS, ("modality",))
-        return JSONResponse(await door.run(studies.find, query, request.call))
+        return await door.answer(request, await door.run(studies.find, query, request.call))
 
     async def show(request: Request) -> Response:
         query = Query(request, ("frames", "instances"))
@@ -49,7 +49,7 @@ def routes(door: Door) -> Sequence[Route]:
             by_series = await door.run(studies.instances, request.call, study, "", frames=frames)
             for series in answer["series"]:
                 series["instances"] = by_series.get(series["series_instance_uid"], [])
-        return JSONResponse(answer)
+        return await door.answer(request, answer)
 
     async def show_series(request: Request) -> Response:
         Query(request)
@@ -59,7 +59,7 @@ def routes(door: Door) -> Sequence[Route]:
         if found is None:
             raise RadmeshError("SERIES_NOT_FOUND", "the study has no such series")
         by_series = await door.run(studies.instances, request.call, study, series, frames=True)
-        return JSONResponse({**to_json(found), "instances": by_series.get(series, [])})
+        return await door.answer(request, {**to_json(found), "instances": by_series.get(series, [])})
 
     def listing(method: Any, message: Any, key: str) -> Any:
         async def answer(request: Request) -> Response:
@@ -69,7 +69,7 @@ def routes(door: Door) -> Sequence[Route]:
             )
             found = await door.run(method, asked, request.call)
             items = [to_json(item) for item in getattr(found, key)]
-            return JSONResponse({key: items, "next_cursor": found.next_page_token})
+            return await door.answer(request, {key: items, "next_cursor": found.next_page_token})
 
         return answer
 
