@@ -195,9 +195,9 @@ INSTANCED = database_pb2.Instance(
 def test_results_are_dicom_json(level):
     base = "https://host/dicom-web"
     deep = qido.LEVELS.index(level)
-    found = qido.result(
-        search(level, includefield="all"), base, STUDIED, SERIED if deep else None, INSTANCED if deep > 1 else None
-    )
+    written = qido.Results(search(level, includefield="all"), base)
+    found = written.write(STUDIED, SERIED if deep else None, INSTANCED if deep > 1 else None)
+    assert written.write(STUDIED, SERIED if deep else None, INSTANCED if deep > 1 else None) == found
     assert list(found) == sorted(found)
     ds = Dataset.from_json(json.dumps(found))
     assert (ds.StudyInstanceUID, str(ds.PatientName), list(ds.ModalitiesInStudy)) == (

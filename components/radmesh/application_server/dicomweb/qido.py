@@ -320,36 +320,53 @@ def request_of(search: Search) -> tuple[database_pb2.FindStudiesRequest, tuple[t
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def result(search: Search, base: str, study: Any, series: Any = None, instance: Any = None) -> dict[str, Any]:
-    """Return one result: DICOM JSON of database.v1.Study, Series and Instance, as deep as the search goes.
+class Results:
+    """Writes results as DICOM JSON; what several have in common is made once.
 
     Args:
         search: what is asked for.
         base: URL of the service, for Retrieve URL (0008,1190).
-        study: database.v1.Study.
-        series: database.v1.Series, of a search for series or instances.
-        instance: database.v1.Instance, of a search for instances.
     """
-    items = {STUDY: study, SERIES: series, INSTANCE: instance}
-    made: dict[str, Any] = {_CHARACTER_SET: dicom_json.attribute("CS", "ISO_IR 192")}
-    for described in ATTRIBUTES:
-        item = items[described.level]
-        if item is None or not search.wants(described):
-            continue
-        value = described.value(item)
-        if value is None or (value == "" and not (described.always and described.level == search.level)):
-            continue
-        values = _strings(value) if described.keyword == "ModalitiesInStudy" else [value]
-        made[described.tag] = dicom_json.attribute(described.vr, *values)
-    url = f"{base}/studies/{study.study_instance_uid}"
-    if search.level != STUDY:
-        url += f"/series/{series.series_instance_uid}"
-    if search.level == INSTANCE:
-        url += f"/instances/{instance.identity.sop_instance_uid}"
-    made[_RETRIEVE_URL] = dicom_json.attribute("UR", url)
-    if search.level != SERIES:
-        made[_AVAILABILITY] = dicom_json.attribute("CS", availability(instance) if instance is not None else "ONLINE")
-    return dict(sorted(made.items()))
+
+    def __init__(self, search: Search, base: str) -> None:
+        self._search = search
+        self._base = base
+        self._wanted = {level: [a for a in ATTRIBUTES if a.level == level and search.wants(a)] for level in LEVELS}
+        self._before: dict[str, tuple[Any, dict[str, Any]]] = {}
+
+    def write(self, study: Any, series: Any = None, instance: Any = None) -> dict[str, Any]:
+        """Return database.v1.Study, Series and Instance, as deep as the search goes."""
+        made: dict[str, Any] = {_CHARACTER_SET: dicom_json.attribute("CS", "ISO_IR 192")}
+        made |= self._part(STUDY, study)
+        url = f"{self._base}/studies/{study.study_instance_uid}"
+        if series is not None:
+            made |= self._part(SERIES, series)
+            url += f"/series/{series.series_instance_uid}"
+        if instance is not None:
+            made |= self._attributes(INSTANCE, instance)
+            url += f"/instances/{instance.identity.sop_instance_uid}"
+        made[_RETRIEVE_URL] = dicom_json.attribute("UR", url)
+        if self._search.level != SERIES:
+            found = availability(instance) if instance is not None else "ONLINE"
+            made[_AVAILABILITY] = dicom_json.attribute("CS", found)
+        return dict(sorted(made.items()))
+
+    def _part(self, level: str, item: Any) -> dict[str, Any]:
+        before = self._before.get(level)
+        if before is None or before[0] is not item:
+            before = self._before[level] = (item, self._attributes(level, item))
+        return before[1]
+
+    def _attributes(self, level: str, item: Any) -> dict[str, Any]:
+        made = {}
+        for described in self._wanted[level]:
+            value = described.value(item)
+            # What is empty is told of the level that was searched, if it belongs to every result.
+            if value is None or (value == "" and not (described.always and level == self._search.level)):
+                continue
+            values = _strings(value) if described.keyword == "ModalitiesInStudy" else [value]
+            made[described.tag] = dicom_json.attribute(described.vr, *values)
+        return made
 
 
 def availability(instance: Any) -> str:

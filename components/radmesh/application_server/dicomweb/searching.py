@@ -67,7 +67,8 @@ async def _answer(door: Door, request: Request, level: str) -> Response:
         warnings = [*search.warnings]
         if more or walk.cut:
             warnings.append("There are additional results that can be requested.")
-        text = json.dumps([qido.result(search, base, *one) for one in results], ensure_ascii=False)
+        written = qido.Results(search, base)
+        text = json.dumps([written.write(*one) for one in results], ensure_ascii=False, separators=(",", ":"))
         return text.encode("utf-8", "replace"), warnings
 
     body, warnings = await door.run(find)
