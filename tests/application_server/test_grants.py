@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from cluster_support import RealCluster, refused, save
+from transfer_support import wait_for
 
 from radmesh.api.application.v1 import application_pb2 as pb
 from radmesh.api.archive.v1 import archive_pb2
@@ -38,8 +39,19 @@ def persons(cluster: RealCluster, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def grant(client: Cluster, study: str = STUDY) -> pb.ReadGrant:
-    made: pb.ReadGrant = client._read_grant(study)
-    return made
+    """Ask for a grant; an archive on a machine that is busy with tests may be silent for a moment."""
+    given: list[pb.ReadGrant] = []
+
+    def ask() -> bool:
+        try:
+            given.append(client._read_grant(study))
+        except RadmeshError as error:
+            if error.reason != "NO_LOCAL_READ":
+                raise
+        return bool(given)
+
+    wait_for(ask)
+    return given[0]
 
 
 def test_what_a_grant_says(cluster: RealCluster, persons: dict[str, Cluster]) -> None:
