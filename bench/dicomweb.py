@@ -1,9 +1,9 @@
 """`make bench`: frames, metadata and searches over DICOMweb, of radmesh and of Orthanc, in one run, as ratios.
 
 Both servers run as shipped and hold the same CT series; wrk, a process of its own with 8 connections, asks them in
-turn, in rounds. radmesh answers with HTJ2K code streams, Orthanc with what it has: uncompressed frames; neither is asked to
-compress frames further, both are asked for JSON in gzip. Before the clock starts every frame of both is compared with
-the pixels that were sent.
+turn, in rounds. radmesh answers with HTJ2K code streams, Orthanc with what it has: uncompressed frames; neither is
+asked to compress frames further, both are asked for JSON in gzip. Before the clock starts every frame of both is
+compared with the pixels that were sent.
 """
 
 import argparse

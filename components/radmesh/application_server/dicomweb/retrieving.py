@@ -73,11 +73,6 @@ def routes(door: Door, pictures: Pictures, metadata: Metadata) -> Sequence[Route
     return tuple(Route("GET", path, PERSONS, handler, doc, raw=True) for path, handler, doc in table)
 
 
-@functools.lru_cache(1024)
-def _accepted(text: str) -> tuple[MediaRange, ...]:
-    return parse_accept(text)
-
-
 @functools.lru_cache(8192)
 def _is_uid(text: str) -> bool:
     return is_valid_uid(text)
@@ -231,7 +226,7 @@ class Wado:
             suspects = self._pictures.suspects()
             for number in numbers:
                 picture = found.find(asked.instance, number, suspects)
-            form = _form_of(picture, numbers, _accept(scope))
+            form = _form_of(picture, numbers, _accept_text(scope))
             representation = Representation(scope, form.content_type, form.tag, form.size)
             if await self._send_frames(asked, picture, form, representation, send):
                 return
@@ -575,9 +570,13 @@ def _parameter(scope: Scope, name: str) -> str:
     return next((value for key, value in pairs if key.lower() == name), "")
 
 
-def _accept(scope: Scope) -> tuple[MediaRange, ...]:
+def _accept_text(scope: Scope) -> str:
     """Return what the client accepts: the parameter goes before the header (PS3.18 8.3.3.1)."""
-    return _accepted(_parameter(scope, "accept") or header(scope, b"accept"))
+    return _parameter(scope, "accept") or header(scope, b"accept")
+
+
+def _accept(scope: Scope) -> tuple[MediaRange, ...]:
+    return parse_accept(_accept_text(scope))
 
 
 def _takes_gzip(scope: Scope) -> bool:
@@ -600,20 +599,29 @@ def _warning(text: str) -> tuple[bytes, bytes]:
     return b"warning", f"299 /dicom-web: {text}".encode("latin-1")
 
 
-def _form_of(picture: Picture, numbers: tuple[int, ...], accept: Sequence[MediaRange]) -> _Form:
-    """Return frames in the form that the client likes best.
+@functools.lru_cache(1024)
+def _frame_offer(accept: str, syntax: str, *, single: bool) -> Offer:
+    """Return the form of frames that the client likes best.
 
     Raises:
         RadmeshError: NOT_ACCEPTABLE.
     """
-    syntax = picture.rendition.transfer_syntax_uid
     kinds = [OCTET_STREAM, *([IMAGE_TYPES[syntax]] if syntax in IMAGE_TYPES else [])]
     offers = [Offer(kind, syntax, multipart=True) for kind in kinds]
-    if len(numbers) == 1:
+    if single:
         offers += [Offer(kind, syntax) for kind in kinds]
-    sizes = tuple(picture.frames[number - 1].size for number in numbers)
-    keys = tuple(picture.key(number) for number in numbers)
-    return _form(keys, numbers, sizes, choose(accept, offers))
+    return choose(parse_accept(accept), offers)
+
+
+def _form_of(picture: Picture, numbers: tuple[int, ...], accept: str) -> _Form:
+    """Return frames as the answer to who accepts `accept`.
+
+    Raises:
+        RadmeshError: NOT_ACCEPTABLE.
+    """
+    offer = _frame_offer(accept, picture.rendition.transfer_syntax_uid, single=len(numbers) == 1)
+    sizes = tuple([picture.frames[number - 1].size for number in numbers])
+    return _form(tuple([picture.key(number) for number in numbers]), numbers, sizes, offer)
 
 
 def _overlaps(form: _Form, picture: Picture, start: int, end: int) -> Iterator[tuple[bytes | int, int, int]]:
