@@ -62,6 +62,7 @@ format: $(VENV)/.dev ## ruff format, buf format
 bench: $(VENV)/.dev native ## the peers and radmesh in one run, as ratios (bench/README.md)
 	@$(BIN)/python bench/run.py
 	@$(BIN)/python bench/transfer.py
+	@$(BIN)/python bench/codec.py
 	@$(BIN)/python bench/dicomweb.py
 
 partners: ## install the third-party programs that the tests talk to (Debian, as root)

@@ -10,6 +10,7 @@ noise of about 12 HU, so that the entropy is that of a real CT.
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +72,8 @@ def data_set(modality: str, study: int, number: int, pixels: np.ndarray, bits_st
     return ds
 
 
-def make(out: Path, name: str) -> Path:
-    """Write the set `name` below `out`, unless it is there; return its folder."""
-    folder = out / name
-    done = folder / "done"
-    if done.exists():
-        return folder
+def frames(name: str) -> Iterator[tuple[str, int, int, np.ndarray, int]]:
+    """(modality, study, number, (rows, columns) of uint16, bits stored) of every object of a set, always the same."""
     rng = np.random.default_rng(651)
     source = dcmread(get_testdata_file("CT_small.dcm", download=False)).pixel_array.astype(float)
     modality, studies, count, rows, columns, bits = {
@@ -86,11 +83,21 @@ def make(out: Path, name: str) -> Path:
     }[name]
     base = enlarge(source, rows, columns) * (4 if modality == "DX" else 1)
     for study in range(studies):
-        (folder / f"s{study:02d}").mkdir(parents=True, exist_ok=True)
         for number in range(count):
             pixels = np.roll(base, number % 37, axis=0) + rng.normal(0, 12, base.shape)
-            ds = data_set(modality, study, number, pixels.clip(0, 2**bits - 1), bits)
-            ds.save_as(folder / f"s{study:02d}" / f"{number:04d}.dcm", enforce_file_format=True)
+            yield modality, study, number, pixels.clip(0, 2**bits - 1).astype("<u2"), bits
+
+
+def make(out: Path, name: str) -> Path:
+    """Write the set `name` below `out`, unless it is there; return its folder."""
+    folder = out / name
+    done = folder / "done"
+    if done.exists():
+        return folder
+    for modality, study, number, pixels, bits in frames(name):
+        (folder / f"s{study:02d}").mkdir(parents=True, exist_ok=True)
+        ds = data_set(modality, study, number, pixels, bits)
+        ds.save_as(folder / f"s{study:02d}" / f"{number:04d}.dcm", enforce_file_format=True)
     done.touch()
     return folder
 

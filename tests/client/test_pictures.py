@@ -161,13 +161,17 @@ def test_the_pixels_are_those_that_were_stored(remote: Cluster) -> None:
 def test_a_local_client_reads_past_the_door(curated: RealCluster, local: Cluster, remote: Cluster) -> None:
     uid = "2.25.77.910"
     (instance,) = local.instances(uid)
-    with curated.client() as fresh:
-        mine = b"".join(fresh.read(uid, instance))
     its = b"".join(remote.read(uid, instance))
-    assert mine == its
-    assert hashlib.sha256(mine).hexdigest() == instance.sha256
-    acts = {(e.action, e.detail) for e in local.audit(object=uid)}
-    assert {("STUDY_GRANT", ""), ("STUDY_READ", '{"archive": "archive-0"}'), ("STUDY_READ", "")} <= acts
+    assert hashlib.sha256(its).hexdigest() == instance.sha256
+
+    def past_the_door() -> bool:
+        # An archive on a machine that is busy with tests may be silent for a moment: then it is the door.
+        with curated.client() as fresh:
+            assert b"".join(fresh.read(uid, instance)) == its
+        return ("STUDY_READ", '{"archive": "archive-0"}') in {(e.action, e.detail) for e in local.audit(object=uid)}
+
+    wait_for(past_the_door)
+    assert {("STUDY_GRANT", ""), ("STUDY_READ", "")} <= {(e.action, e.detail) for e in local.audit(object=uid)}
 
 
 def test_a_prefix_is_enough_for_a_smaller_picture(remote: Cluster, local: Cluster) -> None:
