@@ -41,6 +41,8 @@ OTHERS = {
         "bits": "liver_1frame.dcm",
         "document": "test-SR.dcm",
         "overlay": "examples_overlay.dcm",
+        "modality table": "mlut_18.dcm",
+        "VOI table": "vlut_04.dcm",
     }.items()
 }
 
@@ -409,6 +411,26 @@ def test_windows_that_the_image_names(open_study):
     center, width = float(ds.WindowCenter[0]), float(ds.WindowWidth[0])
     values = apply_modality_lut(ds.pixel_array, ds)
     same(drawn(visitor, ds.Rows, ds.Columns), grey(values, center, width))
+
+
+@pytest.mark.parametrize("name", ["modality table", "VOI table"])
+def test_tables_that_the_image_brings(open_study, name):
+    visitor, ds = other(open_study, name)
+    whole(visitor.pane)
+    visitor.page.set_viewport_size({"width": 1280, "height": 900})
+    values = apply_modality_lut(ds.pixel_array, ds)
+    if name == "VOI table":
+        top = 2 ** ds.VOILUTSequence[0].LUTDescriptor[2] - 1
+        wanted = np.rint(apply_voi_lut(values, ds).astype(float) / top * 255).astype(np.uint8)
+    else:
+        assert "ModalityLUTSequence" in ds
+        window = ds.get("WindowCenter"), ds.get("WindowWidth")
+        low, high = float(values.min()), float(values.max())
+        center, width = map(float, window) if window[0] else ((low + high + 1) / 2, high - low + 1)
+        wanted = grey(values.astype(float), center, width)
+    if ds.PhotometricInterpretation == "MONOCHROME1":
+        wanted = 255 - wanted
+    same(drawn(visitor, ds.Rows, ds.Columns), wanted, 1)
 
 
 def test_what_is_not_coded_is_shown_all_the_same(open_study):

@@ -45,7 +45,7 @@ export function help() {
     h("div", { class: "keys" }, [...scopes].reverse().map((scope) => [
       h("h3", null, scope.title),
       h("dl", null, scope.bindings.filter((b) => b.label).map((b) => [
-        h("dt", null, b.keys.slice(0, b.show ?? 3).map((key) => h("kbd", null, shown(key)))),
+        h("dt", null, (b.shown ?? b.keys.slice(0, 3)).map((key) => h("kbd", null, shown(key)))),
         h("dd", null, b.label),
       ])),
     ])),

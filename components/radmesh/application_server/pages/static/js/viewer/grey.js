@@ -30,7 +30,7 @@ function interest(window) {
 }
 
 /** Whether low values are bright. */
-export const isInverse = (picture) => picture.photometric === "MONOCHROME1" || picture.inverse;
+const isInverse = (picture) => picture.photometric === "MONOCHROME1" || picture.inverse;
 
 /** The function from a stored value to 0…255 (not rounded). */
 function shade(picture, window, invert) {

@@ -3,7 +3,7 @@
 import { h, fill, sentence } from "../dom.js";
 import * as format from "../format.js";
 import { direction } from "./metadata.js";
-import { isInverse, offered, paint, PRESETS, valueAt, wholeRange } from "./grey.js";
+import { offered, paint, PRESETS, valueAt, wholeRange } from "./grey.js";
 
 const AHEAD = 400;
 
@@ -311,7 +311,7 @@ export class Viewport {
       [picture.laterality, picture.view].filter(Boolean).join(" "),
       this.probe ? `(${this.probe.x}, ${this.probe.y})  ${this.probe.text}` : "",
     );
-    const notes = [picture.lossy && "lossy source", picture.rendition?.derived && "colours derived", isInverse(picture) !== this.inverted && picture.samples === 1 && "inverted"].filter(Boolean).join(", ");
+    const notes = [picture.lossy && "lossy source", picture.rendition?.derived && "colours derived", this.inverted && "inverted"].filter(Boolean).join(", ");
     lines("br", notes, `${Math.round(this.#fit() * this.view.zoom * devicePixelRatio * 100)} %`, level, preview ? h("div", { class: "soft" }, "preview") : null);
     const [right, down] = this.#directions();
     const opposite = (letters) => letters.replace(/[RLAPFH]/g, (c) => "LRPAHF"["RLAPFH".indexOf(c)]);

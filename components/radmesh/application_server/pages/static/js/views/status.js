@@ -9,7 +9,7 @@ const EVERY_MS = 3000;
 
 /** A figure of a component: its name says its unit. */
 function figure(name, value) {
-  const text = /bytes/.test(name) ? format.bytes(value) : /seconds|age$/.test(name) ? `${Number(value.toPrecision(3)).toLocaleString("en")} s` : Number(Number(value).toPrecision(6)).toLocaleString("en");
+  const text = /(^|_)bytes/.test(name) ? format.bytes(value) : /seconds|age$/.test(name) ? `${Number(value.toPrecision(3)).toLocaleString("en")} s` : Number(Number(value).toPrecision(6)).toLocaleString("en");
   return h("div", { class: "figure" }, h("dt", null, name.replaceAll("_", " ").replace(/ (bytes|seconds)$/, "")), h("dd", null, text));
 }
 

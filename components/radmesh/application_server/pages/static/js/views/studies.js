@@ -171,7 +171,7 @@ export function studies(box, { go, mayReconcile }) {
     return h(
       "tr",
       { data: { uid: study.study_instance_uid, verification: state(study.verification) }, tabindex: "-1", on: { click: open, dblclick: open, focus: () => choose(study.study_instance_uid) } },
-      h("td", { class: "patient" }, h("a", { href: `/${studyPath(study.study_instance_uid)}`, tabindex: "-1" }, name), h("span", { class: "sub" }, [study.patient_id || "no ID", about].filter(Boolean).join(" · ")), study.corrected ? h("span", { class: "tag", title: "Demographics are corrected; the stored images are as they came" }, "corrected") : null),
+      h("td", { class: "patient" }, h("a", { href: `/${studyPath(study.study_instance_uid)}`, tabindex: "-1" }, name), study.corrected ? h("span", { class: "tag", title: "Demographics are corrected; the stored images are as they came" }, "corrected") : null, h("span", { class: "sub" }, [study.patient_id || "no ID", about].filter(Boolean).join(" · "))),
       h("td", null, h("span", { class: "date" }, format.date(study.study_date) || "no date"), h("span", { class: "sub" }, [format.time(study.study_time), study.accession_number].filter(Boolean).join(" · "))),
       h("td", { class: "modality" }, (study.modalities ?? []).join(" ")),
       h("td", { class: "description" }, study.study_description || h("span", { class: "faint" }, "–"), h("span", { class: "sub" }, (study.stations ?? []).join(", "))),
