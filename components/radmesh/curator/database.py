@@ -16,6 +16,7 @@ from radmesh.transfer.model import ObjectReference
 from radmesh.transfer.reader import Location
 
 KIND: Final = "curate"
+SWEPT: Final = '{"swept": true}'
 _SERVICES: Final = pb.DESCRIPTOR.services_by_name
 _REGISTERED_AT_ONCE: Final = 500
 _SECONDS: Final = 10.0
@@ -148,9 +149,9 @@ class DatabaseClient:
 
     # -- jobs
 
-    def enqueue(self, study_instance_uid: str, delay: float = 0.0) -> None:
-        """Have a study curated; nothing if a job of it waits or runs."""
-        request = pb.EnqueueJobRequest(kind=KIND, key=study_instance_uid, max_attempts=_ATTEMPTS)
+    def enqueue(self, study_instance_uid: str, delay: float = 0.0, payload: str = "") -> None:
+        """Have a study curated; nothing if a job of it waits or runs. `payload` SWEPT: nobody asked for it."""
+        request = pb.EnqueueJobRequest(kind=KIND, key=study_instance_uid, max_attempts=_ATTEMPTS, payload=payload)
         request.delay.FromTimedelta(timedelta(seconds=delay))
         self._jobs.EnqueueJob(request, timeout=_SECONDS)
 

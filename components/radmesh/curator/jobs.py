@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.curator.curation import Curation, Report, StoppedError
-from radmesh.curator.database import DatabaseClient
+from radmesh.curator.database import SWEPT, DatabaseClient
 from radmesh.curator.worker.process import lower_priority
 from radmesh.curator.workers import ClosedError, Workers
 from radmesh.runtime.context import Context
@@ -30,6 +30,7 @@ class _Job:
     fence: int
     attempt: int
     study: str
+    swept: bool
     until: float
     lost: bool = False
     given_back: bool = False
@@ -44,7 +45,8 @@ class Jobs:
         database: where jobs are.
         curation: does them.
         workers: rest when there is nothing to do.
-        done: (study, report); no report: it is to be tried again.
+        done: (study, report); no report: there may be more to do.
+        full: whether there is room only for what comes and what is asked for.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Jobs:
         curation: Curation,
         workers: Workers,
         done: Callable[[str, Report | None], None],
+        full: Callable[[], bool],
     ) -> None:
         self._clock = context.clock
         self._log = context.log
@@ -61,6 +64,7 @@ class Jobs:
         self._curation = curation
         self._workers = workers
         self._done = done
+        self._full = full
         self._most = len(workers.all)
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
@@ -126,7 +130,7 @@ class Jobs:
         if free:
             jobs = self._database.lease(free, LEASE_SECONDS)
             for job in jobs:
-                self._take(_Job(job.id, job.fence, job.attempt, job.key, now + LEASE_SECONDS))
+                self._take(_Job(job.id, job.fence, job.attempt, job.key, job.payload == SWEPT, now + LEASE_SECONDS))
             if jobs:
                 self._idle_since = now
             elif free == self._most and now - self._idle_since > _RESTING_SECONDS:
@@ -175,6 +179,10 @@ class Jobs:
         states: Any = database_pb2
         try:
             job.seen = False
+            if job.swept and self._full():
+                # Room is for what comes, and what is asked for.
+                self._end(job, states.JOB_STATE_SUCCEEDED)
+                return None
             report = self._curation.run(job.study, lambda: job.lost or job.given_back or self._stopping)
         except (StoppedError, ClosedError):
             if not job.lost:

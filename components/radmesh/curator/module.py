@@ -44,7 +44,7 @@ class Curator:
         self._curation = Curation(
             context, database, cache, self._workers, self._sweep.may_begin, self._damaged, config.patience
         )
-        self._jobs = Jobs(context, database, self._curation, self._workers, self._done)
+        self._jobs = Jobs(context, database, self._curation, self._workers, self._done, lambda: cache.nearly_full)
         self._upkeep = Upkeep(
             context,
             database,

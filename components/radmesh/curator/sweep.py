@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from radmesh.curator.curation import Report
-from radmesh.curator.database import DatabaseClient
+from radmesh.curator.database import SWEPT, DatabaseClient
 from radmesh.curator.webcache import WebCache
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
@@ -152,7 +152,7 @@ class Sweep:
             with self._lock:
                 wanted = [study for study in studies if self._settled.get(study, now) <= now]
             for study in wanted:
-                self._database.enqueue(study)
+                self._database.enqueue(study, payload=SWEPT)
             queued += len(wanted)
             if not token or queued >= _QUEUED_MOST:
                 break
