@@ -19,6 +19,7 @@ from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
+from radmesh.application_server.dicomweb import reference as dicomweb_reference
 from radmesh.application_server.http import reference as http_reference
 from radmesh.client import shell
 from radmesh.database_server.queries import OVERLAID
@@ -183,6 +184,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics.document,
     "reference/cli.md": cli_document,
     "reference/config.md": reference.document,
+    "reference/dicomweb.md": dicomweb_reference.document,
     "reference/header.md": header.document,
     "reference/http.md": http_reference.document,
     "reference/overlay.md": overlay_document,

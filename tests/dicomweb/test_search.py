@@ -25,7 +25,8 @@ def test_dicomweb_client_searches(stored):
     plain = stored.get(f"/studies?StudyInstanceUID={STUDY}").json()
     assert uids(plain, "RetrieveURL") == [f"{stored.url}/studies/{STUDY}"]
     assert "StudyDescription" not in study
-    assert uids(client.search_for_studies(fields=["StudyDescription"], limit=1, offset=1)) == ["2.25.77.2"]
+    both = {"StudyInstanceUID": "2.25.77.1,2.25.77.2"}
+    assert uids(client.search_for_studies(search_filters=both, limit=1, offset=1)) == ["2.25.77.2"]
     series = client.search_for_series(STUDY)
     assert [(s.SeriesNumber, s.Modality) for s in map(Dataset.from_json, series)] == [(1, "CT"), (2, "US")]
     assert len(client.search_for_instances(STUDY)) == 9

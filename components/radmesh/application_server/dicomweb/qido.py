@@ -1,7 +1,7 @@
 """QIDO-RS without the network (PS3.18 10.6): what a search asks for, what matches it, how a result is written."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -17,6 +17,8 @@ LEVELS: Final = (STUDY, SERIES, INSTANCE)
 MOST: Final = 1000
 """Results of one answer."""
 OFFSET_MOST: Final = 100_000
+OPENED_MOST: Final = 200
+"""Studies that a search for series or instances of all studies looks into."""
 _MOST_PARAMETERS: Final = 200
 _LONGEST: Final = 1024
 _MOST_UIDS: Final = 1000
@@ -384,12 +386,3 @@ def base_url(scheme: str, host: str) -> str:
     """Return the URL of the service; without scheme and host where the Host header is none."""
     good = re.fullmatch(r"[A-Za-z0-9.\-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?", host)
     return f"{scheme}://{host}/dicom-web" if good else "/dicom-web"
-
-
-def document() -> str:
-    """Return the table of attributes for docs/reference/dicomweb.md."""
-    rows: Sequence[str] = [
-        f"| {a.level} | {a.keyword} | ({a.tag[:4]},{a.tag[4:]}) | {a.vr} | {'always' if a.always else 'asked for'} |"
-        for a in ATTRIBUTES
-    ]
-    return "\n".join(["| level | attribute | tag | VR | in results |", "| --- | --- | --- | --- | --- |", *rows]) + "\n"

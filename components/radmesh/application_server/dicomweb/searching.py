@@ -20,7 +20,6 @@ from radmesh.runtime.rpc import Call
 JSON_OFFERS: Final = (Offer(DICOM_JSON), Offer("application/json"))
 # How many studies are looked at for one answer; what lies behind is told of by a Warning.
 _MOST_STUDIES: Final = 20_000
-_MOST_OPENED: Final = 200
 _PAGE: Final = 1000
 _INSTANCES_PAGE: Final = 5000
 Found = tuple[Any, Any, Any]
@@ -120,7 +119,7 @@ class _Walk:
                 if self._search.level == STUDY:
                     yield study, None, None
                     continue
-                if opened == _MOST_OPENED:
+                if opened == qido.OPENED_MOST:
                     self.cut = True
                     return
                 opened += 1
