@@ -136,8 +136,11 @@ class ImageCalls:
         inflate, text = zlib.decompressobj(16 + zlib.MAX_WBITS), bytearray()
         try:
             for part in parts:
-                text += inflate.decompress(part.data, _METADATA_MOST - len(text))
-            answer = json.loads(text) if inflate.eof else None
+                # One more than is allowed: 0 would be no bound.
+                text += inflate.decompress(part.data, _METADATA_MOST + 1 - len(text))
+                if len(text) > _METADATA_MOST:
+                    break
+            answer = json.loads(text) if inflate.eof and len(text) <= _METADATA_MOST else None
         except (zlib.error, ValueError):
             answer = None
         if not isinstance(answer, list):
