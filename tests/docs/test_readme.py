@@ -16,7 +16,7 @@ from radmesh.mesh import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-PORTS = {"dicom": "11112", "hl7": "2575"}
+PORTS = {"dicom": "11112", "hl7": "2575", "http": "8080"}
 
 
 def blocks(language: str) -> list[str]:
@@ -62,6 +62,8 @@ def test_the_walk_through(clone):
         "jane  radiologist",
         "1 file: 1 STORED",
         "STUDY_STORE",
+        '"patient_name":"CompressedSamples^CT1"',
+        '"00100010"',
         "MSA|AA|1",
         "Samples^Compressed  1CT1",
         "corrected    yes",
