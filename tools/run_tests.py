@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = (
     ("tests/faults", "tests/power"),
     ("tests/ris", "tests/client", "tests/docs", "tests/mesh", "tests/application_server", "tests/connectivity_manager"),
+    ("tests/curator", "tests/dicomweb", "tests/http", "tests/archive_server", "tests/network_gateway"),
 )
 _NOT_TESTS = ("support", "__pycache__", "partners")
 

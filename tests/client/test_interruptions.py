@@ -133,6 +133,12 @@ def kill_the_door(cluster: RealCluster) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.fixture(autouse=True)
+def _door(cluster: RealCluster) -> None:
+    """The door is there: the test before may have killed it."""
+    wait_for(lambda: cluster.run("find", "--json").code == 0, 30)
+
+
 def test_a_read_goes_on_where_the_door_died(cluster, large):
     with cluster.client() as client:
         (instance,) = client.instances("2.25.77.1", sop_instance_uid="2.25.77.1.1.2")

@@ -222,6 +222,7 @@ def test_every_access_is_in_the_audit(cluster, secret, tmp_path):
     assert {e["action"] for e in cluster.run("audit", "--object", study, "--json").json["events"]} == {
         "STUDY_STORE",
         "STUDY_SHOW",
+        "STUDY_GRANT",
         "STUDY_READ",
         "STUDY_EVICT",
     }

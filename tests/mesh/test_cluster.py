@@ -83,7 +83,8 @@ def test_the_whole_cluster(up):
     assert len(ready["pids"]["gateway-proxy"]) >= 3
     assert ready["ports"]["dicom"]
     assert ready["urls"]["grpc"] == f"grpc://127.0.0.1:{ready['ports']['grpc']}"
-    assert (ready["ports"]["http"], ready["ports"]["dicom_tls"]) == (None, None)
+    assert ready["urls"]["http"] == f"http://127.0.0.1:{ready['ports']['http']}"
+    assert ready["ports"]["dicom_tls"] is None
     for component in ready["pids"]:
         victim = ready["pids"][component][-1]
         os.kill(victim, signal.SIGKILL)
