@@ -34,6 +34,7 @@ METADATA_MOST: Final = 64 << 20
 _AHEAD_BYTES: Final = 16 << 20
 _AHEAD_FRAMES: Final = 512
 _STREAMS: Final = 8
+_READERS: Final = 32
 _STREAM_SECONDS: Final = 60.0
 _UNARY_SECONDS: Final = 10.0
 _TRIES: Final = 3
@@ -41,11 +42,11 @@ _TRIES: Final = 3
 _BELIEVED_SECONDS: Final = 60.0
 _SUSPECT_SECONDS: Final = 5.0
 _MOST_SERIES: Final = 256
-_MOST_FRAMES: Final = 2_000_000
+_MOST_FRAMES: Final = 200_000
 _PAGE: Final = 5000
 _NONE: Final = database_pb2.RENDITION_STATE_NONE
-# After these, another web cache, or the same one asked again what it has, may help.
-_AGAIN: Final = frozenset(("RENDITION_NOT_FOUND", "RENDITION_DAMAGED", "RANGE_INVALID", "CHUNK_CORRUPT", "CANCELLED"))
+# What a web cache says that has not, or not any more, what it was thought to have: it is asked again what it has.
+_ANEW: Final = frozenset(("RENDITION_NOT_FOUND", "RENDITION_DAMAGED", "RANGE_INVALID"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +184,14 @@ class Pictures:
         self._coming: dict[tuple[object, ...], Future[Frame]] = {}
         self._suspects: dict[str, float] = {}
         self._pool = ThreadPoolExecutor(_STREAMS, thread_name_prefix="frames")
+        # A web cache that stands still must not take the threads that everything else needs.
+        self.readers = ThreadPoolExecutor(_READERS, thread_name_prefix="pictures")
+        """Where calls of this object may wait."""
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.readers.shutdown(wait=False, cancel_futures=True)
 
     def client(self, target: str) -> Any:
         """Return the calls of a web cache."""
@@ -403,19 +408,28 @@ class Pictures:
     ) -> Answer:
         """Do something with a picture of the instance, and if it fails with that of another web cache."""
         after = 0.0
-        for attempt in range(_TRIES):
+        failure: RadmeshError | None = None
+        for _ in range(_TRIES):
             found = self.series(study, series_instance_uid, held=held, after=after)
-            picture = found.find(sop_instance_uid, number, self.suspects())
+            suspects = self.suspects()
+            picture = found.find(sop_instance_uid, number, suspects)
+            if failure is not None and picture.rendition.target in suspects:
+                break
             try:
                 return do(found, picture)
             except RadmeshError as error:
-                if attempt + 1 == _TRIES or not (error.transient or error.reason in _AGAIN):
-                    raise
-                self._suspect(picture.rendition.target, error)
+                failure = error
+                if error.reason not in _ANEW:
+                    if not error.transient and error.reason not in ("CHUNK_CORRUPT", "CANCELLED"):
+                        raise
+                    self._suspect(picture.rendition.target, error)
                 after = time.monotonic()
-        raise AssertionError
+        assert failure is not None
+        raise failure
 
     def _suspect(self, target: str, error: RadmeshError) -> None:
+        if error.reason in _ANEW:
+            return
         with self._lock:
             self._suspects[target] = time.monotonic() + _SUSPECT_SECONDS
         self._log.info("web cache passed over", target=target, reason=error.reason)

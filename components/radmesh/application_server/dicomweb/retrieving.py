@@ -8,7 +8,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
 from radmesh.api.database.v1 import database_pb2
@@ -39,11 +39,16 @@ from radmesh.runtime.rpc import Call
 from radmesh.transfer.codec import Buffer
 from radmesh.transfer.reader import read_object
 
+Answer = TypeVar("Answer")
 ACTION: Final = "STUDY_READ"
 _WAIT_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 0.25
 _MOST_FRAMES: Final = 4096
 _LONGEST_LIST: Final = 32_768
+_LONGEST_ACCEPT: Final = 2048
+_UID_LENGTH: Final = 64
+# A long answer looks so often whether it may go on.
+_CHECK_SECONDS: Final = 2.5
 _INSTANCES_PAGE: Final = 1000
 _HTJ2K: Final = "1.2.840.10008.1.2.4.202"
 _JPEG_BASELINE: Final = "1.2.840.10008.1.2.4.50"
@@ -76,6 +81,12 @@ def routes(door: Door, pictures: Pictures, metadata: Metadata) -> Sequence[Route
 @functools.lru_cache(8192)
 def _is_uid(text: str) -> bool:
     return is_valid_uid(text)
+
+
+def _checked_uid(names: Mapping[str, str], name: str) -> None:
+    # What is remembered is short.
+    if name in names and (len(names[name]) > _UID_LENGTH or not _is_uid(names[name])):
+        raise parameter_problem(name, "no UID (PS3.5 9.1)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +134,10 @@ def _form(
     return _Form(envelope.content_type, f'"{digest}"', tuple(segments), size)
 
 
+# Forms of one frame are small.
+_form_of_one = functools.lru_cache(4096)(_form)
+
+
 class Wado:
     """The resources, as ASGI applications: the door has let the caller in."""
 
@@ -136,6 +151,11 @@ class Wado:
         self._thumbnails: OrderedDict[tuple[object, ...], bytes] = OrderedDict()
         self._thumbnail_bytes = 0
 
+    async def _read(self, function: Callable[..., Answer], *arguments: Any, **named: Any) -> Answer:
+        """Call what waits for a web cache, in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pictures.readers, functools.partial(function, *arguments, **named))
+
     async def _asked(self, scope: Scope) -> _Asked:
         """Return what is asked for; the study is one that the caller may see, and that is audited.
 
@@ -144,8 +164,7 @@ class Wado:
         """
         names = scope["path_params"]
         for name in ("study", "series", "instance"):
-            if name in names and not _is_uid(names[name]):
-                raise parameter_problem(name, "no UID (PS3.5 9.1)")
+            _checked_uid(names, name)
         call = call_of(scope)
         person = call.person
         assert person is not None
@@ -164,7 +183,7 @@ class Wado:
             return found
         until = time.monotonic() + _WAIT_SECONDS
         while True:
-            found = await self._door.run(
+            found = await self._read(
                 self._pictures.series,
                 asked.detail.study,
                 series,
@@ -231,7 +250,7 @@ class Wado:
             if await self._send_frames(asked, picture, form, representation, send):
                 return
             # What was made anew meanwhile, or is in another web cache now, is another representation.
-            found = await self._door.run(
+            found = await self._read(
                 self._pictures.series, asked.detail.study, asked.series, held=asked.held, after=time.monotonic()
             )
         raise RadmeshError("PEER_UNAVAILABLE", "the pictures are being made anew: try again")
@@ -245,7 +264,11 @@ class Wado:
         if first and picture.frames[first - 1].size <= LARGE and await self._frame(asked, picture, first) is None:
             return False
         await answers.begin(send, representation.status, representation.headers)
+        permission, checked = self._permission(asked), time.monotonic()
         for segment, start, end in plan:
+            if time.monotonic() - checked > _CHECK_SECONDS:
+                await self._door.run(permission.check)
+                checked = time.monotonic()
             if isinstance(segment, bytes):
                 await answers.go_on(send, segment[start:end])
             elif picture.frames[segment - 1].size > LARGE:
@@ -263,7 +286,7 @@ class Wado:
         """Return a frame of exactly this picture; None: there is another one now."""
         if (kept := self._pictures.cache.get(picture.key(number))) is not None:
             return kept
-        frame = await self._door.run(
+        frame = await self._read(
             self._pictures.frame, asked.detail.study, asked.series, asked.instance, number, held=asked.held
         )
         known = picture.frames[number - 1]
@@ -273,10 +296,10 @@ class Wado:
     async def _send_large(self, pieces: Iterator[Buffer], send: Send) -> None:
         """Send a frame that is not kept, piece by piece."""
         try:
-            while (piece := await self._door.run(next, pieces, None)) is not None:
+            while (piece := await self._read(next, pieces, None)) is not None:
                 await answers.go_on(send, piece)
         finally:
-            await self._door.run(getattr(pieces, "close"))  # noqa: B009 - of a generator
+            await self._read(getattr(pieces, "close"))  # noqa: B009 - of a generator
 
     # -- thumbnails ---------------------------------------------------------------------------------------------------
 
@@ -350,11 +373,11 @@ class Wado:
             return thumbnails.thumbnail(data, reduce, look, box, kind)
 
         async with self._decoding:
-            return await self._door.run(make)
+            return await self._read(make)
 
     def _keep_thumbnail(self, key: tuple[object, ...], data: bytes) -> None:
+        self._thumbnail_bytes += len(data) - len(self._thumbnails.pop(key, b""))
         self._thumbnails[key] = data
-        self._thumbnail_bytes += len(data)
         while self._thumbnail_bytes > _THUMBNAILS_BYTES:
             self._thumbnail_bytes -= len(self._thumbnails.popitem(last=False)[1])
 
@@ -372,7 +395,7 @@ class Wado:
             return
         expected = asked.expected[asked.series]
         await self._look(asked, asked.series, lambda found: bool(asked.instance) or len(found.order) >= expected)
-        made: SeriesMetadata = await self._door.run(
+        made: SeriesMetadata = await self._read(
             self._metadata.series, asked.detail.study, asked.series, held=asked.held
         )
         if asked.instance:
@@ -425,13 +448,17 @@ class Wado:
         headers += [(b"content-encoding", b"gzip")] if zipped else []
         headers += [_warning(f"{missing} instances are not curated yet.")] if missing else []
         await answers.stream(
-            self._door, receive, send, 200, headers, _gzipped(texts()) if zipped else texts(), self._permit(asked)
+            self._door,
+            receive,
+            send,
+            200,
+            headers,
+            _gzipped(texts()) if zipped else texts(),
+            self._permission(asked).check,
         )
 
-    def _permit(self, asked: _Asked) -> Callable[[], None]:
-        """Return what says whether a long answer may go on."""
-        assert asked.call.person is not None
-        return self._door.sessions.permit(asked.call.person, PERSONS).check
+    def _permission(self, asked: _Asked) -> "_Permission":
+        return _Permission(self._door, self._queries, asked)
 
     # -- instances ----------------------------------------------------------------------------------------------------
 
@@ -453,10 +480,12 @@ class Wado:
         else:
             choose(accept, [Offer(DICOM, multipart=True)])
         envelope = Envelope.of(DICOM, asked.study, asked.series, asked.detail.study.version)
+        permission = self._permission(asked)
 
         def parts() -> Iterator[Buffer]:
             first = True
             for instance in instances:
+                permission.instance = instance.identity.sop_instance_uid
                 syntax = instance.identity.transfer_syntax_uid
                 yield envelope.head(Offer(DICOM, syntax).content_type, first=first)
                 _, pieces = self._file(instance, corrections)
@@ -465,7 +494,7 @@ class Wado:
             yield envelope.tail
 
         headers = [(b"content-type", envelope.content_type.encode("latin-1"))]
-        await answers.stream(self._door, receive, send, 200, headers, parts(), self._permit(asked))
+        await answers.stream(self._door, receive, send, 200, headers, parts(), permission.check)
 
     async def _instance(
         self,
@@ -506,7 +535,7 @@ class Wado:
             if behind:
                 yield behind
 
-        await answers.stream(self._door, receive, send, 200, headers, parts(), self._permit(asked))
+        await answers.stream(self._door, receive, send, 200, headers, parts(), self._permission(asked).check)
 
     def _file(
         self, instance: database_pb2.Instance, corrections: Sequence[Correction]
@@ -543,6 +572,48 @@ class Wado:
         return size, pieces()
 
 
+class _Permission:
+    """Whether a long answer may go on: its session, the person's role, and the right to see what is sent.
+
+    Attributes:
+        instance: what is sent now; "" = the study.
+    """
+
+    def __init__(self, door: Door, queries: Any, asked: _Asked) -> None:
+        assert asked.call.person is not None
+        self._permit = door.sessions.permit(asked.call.person, PERSONS)
+        self._queries = queries
+        self._asked = asked
+        self._looked = time.monotonic()
+        self.instance = asked.instance
+
+    def check(self) -> None:
+        """Return if it may go on; costs nothing most of the time. May block.
+
+        Raises:
+            RadmeshError: SESSION_EXPIRED, ROLE_REFUSED; STUDY_NOT_FOUND, INSTANCE_NOT_FOUND: it is held now.
+        """
+        self._permit.check()
+        if time.monotonic() - self._looked < _CHECK_SECONDS:
+            return
+        request = database_pb2.FindInstancesRequest(
+            study_instance_uid=self._asked.study,
+            sop_instance_uid=self.instance,
+            include_held=self._asked.held,
+            page_size=1,
+        )
+        try:
+            seen = self._queries.FindInstances(request).instances
+        except RadmeshError as error:
+            # While the database is silent nothing can have been held.
+            if not error.transient:
+                raise
+        else:
+            if not seen:
+                raise RadmeshError("INSTANCE_NOT_FOUND", "there is no such instance any more")
+        self._looked = time.monotonic()
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     """Return the frames of a list such as "1,2,3".
 
@@ -572,7 +643,7 @@ def _parameter(scope: Scope, name: str) -> str:
 
 def _accept_text(scope: Scope) -> str:
     """Return what the client accepts: the parameter goes before the header (PS3.18 8.3.3.1)."""
-    return _parameter(scope, "accept") or header(scope, b"accept")
+    return (_parameter(scope, "accept") or header(scope, b"accept"))[:_LONGEST_ACCEPT]
 
 
 def _accept(scope: Scope) -> tuple[MediaRange, ...]:
@@ -621,7 +692,8 @@ def _form_of(picture: Picture, numbers: tuple[int, ...], accept: str) -> _Form:
     """
     offer = _frame_offer(accept, picture.rendition.transfer_syntax_uid, single=len(numbers) == 1)
     sizes = tuple([picture.frames[number - 1].size for number in numbers])
-    return _form(tuple([picture.key(number) for number in numbers]), numbers, sizes, offer)
+    keys = tuple([picture.key(number) for number in numbers])
+    return (_form_of_one if len(numbers) == 1 else _form)(keys, numbers, sizes, offer)
 
 
 def _overlaps(form: _Form, picture: Picture, start: int, end: int) -> Iterator[tuple[bytes | int, int, int]]:
