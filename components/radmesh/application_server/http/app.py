@@ -352,7 +352,9 @@ class Door:
     def _forwarded(self, scope: Scope) -> None:
         """Note who called, and how, where a proxy of ours says so: from the right, the first that is none of ours."""
         hops = [(scope.get("client") or ("", 0))[0]]
-        hops += [hop.strip() for hop in reversed(header(scope, b"x-forwarded-for").split(",")) if hop.strip()]
+        # A header that is there twice is one list (RFC 9110 5.3): what a client wrote itself stands before the rest.
+        values = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        hops += [hop.strip() for hop in reversed(",".join(values).split(",")) if hop.strip()]
         for index, hop in enumerate(hops):
             try:
                 address = ipaddress.ip_address(hop)
