@@ -265,11 +265,14 @@ def object_header(study: str, sop: str, key: AdmissionKey) -> ObjectHeader:
 def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     """The condition's value as soon as it is true."""
     never = threading.Event()
-    for _ in range(int(seconds / 0.01)):
+    # Longer and longer: a question that costs something must not starve what it waits for.
+    waited, pause = 0.0, 0.01
+    while waited < seconds:
         value = condition()
         if value:
             return value
-        never.wait(0.01)
+        never.wait(pause)
+        waited, pause = waited + pause, min(pause * 1.1, 0.2)
     raise AssertionError(f"not true within {seconds} s: {condition}")
 
 
