@@ -258,6 +258,22 @@ def test_what_is_held_is_reconciled(cluster, people, stored, store, visit):
     expect(administrator.locator(".history")).to_contain_text("administrator")
 
 
+def test_a_tab_that_nobody_looks_at_gives_its_connection_back(radiologist, store):
+    page = radiologist.page
+    live = page.locator(".live")
+    expect(live).to_have_text("live")
+    look = """state => {
+        Object.defineProperty(document, 'visibilityState', {value: state, configurable: true});
+        document.dispatchEvent(new Event('visibilitychange'));
+    }"""
+    page.evaluate(look, "hidden")
+    expect(live).to_have_text("reconnecting …")
+    store(905, PatientName="Noether^Emmy", StudyDate="20260701")
+    page.evaluate(look, "visible")
+    expect(live).to_have_text("live")
+    expect(rows(page).filter(has_text="Noether")).to_be_visible()
+
+
 def report_of(page: Page):
     return page.get_by_role("textbox", name="Report")
 

@@ -41,8 +41,30 @@ function uidsOf(data) {
   }
 }
 
+// A browser has six connections to a server; a tab that nobody looks at gives its own back.
+const HIDDEN_MS = 5000;
+let wanted = false;
+let hidden = 0;
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hidden);
+  if (!wanted) return;
+  if (document.visibilityState === "hidden") hidden = setTimeout(close, HIDDEN_MS);
+  else if (!source) {
+    start();
+    tell(null);
+  }
+});
+
+function close() {
+  clearTimeout(timer);
+  source?.close();
+  source = null;
+  setLive(false);
+}
+
 /** Listen to the door. */
 export function start() {
+  wanted = true;
   if (source) return;
   source = new EventSource("/api/v1/events");
   let again = false;
@@ -64,17 +86,16 @@ export function start() {
     if (source?.readyState !== EventSource.CLOSED) return;
     // The browser gives up on an answer that is no stream; a session that has ended shows in the next call.
     source = null;
-    timer = setTimeout(() => get("session").then(() => { start(); tell(null); }, () => start()), delay);
+    timer = setTimeout(() => wanted && get("session").then(() => { start(); tell(null); }, () => wanted && start()), delay);
     delay = Math.min(delay * 2, 10_000);
   });
 }
 
 /** Listen no more. */
 export function stop() {
-  clearTimeout(timer);
-  source?.close();
-  source = null;
-  setLive(false);
+  wanted = false;
+  clearTimeout(hidden);
+  close();
 }
 
 /** A function that runs `work` at once, and while it is called again at most every `ms`; never twice at a time. */

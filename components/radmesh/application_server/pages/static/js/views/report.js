@@ -23,6 +23,8 @@ export function sidebar(box, { uid, person, reload }) {
   let tab = "report";
   let closed = false;
   let busy = false;
+  // An answer that was asked for before something was written is old.
+  let asked = 0;
 
   const text = h("textarea", { id: "report-text", "aria-label": "Report", spellcheck: "true", placeholder: "Findings and impression", on: { input: render } });
   const typed = h("input", { type: "checkbox", id: "transcribed" });
@@ -51,12 +53,13 @@ export function sidebar(box, { uid, person, reload }) {
   }
 
   async function load() {
+    const mine = ++asked;
     try {
       const answer = await get(`${studyPath(uid)}/reports`);
-      if (closed) return;
+      if (closed || mine !== asked) return;
       reports = answer.reports ?? [];
     } catch (error) {
-      if (closed) return;
+      if (closed || mine !== asked) return;
       return void fill(versions, problem(error, load));
     }
     const current = draft();
@@ -156,6 +159,7 @@ export function sidebar(box, { uid, person, reload }) {
     render();
     try {
       const report = await post(`${studyPath(uid)}/reports`, { text: text.value, transcribed: typed.checked, expected_version: base });
+      asked++;
       saved = text.value;
       base = report.version;
       baseTime = stamp(report);
@@ -236,9 +240,13 @@ export function sidebar(box, { uid, person, reload }) {
   choose("report");
 
   return {
-    /** The study as it is now; the report is read again. */
+    /** The study as it is now. */
     update(now) {
       study = now;
+      render();
+    },
+    /** Read again. */
+    refresh() {
       load();
       if (tab === "history") loadHistory();
     },

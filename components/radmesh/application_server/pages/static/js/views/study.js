@@ -95,7 +95,7 @@ export function study(box, { person, go, match: [uid], mayReconcile }) {
     if (!pictured && incomplete) return { pictures: [], incomplete, message: { title: "Pictures are being made", text: `${format.count(instances.length, "image has", "images have")} arrived; the pictures appear by themselves.` } };
     if (!pictured) {
       const why = [...renditions.values()].find((r) => r.reason)?.reason ?? "NO_PIXEL_DATA";
-      return { pictures: [], message: why === "NO_PIXEL_DATA" ? { title: "This has no picture", text: `${series.modality || "The object"} is a document: fetch it with radmesh get.` } : { title: "This has no picture that can be shown", text: `${why}. The original is at hand: radmesh get.` } };
+      return { pictures: [], message: why === "NO_PIXEL_DATA" ? { title: "This has no picture", text: "It is no image: fetch it with radmesh get." } : { title: "This has no picture that can be shown", text: `${why}. The original is at hand: radmesh get.` } };
     }
     try {
       const response = await request(`${dicomWeb(uid, series.series_instance_uid)}/metadata`, { headers: { Accept: "application/dicom+json" } });
@@ -366,10 +366,12 @@ export function study(box, { person, go, match: [uid], mayReconcile }) {
     { keys: ["d"], label: "Write the report", run: () => (toggleSide(true), report.focus()) },
     { keys: ["Escape"], label: "Back", typing: true, run: (event) => (event.target.closest?.(".side") ? (pane()?.element.focus(), true) : go("/")) },
   ]);
-  const refresh = paced(load, 300);
+  // Both at once: who waits for a report does not wait for the study first.
+  const refresh = paced(() => (report.refresh(), load()), 300);
   ends.push(unbind, refresh.stop, onChange((uids) => (uids === null || uids.has(uid)) && refresh()), report.close, () => frames.close());
   setTool(tool);
   toggleSide(innerWidth > 1100);
+  report.refresh();
   load();
   // What the tests read: requests, bytes and previews of frames.
   box.stats = frames.stats;
