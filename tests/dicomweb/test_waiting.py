@@ -1,8 +1,14 @@
 """What is answered when pictures are not made yet, when a Curator dies, and when a frame is too large to be kept."""
 
+import contextlib
 import os
 import re
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +22,7 @@ from transfer_support import wait_for
 from radmesh.api.database.v1 import database_pb2
 from radmesh.application_server.config import Http, Section
 from radmesh.application_server.module import ApplicationServer
-from radmesh.application_server.pictures import LARGE
+from radmesh.application_server.pictures import LARGE, FrameCache
 from radmesh.runtime.lifecycle import State
 from radmesh_native import htj2k
 
@@ -154,3 +160,81 @@ def test_a_client_that_leaves_hurts_nobody(door):
     # Whoever comes after it is served.
     whole = door.get(f"/dicom-web/studies/{STUDY}")
     assert whole.content.count(b"\r\n\r\n") >= 30
+
+
+def test_a_long_answer_ends_when_its_study_is_held(door):
+    """Somebody is fetching a study when it turns out to be another patient's."""
+    door.send(*(ct(1, number, pixels_of(1, number, 1024)) for number in range(1, 41)))
+    door.known(40)
+    statuses = door.client("application-server", database_pb2, "StudyService", "database-server")
+    with door.http.stream("GET", f"/dicom-web/studies/{STUDY}") as answer:
+        assert answer.status_code == 200
+        pieces = answer.iter_raw(1 << 20)
+        next(pieces)
+        statuses.SetStatus(
+            database_pb2.SetStatusRequest(
+                study_instance_uid=STUDY,
+                verification="VERIFICATION_STATE_HELD",
+                reason="PATIENT_MISMATCH",
+                actor="test",
+            )
+        )
+        began = time.monotonic()
+        with pytest.raises(httpx.RemoteProtocolError):
+            for _ in pieces:
+                # A slow reader: all of it would take 8 s.
+                time.sleep(0.1)
+        assert time.monotonic() - began < 6.0
+    assert door.get(f"/dicom-web/studies/{STUDY}").status_code == 404
+
+
+def test_a_curator_that_stands_still_stops_nothing_else(door):
+    """Its process is there and does not answer: whoever asks for its pictures waits, nobody else does."""
+    door.curator()
+    door.send(*(ct(1, number) for number in range(1, 41)))
+    door.curated(STUDY, 40)
+    assert door.get(frame(1)).status_code == 200
+    door.server._pictures.cache = FrameCache(1)
+    listener = StandingStill(door.mesh.addresses["curator-0"])
+    # The database still believes that it lives.
+    door.kill("curator-0")
+    listener.start()
+    try:
+        with ThreadPoolExecutor(64) as pool:
+            asking = [pool.submit(door.get, frame(number % 40 + 1)) for number in range(64)]
+            wait_for(lambda: listener.accepted)
+            for _ in range(5):
+                assert len(door.get("/dicom-web/studies").json()) == 1
+            assert {answer.result().status_code for answer in asking} <= {503, 504}
+    finally:
+        listener.stop()
+
+
+class StandingStill:
+    """Accepts connections, and says nothing."""
+
+    def __init__(self, target: str) -> None:
+        self._path = target.removeprefix("unix:")
+        self._connections: list[socket.socket] = []
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self.accepted = 0
+
+    def start(self) -> None:
+        Path(self._path).unlink(missing_ok=True)
+        self._socket.bind(self._path)
+        self._socket.listen(16)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._connections.append(self._socket.accept()[0])
+                self.accepted += 1
+
+    def stop(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+        for connection in self._connections:
+            connection.close()
