@@ -4,18 +4,22 @@ import gzip
 import json
 from collections.abc import Iterator
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from cluster_support import refused
+from pydicom import dcmread
+from pydicom.encaps import generate_frames
 
 from radmesh.api.application.v1 import application_pb2, application_pb2_grpc
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.curator.v1 import curator_pb2
 from radmesh.api.database.v1 import database_pb2
-from radmesh.client import Cluster, images, model
+from radmesh.client import Cluster, assembly, images, model
+from radmesh.runtime.errors import RadmeshError
 from radmesh_native import htj2k
 from radmesh_native.crc32c import crc32c
 
@@ -206,3 +210,42 @@ def test_a_prefix_is_what_a_smaller_picture_needs() -> None:
         assert np.array_equal(small, htj2k.decode(encoded.codestream, reduce=reduce))
         assert left == reduce
     assert images.prefix(size, 99) == (encoded.resolution_offsets[0], len(encoded.resolution_offsets) - 1)
+
+
+def test_values_that_make_no_element_are_left_out_of_a_file_and_named(tmp_path: Path) -> None:
+    described = {
+        "00080005": {"vr": "CS", "Value": ["ISO_IR 192"]},
+        "00080016": {"vr": "UI", "Value": ["1.2.840.10008.5.1.4.1.1.2"]},
+        "00080018": {"vr": "UI", "Value": ["1.2.1"]},
+        "00083002": {"vr": "UI", "Value": ["1.2.840.10008.1.2.4.202"]},
+        "00090010": {"vr": "UN", "Value": ["text"]},
+        "00100010": {"vr": "PN", "Value": [{"Alphabetic": "Müller", "Ideographic": "山田"}]},
+        "00280010": {"vr": "US", "Value": ["ten"]},
+        "00280011": {"vr": "US", "Value": [-1]},
+        "00281201": {"vr": "OW", "BulkDataURI": "somewhere"},
+        "00321064": {"vr": "SQ", "Value": [{"00080100": {"vr": "SH", "Value": ["x"]}}, {}]},
+        "7FE00010": {"vr": "OB", "BulkDataURI": "frames"},
+        "FFFCFFFC": {"vr": "OB", "InlineBinary": "AAAA"},
+    }
+    path = tmp_path / "a.dcm"
+    left_out = assembly.write(path, described, PICTURE, iter([b"odd", b"even"]))
+    assert left_out == ("00090010", "00280010", "00280011", "00281201", "7FE00010")
+    ds = dcmread(path)
+    assert ds.file_meta.TransferSyntaxUID == PICTURE.transfer_syntax_uid
+    assert str(ds.PatientName) == "Müller=山田"
+    assert ds.RequestedProcedureCodeSequence[0].CodeValue == "x"
+    assert "AvailableTransferSyntaxUID" not in ds
+    assert list(generate_frames(ds.PixelData, number_of_frames=2)) == [b"odd\0", b"even"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.dcm"]
+
+
+def test_a_file_that_does_not_become_whole_is_not_there(tmp_path: Path) -> None:
+    def cut() -> Iterator[bytes]:
+        yield b"some"
+        raise RadmeshError("PEER_UNAVAILABLE", "cut")
+
+    with refused("PEER_UNAVAILABLE"):
+        assembly.write(tmp_path / "a.dcm", {}, PICTURE, cut())
+    with refused("FILE_NOT_WRITTEN"):
+        assembly.write(tmp_path / "none" / "a.dcm", {}, PICTURE, iter([b""]))
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomFileLike
 from pydicom.filewriter import write_dataset
@@ -23,8 +24,8 @@ _ITEM: Final = bytes.fromhex("feff00e0")
 _END: Final = bytes.fromhex("feffdde0 00000000")
 
 
-def write(path: Path, described: dict[str, Any], picture: model.Picture, frames: Iterable[bytes]) -> None:
-    """Write an instance to `path`; the file appears when it is whole.
+def write(path: Path, described: dict[str, Any], picture: model.Picture, frames: Iterable[bytes]) -> tuple[str, ...]:
+    """Write an instance to `path`, which appears when it is whole; return the tags ("GGGGEEEE") that it lacks, sorted.
 
     Args:
         path: of the file.
@@ -33,9 +34,9 @@ def write(path: Path, described: dict[str, Any], picture: model.Picture, frames:
         frames: of the picture, each whole, in order.
 
     Raises:
-        RadmeshError: FILE_NOT_WRITTEN, FILE_NOT_DICOM, and what `frames` raises.
+        RadmeshError: FILE_NOT_WRITTEN, and what `frames` raises.
     """
-    head = _head(described, picture)
+    head, missing = _head(described, picture)
     partial = path.with_name(f".{path.name}.part")
     try:
         with partial.open("wb") as file:
@@ -46,6 +47,7 @@ def write(path: Path, described: dict[str, Any], picture: model.Picture, frames:
         raise RadmeshError("FILE_NOT_WRITTEN", f"cannot write {path}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
+    return tuple(sorted(missing))
 
 
 def _write_frames(file: BinaryIO, frames: Iterable[bytes]) -> None:
@@ -58,23 +60,28 @@ def _write_frames(file: BinaryIO, frames: Iterable[bytes]) -> None:
     file.write(_END)
 
 
-def _head(described: dict[str, Any], picture: model.Picture) -> bytes:
-    """Return all that stands before the pixel data."""
-    try:
-        ds = data_set(described)
-        kept = Dataset()
-        # What stands behind pixel data are padding and signatures, which are of the object as it was stored.
-        kept.update({tag: ds[tag] for tag in sorted(ds.keys()) if _GROUP_2 <= tag < _PIXEL_DATA})
-        buffer = io.BytesIO()
-        sink = DicomFileLike(buffer)
-        sink.is_little_endian, sink.is_implicit_VR = True, False
-        write_dataset(sink, kept)
-    except Exception as error:
-        # Whatever pydicom makes of values that no VR allows.
-        raise RadmeshError("FILE_NOT_DICOM", f"the metadata make no data set ({type(error).__name__})") from error
-    meta = part10.preamble_and_meta(
+def _head(described: dict[str, Any], picture: model.Picture) -> tuple[bytes, list[str]]:
+    """Return all that stands before the pixel data, and the tags of what could not be written."""
+    ds, missing = data_set(described)
+    encodings = convert_encodings(ds.get("SpecificCharacterSet") or "ISO_IR 192")
+    head = part10.preamble_and_meta(
         sop_class_uid=str(ds.get("SOPClassUID", "")),
         sop_instance_uid=picture.sop_instance_uid,
         transfer_syntax_uid=picture.transfer_syntax_uid,
     )
-    return meta + buffer.getvalue()
+    for tag in sorted(ds.keys()):
+        # What stands behind pixel data are padding and signatures, which are of the object as it was stored.
+        if not _GROUP_2 <= tag < _PIXEL_DATA:
+            continue
+        buffer = io.BytesIO()
+        sink = DicomFileLike(buffer)
+        sink.is_little_endian, sink.is_implicit_VR = True, False
+        one = Dataset()
+        try:
+            one[tag] = ds[tag]
+            write_dataset(sink, one, encodings)
+        except Exception:  # noqa: BLE001 - whatever pydicom makes of a value that its VR does not allow
+            missing.append(f"{int(tag):08X}")
+        else:
+            head += buffer.getvalue()
+    return head, missing

@@ -8,22 +8,32 @@ from pydicom.dataset import Dataset
 _OF_THE_WEB: Final = ("00083002", "00081190")
 
 
-def data_set(described: dict[str, Any]) -> Dataset:
-    """Return the data set; values that are elsewhere (BulkDataURI), and elements about the answer, are left out."""
-    return Dataset.from_json(_inline(described))
+def data_set(described: dict[str, Any]) -> tuple[Dataset, list[str]]:
+    """Return the data set, and the tags ("GGGGEEEE") of its elements that are not in it.
 
-
-def left_out(described: dict[str, Any]) -> tuple[str, ...]:
-    """Return the tags, at the first level, whose values are elsewhere, sorted: "GGGGEEEE"."""
-    return tuple(sorted(tag for tag, element in described.items() if "BulkDataURI" in element))
-
-
-def _inline(described: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
+    Those are elements whose values are elsewhere (BulkDataURI), and those of which pydicom makes nothing: one that is
+    odd hides no other.
+    """
+    made, missing = Dataset(), []
     for tag, element in described.items():
-        if "BulkDataURI" in element or tag in _OF_THE_WEB:
+        if tag in _OF_THE_WEB:
             continue
-        if element.get("vr") == "SQ":
-            element = {**element, "Value": [_inline(item) for item in element.get("Value", ()) if item]}  # noqa: PLW2901
-        kept[tag] = element
-    return kept
+        try:
+            if "BulkDataURI" in element:
+                raise ValueError("elsewhere")
+            made.update(Dataset.from_json({tag: _inline(element)}))
+        except Exception:  # noqa: BLE001 - whatever pydicom makes of a value that its VR does not allow
+            missing.append(tag)
+    return made, missing
+
+
+def _inline(element: dict[str, Any]) -> dict[str, Any]:
+    """Return an element without bulk data in its items."""
+    if element.get("vr") != "SQ":
+        return element
+    items = [
+        {tag: _inline(inner) for tag, inner in item.items() if "BulkDataURI" not in inner}
+        for item in element.get("Value", ())
+        if item
+    ]
+    return {**element, "Value": items}

@@ -196,9 +196,9 @@ class _Writer:
         """Write the file of a picture.
 
         Raises:
-            RadmeshError: RENDITION_NOT_FOUND, OBJECT_CORRUPT, FILE_NOT_WRITTEN, FILE_NOT_DICOM, PEER_UNAVAILABLE.
+            RadmeshError: RENDITION_NOT_FOUND, OBJECT_CORRUPT, FILE_NOT_WRITTEN, PEER_UNAVAILABLE.
         """
-        from radmesh.client import assembly, dicom_json  # noqa: PLC0415 - brings pydicom
+        from radmesh.client import assembly  # noqa: PLC0415 - brings pydicom
         from radmesh.runtime.errors import RadmeshError  # noqa: PLC0415
 
         described = self._metadata(picture.series_instance_uid).get(picture.sop_instance_uid)
@@ -206,14 +206,14 @@ class _Writer:
             raise RadmeshError("RENDITION_NOT_FOUND", "its metadata are not made yet: fetch it again")
         path = self._out / f"{safe(picture.sop_instance_uid)}.dcm"
         wanted = [(picture, number) for number in range(1, len(picture.frames) + 1)]
-        assembly.write(path, described, picture, self._frames(wanted))
+        left_out = assembly.write(path, described, picture, self._frames(wanted))
         return answers.WrittenPicture(
             str(path),
             picture.sop_instance_uid,
             picture.transfer_syntax_uid,
             len(picture.frames),
             picture.derived,
-            dicom_json.left_out(described),
+            left_out,
         )
 
     def _frames(self, wanted: list[tuple[model.Picture, int]]) -> Any:

@@ -43,7 +43,7 @@ def of_frame(described: dict[str, Any], frame: bytes, transfer_syntax_uid: str) 
         RadmeshError: FRAME_UNDECODABLE.
     """
     try:
-        ds = data_set(described)
+        ds, _ = data_set(described)
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = syntax = UID(transfer_syntax_uid)
         ds.NumberOfFrames = 1
