@@ -51,7 +51,6 @@ def quickly(monkeypatch):
     """A door with the patience of a moment."""
     for name in ("_HEAD_SECONDS", "_BODY_SECONDS", "_DISCARD_SECONDS", "_STALL_SECONDS", "_KEEP_ALIVE_SECONDS"):
         monkeypatch.setattr(server, name, 0.5)
-    monkeypatch.setattr(app, "_BODY_SECONDS", 0.5)
     monkeypatch.setattr(server, "_TICK_SECONDS", 0.1)
 
 
@@ -275,6 +274,11 @@ def test_a_body_that_does_not_come_is_given_up(patient_door):
         post(SESSION, b"{", length=10 << 30).replace(b"Connection: close\r\n", b""),
         (413, "MESSAGE_TOO_LARGE"),
     )
+
+
+def test_a_body_that_comes_for_ever_is_given_up(door, monkeypatch):
+    monkeypatch.setattr(app, "_BODY_SECONDS", 0.5)
+    assert_ends(door, post(SESSION, b"{", length=100), (408, "REQUEST_SLOW"))
 
 
 def assert_ends(door: HttpDoor, data: bytes, expected: tuple[int, str]) -> None:

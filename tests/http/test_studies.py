@@ -108,9 +108,11 @@ def test_a_study_with_its_instances(people, stored):
 
 
 def test_long_answers_are_compressed_for_who_accepts_it(people, stored):
-    def asked(accepted: str) -> tuple[str, object]:
+    def asked(accepted: str) -> tuple[str, list[str]]:
         answer = people["radiologist"].get(STUDIES, headers={"accept-encoding": accepted})
-        return answer.headers.get("content-encoding", ""), answer.json()
+        # The rest may change meanwhile: pictures are made of them.
+        uids = [study["study_instance_uid"] for study in answer.json()["studies"]]
+        return answer.headers.get("content-encoding", ""), uids
 
     plain = asked("identity")
     assert plain[0] == ""

@@ -171,7 +171,7 @@ class Connection(HttpToolsProtocol):
         elif self._answering:
             if self._in_body and not self.flow.read_paused and now - self._body_since > _BODY_SECONDS:
                 if self._body_bytes < _BODY_BYTES:
-                    self.transport.abort()
+                    self._give_up()
                 self._body_since, self._body_bytes = now, 0
         elif self._in_body:
             if now - self._body_since > _DISCARD_SECONDS:
@@ -181,11 +181,25 @@ class Connection(HttpToolsProtocol):
         elif not self._asked and now - self._head_since > _KEEP_ALIVE_SECONDS:
             self.transport.close()
 
+    def _give_up(self) -> None:
+        """End a request whose body does not come; who waits for it is told that the client has gone."""
+        if self.cycle.response_started:
+            self.transport.abort()
+            return
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        self._say(
+            RadmeshError("REQUEST_SLOW", f"of the body came less than {_BODY_BYTES} bytes in {_BODY_SECONDS:.0f} s")
+        )
+
     def _end(self, error: RadmeshError) -> None:
         """Say what is wrong, unless an answer is under way, and end the connection."""
         if self._answering:
             self.transport.close()
             return
+        self._say(error)
+
+    def _say(self, error: RadmeshError) -> None:
         self._ended = True
         self.transport.write(_whole(error))
         # What is still being sent, and not read, would take the answer from the client.
