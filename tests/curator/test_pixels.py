@@ -60,7 +60,8 @@ def test_every_sample_is_made_as_the_table_says(path: Path) -> None:
     # DICOM JSON that others read, which describes what is served.
     told = pydicom.Dataset.from_json(made.metadata.decode())
     assert told.get("SOPInstanceUID") == ds.get("SOPInstanceUID")
-    assert told.get("PatientID") == ds.get("PatientID")
+    for keyword in ("PatientID", "PatientName", "StudyDate", "WindowCenter", "ImagePositionPatient"):
+        assert (told.get(keyword) or "") == (ds.get(keyword) or ""), keyword
     if facts["state"] == NONE:
         assert not made.frames or facts["reason"] == "PIXEL_DATA_SHORT"
         return
@@ -131,3 +132,44 @@ def test_a_long_value_before_the_pixels_is_left_out_and_passed_over() -> None:
     assert made.frames == expected_frames
     assert b"00091002" in made.metadata
     assert b"00091001" not in made.metadata
+
+
+def test_metadata_are_what_others_read_in_a_data_set() -> None:
+    """Every element that is not bulk data, in every encoding, nested ones too; text in any declared character set."""
+    seen = 0
+    for path in FILES:
+        data, syntax = open_file(path)
+        if path.name == "rtplan_truncated.dcm" or ODD.get(path.name, "PIXEL_DATA_MISSING") != "PIXEL_DATA_MISSING":
+            continue
+        told = pydicom.Dataset.from_json(make(data, syntax).metadata.decode())
+        ds = dataset(path, syntax)
+        for element in ds:
+            tag = element.tag
+            if tag.element == 0 or tag.group in (0x0028, 0x7FE0, 0xFFFA, 0xFFFC) or element.VR in ("SQ", "UN"):
+                continue
+            if tag == 0x00080005 or (isinstance(element.value, bytes) and len(element.value) > 1024):
+                continue
+            assert tag in told, (path.name, tag)
+            if tag.is_private and told[tag].VR == "UN":
+                continue  # in Implicit VR, where pydicom has a dictionary of some makers' elements
+            same(told[tag], element, path.name)
+            seen += 1
+        for element in ds:
+            if element.VR == "SQ" and element.tag.group != 0x0028:
+                assert len(told[element.tag].value or ()) == len(element.value), (path.name, element.tag)
+    assert seen > 2500
+
+
+def same(told: Any, element: Any, name: str) -> None:
+    if element.VR in ("DS", "IS", "FD", "FL") and element.value not in (None, ""):
+        ours, theirs = (np.atleast_1d(np.array(e.value, float)) for e in (told, element))
+        assert np.allclose(ours, theirs, rtol=1e-12, equal_nan=True), (name, element.tag)
+    elif element.VR not in ("LT", "ST", "UT"):
+        ours, theirs = (values(e.value) for e in (told, element))
+        assert ours == theirs, (name, element.tag)
+
+
+def values(value: Any) -> list[str]:
+    """What there is, without padding, which some writers have within."""
+    several = value if isinstance(value, (list, pydicom.multival.MultiValue)) else [value]
+    return [str("" if one is None else one).strip() for one in several] if several else [""]

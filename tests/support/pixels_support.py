@@ -14,7 +14,7 @@ from pydicom.pixels import apply_color_lut
 
 from radmesh.curator.worker import instance as making
 from radmesh.curator.worker.instance import Again, Begin, Done, End, Metadata, Wish
-from radmesh.dicom import part10
+from radmesh.dicom import part10, uids
 
 RLE = "1.2.840.10008.1.2.5"
 JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
@@ -85,7 +85,7 @@ def raw_frames(ds: Any) -> list[bytes]:
         count = int(ds.get("NumberOfFrames") or 1)
     except ValueError:
         count = 1
-    if syntax.is_compressed and syntax != "1.2.840.10008.1.2.1.99":
+    if syntax not in uids.NATIVE:
         return list(generate_frames(ds.PixelData, number_of_frames=count))[:count]
     element = next(ds[name] for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in ds)
     bits = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(element.keyword, ds.BitsAllocated)

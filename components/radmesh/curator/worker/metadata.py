@@ -1,19 +1,32 @@
-"""DICOM JSON of an instance (PS3.18 F.2), describing the frames that are served. Bulk data is left out."""
+"""DICOM JSON of an instance (PS3.18 F.2), describing the frames that are served. Bulk data is left out.
+
+Values are taken as the bytes they came as: half of the time of a small image would go into pydicom's elements else, and
+text in a wrongly declared character set is read here as everywhere.
+"""
 
 import base64
 import json
 import math
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from radmesh.curator.worker.table import State
+from radmesh.dicom.header import decode_text
 
 # Binary values up to this size are in it, longer ones are not.
 INLINE_MOST: Final = 1024
 _DEPTH_MOST: Final = 32
 _BINARY: Final = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
-_WHOLE: Final = frozenset(("IS", "SL", "SS", "SV", "UL", "US", "UV"))
-_REAL: Final = frozenset(("DS", "FD", "FL"))
+_NUMBERS: Final = {"FD": "d", "FL": "f", "SL": "i", "SS": "h", "SV": "q", "UL": "I", "US": "H", "UV": "Q"}
+# One value, of which a backslash may be a part.
+_SINGLE: Final = frozenset(("LT", "ST", "UR", "UT"))
+# Text that the Specific Character Set does not touch.
+_PLAIN: Final = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"))
+# What the dictionary leaves open, and the rest of the data set would say, as far as it matters for reading.
+_OPEN: Final = {"OB or OW": "OW", "US or OW": "OW", "US or SS or OW": "US or SS"}
+_CHARACTER_SET: Final = 0x00080005
 # Of a palette that was applied.
 _PALETTE: Final = frozenset((0x00281101, 0x00281102, 0x00281103, 0x00281104, 0x00281199)) | frozenset(
     range(0x00281201, 0x00281225)
@@ -28,7 +41,7 @@ def describe(ds: Any, served: Mapping[str, Any]) -> bytes:
         served: `state`, `transfer_syntax_uid`, `photometric_interpretation`, `derived`, `bits`, `signed`, `samples`,
             `number_of_frames` of the frames that are served.
     """
-    found = _object(ds, 0)
+    found = _Writer(ds).object(ds)
     found["00080005"] = {"vr": "CS", "Value": ["ISO_IR 192"]}
     if served["state"] == State.NONE:
         return _dump(found)
@@ -48,58 +61,114 @@ def describe(ds: Any, served: Mapping[str, Any]) -> bytes:
             found["00280006"] = {"vr": "US", "Value": [0]}
             for tag in _PALETTE:
                 found.pop(f"{tag:08X}", None)
-    return _dump(dict(sorted(found.items())))
+    return _dump(found)
 
 
 def _dump(found: Mapping[str, Any]) -> bytes:
     # A lone surrogate is no text that could be sent.
-    return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return json.dumps(dict(sorted(found.items())), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def _object(ds: Any, depth: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for tag in sorted(ds.keys()):
-        # Group lengths say nothing, and are retired (PS3.5 7.2); what is behind the pixels is not described.
-        if tag & 0xFFFF == 0 or tag >> 16 in (0x0002, 0x7FE0, 0xFFFA, 0xFFFC):
-            continue
+@lru_cache(4096)
+def _vr_of(tag: int) -> str:
+    from pydicom.datadict import dictionary_VR  # noqa: PLC0415 - in the process that decodes alone
+
+    try:
+        return _OPEN.get(vr := str(dictionary_VR(tag)), vr)
+    except KeyError:
+        return "UN"
+
+
+class _Writer:
+    def __init__(self, ds: Any) -> None:
         try:
-            element = ds[tag]
-            value = _element(str(element.VR), element.value, depth)
-        except Exception:  # noqa: BLE001, S112 - one value that cannot be read hides no other
-            continue
-        if value is not None:
-            found[f"{int(tag):08X}"] = value
-    return found
+            signed = int(ds[0x00280103].value) == 1
+        except Exception:  # noqa: BLE001 - absent, or no number
+            signed = False
+        self._us_or_ss = "SS" if signed else "US"
 
+    def object(self, ds: Any, character_set: bytes = b"", depth: int = 0) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        own = ds.get_item(_CHARACTER_SET) if _CHARACTER_SET in ds else None
+        if own is not None and isinstance(own.value, bytes):
+            character_set = own.value
+        for tag in ds.keys():  # noqa: SIM118 - iterating a Dataset converts its elements
+            # Group lengths say nothing, and are retired (PS3.5 7.2); what is behind the pixels is not described.
+            if tag & 0xFFFF == 0 or tag >> 16 in (0x0002, 0x7FE0, 0xFFFA, 0xFFFC):
+                continue
+            try:
+                value = self._element(ds, tag, character_set, depth)
+            except Exception:  # noqa: BLE001, S112 - one value that cannot be read hides no other
+                continue
+            if value is not None:
+                found[f"{int(tag):08X}"] = value
+        return found
 
-def _element(vr: str, value: Any, depth: int) -> dict[str, Any] | None:
-    if vr == "SQ":
-        return _with(vr, [_object(item, depth + 1) for item in value or ()]) if depth < _DEPTH_MOST else None
-    if len(vr) != 2 or (vr in _BINARY and value and (not isinstance(value, bytes) or len(value) > INLINE_MOST)):
-        return None  # "US or SS", of which nobody knows which; bulk data
-    if value is None or value in ("", b""):
-        return {"vr": vr}
-    if vr in _BINARY:
-        return {"vr": vr, "InlineBinary": base64.b64encode(value).decode()}
-    one = isinstance(value, (str, bytes)) or not hasattr(value, "__iter__") or hasattr(value, "alphabetic")
-    return _with(vr, [_value(vr, item) for item in ([value] if one else value)])
+    def _element(self, ds: Any, tag: int, character_set: bytes, depth: int) -> dict[str, Any] | None:
+        raw = ds.get_item(tag)
+        vr = str(raw.VR or "UN")
+        if vr == "UN":
+            # Whoever wrote it did not know it.
+            vr = _vr_of(int(tag))
+        if vr == "US or SS":
+            vr = self._us_or_ss
+        if vr == "SQ":
+            items = ds[tag].value if depth < _DEPTH_MOST else None
+            if items is None or isinstance(items, bytes):
+                return None
+            return _with("SQ", [self.object(item, character_set, depth + 1) for item in items])
+        # What is empty is an element of pydicom's from the beginning; what was used for a palette is one by now.
+        data = raw.value if raw.value is not None and str(raw.value) else b""
+        if not data:
+            return {"vr": vr}
+        if not isinstance(data, bytes):
+            return _with(vr, list(data) if vr in _NUMBERS and hasattr(data, "__iter__") else [data])
+        if vr not in _BINARY:
+            return _with(vr, list(self._values(vr, data, "<" if raw.is_little_endian else ">", character_set)))
+        return None if len(data) > INLINE_MOST else {"vr": vr, "InlineBinary": base64.b64encode(data).decode()}
+
+    @staticmethod
+    def _values(vr: str, data: bytes, order: str, character_set: bytes) -> Iterator[Any]:
+        if vr in _NUMBERS:
+            return (_finite(number) for number in _numbers(data, order + _NUMBERS[vr]))
+        if vr == "AT":
+            pairs = list(_numbers(data, order + "H"))
+            return (f"{group:04X}{number:04X}" for group, number in zip(pairs[::2], pairs[1::2], strict=True))
+        return _texts(vr, data, character_set)
 
 
 def _with(vr: str, values: list[Any]) -> dict[str, Any]:
-    return {"vr": vr, "Value": values} if values else {"vr": vr}
+    return {"vr": vr, "Value": values} if any(value is not None for value in values) else {"vr": vr}
 
 
-def _value(vr: str, value: Any) -> Any:
-    if value is None or value == "":
-        return None
+def _numbers(data: bytes, code: str) -> Iterator[Any]:
+    yield from (value for (value,) in struct.iter_unpack(code, data))
+
+
+def _finite(number: Any) -> Any:
+    if isinstance(number, int) or math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "inf" if number > 0 else "-inf"
+
+
+def _texts(vr: str, data: bytes, character_set: bytes) -> Iterator[Any]:
+    if vr in _PLAIN and data.isascii():
+        text = data.decode("ascii").rstrip("\0 ")
+    else:
+        text = decode_text(data, character_set, vr=b"PN" if vr == "PN" else b"LO")
+    for part in (text,) if vr in _SINGLE else text.split("\\"):
+        value = part.strip("\0 ")
+        yield _text(vr, value) if value else None
+
+
+def _text(vr: str, value: str) -> Any:
     if vr == "PN":
-        names = {"Alphabetic": value.alphabetic, "Ideographic": value.ideographic, "Phonetic": value.phonetic}
-        return {name: text for name, text in names.items() if text} or None
-    if vr == "AT":
-        return f"{int(value):08X}"
-    if vr in _WHOLE:
-        return int(value)
-    if vr in _REAL:
-        number = float(value)
-        return number if math.isfinite(number) else "NaN" if math.isnan(number) else "inf" if number > 0 else "-inf"
-    return str(value)
+        names = zip(("Alphabetic", "Ideographic", "Phonetic"), value.split("="), strict=False)
+        return {name: text.strip() for name, text in names if text.strip()} or None
+    if vr in ("DS", "IS"):
+        try:
+            number = int(value) if vr == "IS" else float(value)
+        except ValueError:
+            return None  # who reads a number would stumble over it
+        return number if math.isfinite(number) else None
+    return value

@@ -58,7 +58,7 @@ class Image:
     @classmethod
     def of(cls, ds: Any) -> "Image":
         """Read it from a pydicom Dataset, whatever that holds."""
-        photometric = str(_first(ds, 0x00280004, "")).strip("\0 ").upper()
+        photometric = _text(ds, 0x00280004).upper()
         allocated = _number(ds, 0x00280100)
         stored = min(_number(ds, 0x00280101) or allocated, allocated)
         high_bit = _number(ds, 0x00280102)
@@ -72,7 +72,7 @@ class Image:
             high_bit=high_bit if stored - 1 <= high_bit < allocated else stored - 1,
             signed=_number(ds, 0x00280103) == 1,
             planar=_number(ds, 0x00280006) & 1,
-            frames=_number(ds, 0x00280008) if _first(ds, 0x00280008, None) is not None else 1,
+            frames=_whole(_text(ds, 0x00280008) or "1"),
             photometric=photometric,
             overlays=any(_number(ds, group << 16 | 0x0102) for group in range(0x6000, 0x6020, 2)),
         )
@@ -137,20 +137,27 @@ def _unusable(image: Image) -> str:
     return "PIXELS_UNUSUAL"
 
 
-def _first(ds: Any, tag: int, default: Any) -> Any:
-    try:
-        value = ds[tag].value
-        if isinstance(value, bytes):
-            value = value.decode("latin-1")
-        if not isinstance(value, str) and hasattr(value, "__len__"):
-            value = value[0] if len(value) else None
-    except Exception:  # noqa: BLE001 - absent, or nothing that could be read
-        return default
-    return default if value is None or value == "" else value
+def _raw(ds: Any, tag: int) -> Any:
+    """An element's value, as it came: what pydicom makes of it would replace it."""
+    return ds.get_item(tag).value if tag in ds else None
+
+
+def _text(ds: Any, tag: int) -> str:
+    value = _raw(ds, tag)
+    text = value.decode("latin-1") if isinstance(value, bytes) else str(value or "")
+    return text.split("\\", 1)[0].strip("\0 ")
 
 
 def _number(ds: Any, tag: int) -> int:
+    """The first value of a US; text where somebody wrote that."""
+    value = _raw(ds, tag)
+    if isinstance(value, bytes) and len(value) >= 2 and ds.get_item(tag).VR in (None, "US", "SS", "UN"):
+        return int.from_bytes(value[:2], "little" if ds.get_item(tag).is_little_endian else "big")
+    return _whole(_text(ds, tag))
+
+
+def _whole(text: str) -> int:
     try:
-        return max(0, int(float(_first(ds, tag, 0))))
-    except (OverflowError, TypeError, ValueError):
+        return max(0, int(float(text or 0)))
+    except (OverflowError, ValueError):
         return 0
