@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Final, Self
 
 from radmesh.application_server.dicomweb.ranges import byte_range, has, range_holds
-from radmesh.application_server.http.app import Door, Receive, Send, header
+from radmesh.application_server.http.app import Door, Receive, Send
 from radmesh.application_server.http.routes import Scope
 from radmesh.transfer.codec import Buffer
 
 Headers = list[tuple[bytes, bytes]]
 # A browser keeps what it was given, and asks each time whether it may still show it.
 PRIVATE: Final = (b"cache-control", b"private, no-cache")
+_VARY: Final = (b"vary", b"accept, accept-encoding")
+_CONDITIONS: Final = frozenset((b"if-none-match", b"if-range", b"range"))
 
 
 class Representation:
@@ -29,23 +32,31 @@ class Representation:
             RadmeshError: RANGE_INVALID.
         """
         self.status, self.start, self.end = 200, 0, size
-        self.headers: Headers = [(b"etag", tag.encode("latin-1")), PRIVATE, (b"vary", b"accept, accept-encoding")]
-        if has(header(scope, b"if-none-match"), tag):
+        asked = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _CONDITIONS}
+        if asked and has(asked.get(b"if-none-match", ""), tag):
             self.status, self.end = 304, 0
+            self.headers: Headers = [(b"etag", tag.encode("latin-1")), PRIVATE, _VARY]
             return
-        if ranges:
-            self.headers.append((b"accept-ranges", b"bytes"))
-            asked = header(scope, b"range")
-            if asked and range_holds(header(scope, b"if-range"), tag):
-                part = byte_range(asked, size)
-                if part is not None:
-                    self.status, (self.start, self.end) = 206, part
-                    told = f"bytes {self.start}-{self.end - 1}/{size}"
-                    self.headers.append((b"content-range", told.encode("ascii")))
-        self.headers += [
-            (b"content-type", content_type.encode("latin-1")),
-            (b"content-length", str(self.end - self.start).encode("ascii")),
-        ]
+        if asked and ranges and range_holds(asked.get(b"if-range", ""), tag):
+            part = byte_range(asked.get(b"range", ""), size)
+            if part is not None:
+                self.status, (self.start, self.end) = 206, part
+        self.headers = list(_headers(content_type, tag, self.end - self.start, ranges=ranges))
+        if self.status == 206:
+            told = f"bytes {self.start}-{self.end - 1}/{size}"
+            self.headers.append((b"content-range", told.encode("ascii")))
+
+
+@lru_cache(4096)
+def _headers(content_type: str, tag: str, length: int, *, ranges: bool) -> tuple[tuple[bytes, bytes], ...]:
+    return (
+        (b"etag", tag.encode("latin-1")),
+        PRIVATE,
+        _VARY,
+        (b"content-type", content_type.encode("latin-1")),
+        (b"content-length", str(length).encode("ascii")),
+        *([(b"accept-ranges", b"bytes")] if ranges else []),
+    )
 
 
 async def begin(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
