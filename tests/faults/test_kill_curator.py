@@ -1,4 +1,4 @@
-"""Two Curators and their workers, killed with -9 while they work: every picture is made, right, and there once."""
+"""Curators that are killed with -9 while they work, or whose disk is full: every picture is made, and there once."""
 
 import io
 import os
@@ -111,6 +111,24 @@ def workers(running: Running) -> list[int]:
     return found
 
 
+def check_pictures(calls: Inside, wanted: set[str]) -> list[Any]:
+    """Every instance has one rendition, whose frame is what was sent."""
+
+    def all_made() -> list[Any]:
+        found = [r for study in range(1, STUDIES + 1) for r in calls.renditions(f"2.25.77.{study}")]
+        alive = [rendition for rendition in found if rendition.target]
+        return alive if {r.identity.sop_instance_uid for r in alive} == wanted else []
+
+    made: list[Any] = wait_for(all_made, 120, "every picture is made")
+    assert len(made) == len(wanted)
+    for rendition in made:
+        assert (rendition.state, rendition.reason) == (1, "")
+        study, _, number = rendition.identity.sop_instance_uid.removeprefix("2.25.77.").split(".")
+        seen = htj2k.decode(calls.frame(rendition), max_samples=SIZE * SIZE)
+        assert np.array_equal(seen, pixels(int(study), int(number)))
+    return made
+
+
 def test_two_curators_are_killed_while_they_work(tmp_path: Path) -> None:
     config = tmp_path / "radmesh.toml"
     config.write_text(CONFIG)
@@ -138,19 +156,7 @@ def test_two_curators_are_killed_while_they_work(tmp_path: Path) -> None:
         sending.join(120)
         assert set(sending.acknowledged) == wanted
 
-        def all_made() -> list[Any]:
-            found = [r for study in range(1, STUDIES + 1) for r in calls.renditions(f"2.25.77.{study}")]
-            alive = [rendition for rendition in found if rendition.target]
-            return alive if {r.identity.sop_instance_uid for r in alive} == wanted else []
-
-        made = wait_for(all_made, 120, "every picture is made")
-        # Nothing twice: each belongs to one of them.
-        assert len(made) == len(wanted)
-        for rendition in made:
-            assert (rendition.state, rendition.reason) == (1, "")
-            study, _, number = rendition.identity.sop_instance_uid.removeprefix("2.25.77.").split(".")
-            seen = htj2k.decode(calls.frame(rendition), max_samples=SIZE * SIZE)
-            assert np.array_equal(seen, pixels(int(study), int(number)))
+        made = check_pictures(calls, wanted)
         # Every job has ended, and none has failed.
         jobs = calls.database("JobService")
 
@@ -167,3 +173,28 @@ def test_two_curators_are_killed_while_they_work(tmp_path: Path) -> None:
     print(f"\n{KILLS} kills, {busy} of them amid work; {len(made)} pictures, {counts}")
     assert busy >= KILLS // 3
     assert all(counts.values())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a Curator a small file system")
+def test_a_web_cache_whose_disk_is_full() -> None:
+    """Writes fail in the middle: nothing half is served, intake notices nothing, and all is made when there is room."""
+    wanted = {item.sop_instance_uid for item in items()}
+    settings = ("curator.reserve=0", "curator.busy_pause=0", "curator.sweep=2")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    with Running(*arguments, room={"curator-0": 6 << 20}) as running, inside(running) as calls:
+        sending = Sending(running.dicom_port, items())
+        sending.start()
+        sending.join(120)
+        assert (set(sending.acknowledged), set(sending.statuses)) == (wanted, {0})
+        jobs = calls.database("JobService")
+
+        def waiting() -> bool:
+            request = database_pb2.ListJobsRequest(kind="curate", page_size=1000)
+            return any(job.reason == "STORAGE_FULL" for job in jobs.ListJobs(request).jobs)
+
+        wait_for(waiting, 60, "a study waits for room")
+        for study in range(1, STUDIES + 1):
+            for rendition in calls.renditions(f"2.25.77.{study}"):
+                assert calls.frame(rendition)
+        running.make_room("curator-0", 256 << 20)
+        check_pictures(calls, wanted)

@@ -19,6 +19,7 @@ from radmesh.dicom.header import QueryableHeader, new_scanner
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import MethodCodec
 from radmesh.transfer.codec import decoder
+from radmesh_native import htj2k
 
 CODECS = {
     "ReadFrames": MethodCodec(response_deserializer=decoder(curator_pb2.ReadFramesResponse)),
@@ -171,3 +172,19 @@ class Cluster(Components):
         request = curator_pb2.ReadSeriesMetadataRequest(study_instance_uid=study, series_instance_uid=series)
         messages = list(self.web_cache(number).ReadSeriesMetadata(request, timeout=20.0))
         return messages[0].fields, b"".join(bytes(m.data) for m in messages)
+
+
+def study_of(number: int) -> str:
+    return f"2.25.77.{number}"
+
+
+def check(cluster: Cluster, study: int, *numbers: int, curator: int = 0) -> None:
+    """These images of a study are served as they are."""
+    for number in numbers:
+        _, stream = cluster.frame(study_of(study), f"{study_of(study)}.1.{number}", number=curator)
+        assert np.array_equal(htj2k.decode(stream, max_samples=64 * 64), pixels_of(study, number))
+
+
+def files(cluster: Cluster, number: int = 0) -> list[Path]:
+    """The files of a web cache."""
+    return sorted((cluster.mesh.folder / f"curator-{number}" / "webcache").glob("*.study"))
