@@ -73,6 +73,8 @@ def _dump(found: Mapping[str, Any]) -> bytes:
 def _vr_of(tag: int) -> str:
     from pydicom.datadict import dictionary_VR  # noqa: PLC0415 - in the process that decodes alone
 
+    if tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF:
+        return "LO"  # a private creator (PS3.5 7.8.1)
     try:
         return _OPEN.get(vr := str(dictionary_VR(tag)), vr)
     except KeyError:
@@ -119,7 +121,7 @@ class _Writer:
             return _with("SQ", [self.object(item, character_set, depth + 1) for item in items])
         # What is empty is an element of pydicom's from the beginning; what was used for a palette is one by now.
         data = raw.value if raw.value is not None and str(raw.value) else b""
-        if not data:
+        if data == b"":
             return {"vr": vr}
         if not isinstance(data, bytes):
             return _with(vr, list(data) if vr in _NUMBERS and hasattr(data, "__iter__") else [data])
