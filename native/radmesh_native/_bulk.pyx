@@ -2,6 +2,7 @@
 """Protobuf wire form of a message whose last field is `bytes data = 15`, without protobuf's copies."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint8_t, uint64_t
@@ -43,16 +44,20 @@ def join(bytes prefix not None, data):
         PyBuffer_Release(&view)
 
 
-def lead(bytes prefix not None, uint64_t length):
+def lead(bytes prefix not None, uint64_t length, uint8_t tag=TAG):
     cdef uint8_t tail[11]
     cdef int k = 1
-    tail[0] = TAG
+    tail[0] = tag
     while length > 0x7F:
         tail[k] = 0x80 | (length & 0x7F)
         length >>= 7
         k += 1
     tail[k] = <uint8_t> length
     return prefix + PyBytes_FromStringAndSize(<char *> tail, k + 1)
+
+
+def room(Py_ssize_t size):
+    return PyByteArray_FromStringAndSize(NULL, size)
 
 
 cdef Py_ssize_t varint(const uint8_t *p, Py_ssize_t i, Py_ssize_t n, uint64_t *value) noexcept nogil:

@@ -4,12 +4,13 @@
 import os
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "crc32c.h" nogil:
     void crc32c_init()
     int crc32c_has_sse42()
+    uint32_t crc32c_combine(uint32_t first, uint32_t second, uint64_t length)
     uint32_t crc32c_portable(uint32_t crc, const uint8_t *p, size_t n)
     uint32_t crc32c_sse42(uint32_t crc, const uint8_t *p, size_t n)
 
@@ -36,3 +37,7 @@ def crc32c(data, uint32_t value=0):
             value = crc32c_sse42(value, p, n) if _fast else crc32c_portable(value, p, n)
     PyBuffer_Release(&view)
     return value
+
+
+def combine(uint32_t first, uint32_t second, uint64_t length):
+    return crc32c_combine(first, second, length)

@@ -108,6 +108,62 @@ cdef int number_size(uint16_t vr) noexcept nogil:
     return 1
 
 
+cdef class Tags:
+    """Which elements, in order, with the VR of each: {tag: VR}. Made once for many scans."""
+
+    cdef uint32_t *tags
+    cdef uint16_t *vrs
+    cdef int count
+
+    def __cinit__(self, dict wanted not None):
+        cdef bytes vr
+        self.tags = <uint32_t *> malloc(sizeof(uint32_t) * (len(wanted) + 1))
+        self.vrs = <uint16_t *> malloc(sizeof(uint16_t) * (len(wanted) + 1))
+        if self.tags == NULL or self.vrs == NULL:
+            raise MemoryError
+        for tag in sorted(wanted):
+            vr = wanted[tag]
+            if len(vr) != 2 or not vr_form(vr_code(vr[0], vr[1])):
+                raise ValueError("wanted: a VR of the standard for each tag")
+            self.tags[self.count] = tag
+            self.vrs[self.count] = vr_code(vr[0], vr[1])
+            self.count += 1
+
+    def __dealloc__(self):
+        free(self.tags)
+        free(self.vrs)
+
+    cdef int index_of(self, uint32_t tag) noexcept nogil:
+        """Index of a tag, or -1."""
+        cdef int low = 0
+        cdef int high = self.count
+        cdef int middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.tags[middle] < tag:
+                low = middle + 1
+            else:
+                high = middle
+        return low if low < self.count and self.tags[low] == tag else -1
+
+    def of(self, bytes header not None):
+        """A queryable header with these elements alone."""
+        cdef const uint8_t *p = <const uint8_t *> PyBytes_AS_STRING(header)
+        cdef size_t n = PyBytes_GET_SIZE(header)
+        cdef size_t i = 0
+        cdef size_t k = 0
+        cdef Element e
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, n)
+        cdef uint8_t *q = <uint8_t *> PyBytes_AS_STRING(out)
+        while i < n:
+            next_element(p, i, n, &e)
+            if self.index_of(e.tag) >= 0:
+                memcpy(q + k, p + i, e.end - i)
+                k += e.end - i
+            i = e.end
+        return out[:k]
+
+
 cdef class Scanner:
     cdef int encoding
     cdef uint8_t *data
@@ -117,9 +173,7 @@ cdef class Scanner:
     cdef Element *found
     cdef int found_count
     cdef size_t header_size
-    cdef uint32_t *wanted
-    cdef uint16_t *wanted_vr
-    cdef int wanted_count
+    cdef Tags wanted
     cdef uint32_t last_tag
     cdef int failed
     cdef uint32_t failed_tag
@@ -129,32 +183,19 @@ cdef class Scanner:
     cdef bint started
     cdef readonly bint complete
 
-    def __cinit__(self, int encoding, dict wanted not None, *, size_t limit=4194304):
-        cdef int k = 0
-        cdef bytes vr
+    def __cinit__(self, int encoding, wanted not None, *, size_t limit=4194304):
         if encoding not in (IMPLICIT, EXPLICIT, BIG_ENDIAN):
             raise ValueError("encoding")
         self.encoding = encoding
         self.limit = limit
-        self.wanted_count = len(wanted)
-        self.wanted = <uint32_t *> malloc(sizeof(uint32_t) * (self.wanted_count + 1))
-        self.wanted_vr = <uint16_t *> malloc(sizeof(uint16_t) * (self.wanted_count + 1))
-        self.found = <Element *> malloc(sizeof(Element) * (self.wanted_count + 1))
-        if self.wanted == NULL or self.wanted_vr == NULL or self.found == NULL:
+        self.wanted = wanted if isinstance(wanted, Tags) else Tags(wanted)
+        self.found = <Element *> malloc(sizeof(Element) * (self.wanted.count + 1))
+        if self.found == NULL:
             raise MemoryError
-        for tag in sorted(wanted):
-            vr = wanted[tag]
-            if len(vr) != 2 or not vr_form(vr_code(vr[0], vr[1])):
-                raise ValueError("wanted: a VR of the standard for each tag")
-            self.wanted[k] = tag
-            self.wanted_vr[k] = vr_code(vr[0], vr[1])
-            k += 1
 
     def __dealloc__(self):
         free(self.data)
         free(self.found)
-        free(self.wanted)
-        free(self.wanted_vr)
 
     # Bytes
 
@@ -346,19 +387,6 @@ cdef class Scanner:
         end[0] = i
         return OK
 
-    cdef int index_of(self, uint32_t tag) noexcept nogil:
-        """Index of a wanted tag, or -1."""
-        cdef int low = 0
-        cdef int high = self.wanted_count
-        cdef int middle
-        while low < high:
-            middle = (low + high) // 2
-            if self.wanted[middle] < tag:
-                low = middle + 1
-            else:
-                high = middle
-        return low if low < self.wanted_count and self.wanted[low] == tag else -1
-
     cdef int place_of(self, uint32_t tag) noexcept nogil:
         """Index of the first found element whose tag is not below this one."""
         cdef int k = self.found_count
@@ -374,14 +402,14 @@ cdef class Scanner:
 
     cdef void keep(self, Element *e) noexcept nogil:
         """Keep an element if it is wanted."""
-        cdef int wanted = self.index_of(e.tag)
+        cdef int wanted = self.wanted.index_of(e.tag)
         cdef int place
         if wanted < 0:
             return
         place = self.place_of(e.tag)
         if place < self.found_count and self.found[place].tag == e.tag:
             return
-        e.header_vr = e.vr if e.vr and e.vr != vr_code(b"U", b"N") else self.wanted_vr[wanted]
+        e.header_vr = e.vr if e.vr and e.vr != vr_code(b"U", b"N") else self.wanted.vrs[wanted]
         # What is not wanted as a sequence is none, whatever it says.
         e.left_out = e.header_vr == vr_code(b"S", b"Q")
         if e.length > MAX_VALUE or self.header_size + e.length + 12 > MAX_HEADER:
@@ -561,33 +589,39 @@ cdef uint8_t *put_element(uint8_t *p, const Element *e, const uint8_t *value, in
     return p + e.length
 
 
+cdef int next_element(const uint8_t *p, size_t i, size_t n, Element *e) except -1:
+    """Read the element at i of a queryable header (Explicit VR Little Endian, no undefined lengths)."""
+    cdef int form
+    if n - i < 8:
+        raise ValueError("the header ends inside an element")
+    e.tag = (<uint32_t> (p[i] | p[i + 1] << 8) << 16) | (p[i + 2] | p[i + 3] << 8)
+    e.vr = vr_code(p[i + 4], p[i + 5])
+    form = vr_form(e.vr)
+    if form == 2:
+        e.length = p[i + 6] | p[i + 7] << 8
+        e.value = i + 8
+    elif form == 4:
+        if n - i < 12:
+            raise ValueError("the header ends inside an element")
+        e.length = p[i + 8] | (<uint32_t> p[i + 9] << 8) | (<uint32_t> p[i + 10] << 16) | (<uint32_t> p[i + 11] << 24)
+        e.value = i + 12
+    else:
+        raise ValueError("the header has an element without a VR")
+    if e.length > n - e.value:
+        raise ValueError("the header ends inside an element")
+    e.end = e.value + e.length
+    return 0
+
+
 def split_header(bytes header not None):
-    """Queryable header (Explicit VR Little Endian, no undefined lengths) to {tag: (vr, value)}."""
+    """Queryable header to {tag: (vr, value)}."""
     cdef const uint8_t *p = <const uint8_t *> PyBytes_AS_STRING(header)
     cdef size_t n = PyBytes_GET_SIZE(header)
     cdef size_t i = 0
-    cdef uint32_t tag, length
-    cdef int form
+    cdef Element e
     cdef dict out = {}
     while i < n:
-        if n - i < 8:
-            raise ValueError("the header ends inside an element")
-        tag = (<uint32_t> (p[i] | p[i + 1] << 8) << 16) | (p[i + 2] | p[i + 3] << 8)
-        form = vr_form(vr_code(p[i + 4], p[i + 5]))
-        if form == 2:
-            length = p[i + 6] | p[i + 7] << 8
-            vr = header[i + 4:i + 6]
-            i += 8
-        elif form == 4:
-            if n - i < 12:
-                raise ValueError("the header ends inside an element")
-            length = p[i + 8] | (<uint32_t> p[i + 9] << 8) | (<uint32_t> p[i + 10] << 16) | (<uint32_t> p[i + 11] << 24)
-            vr = header[i + 4:i + 6]
-            i += 12
-        else:
-            raise ValueError("the header has an element without a VR")
-        if length > n - i:
-            raise ValueError("the header ends inside an element")
-        out[tag] = (vr, header[i:i + length])
-        i += length
+        next_element(p, i, n, &e)
+        out[e.tag] = (header[i + 4:i + 6], header[e.value:e.end])
+        i = e.end
     return out

@@ -23,22 +23,38 @@ static uint32_t crc32c_gf2_times(const uint32_t *matrix, uint32_t vector) {
     return sum;
 }
 
-static void crc32c_zeros(uint32_t zeros[4][256], size_t length) {
-    uint32_t even[32], odd[32];
-    odd[0] = 0x82F63B78;
-    for (int n = 1; n < 32; n++) odd[n] = (uint32_t)1 << (n - 1);
-    for (int n = 0; n < 32; n++) even[n] = crc32c_gf2_times(odd, odd[n]);
-    for (int n = 0; n < 32; n++) odd[n] = crc32c_gf2_times(even, even[n]);
-    /* odd is now the operator for four zero bits; square it up to `length` bytes (a power of two, 1 or more). */
-    uint32_t *from = odd, *to = even;
-    for (size_t bits = 4; bits < length * 8; bits <<= 1) {
-        for (int n = 0; n < 32; n++) to[n] = crc32c_gf2_times(from, from[n]);
-        uint32_t *swap = from;
-        from = to;
-        to = swap;
+/* The operator that advances a CRC over one zero byte, as a matrix over GF(2), and its square. */
+static void crc32c_square(uint32_t square[32], const uint32_t matrix[32]) {
+    for (int n = 0; n < 32; n++) square[n] = crc32c_gf2_times(matrix, matrix[n]);
+}
+
+static void crc32c_zero_byte(uint32_t matrix[32]) {
+    uint32_t bits[32];
+    matrix[0] = 0x82F63B78;
+    for (int n = 1; n < 32; n++) matrix[n] = (uint32_t)1 << (n - 1);
+    for (int k = 0; k < 3; k++) {
+        memcpy(bits, matrix, sizeof bits);
+        crc32c_square(matrix, bits);
     }
+}
+
+/* The CRC of A and B, from that of A, that of B, and the length of B. */
+static uint32_t crc32c_combine(uint32_t first, uint32_t second, uint64_t length) {
+    uint32_t matrix[32], half[32];
+    crc32c_zero_byte(matrix);
+    for (; length; length >>= 1) {
+        if (length & 1) first = crc32c_gf2_times(matrix, first);
+        memcpy(half, matrix, sizeof half);
+        crc32c_square(matrix, half);
+    }
+    return first ^ second;
+}
+
+static void crc32c_zeros(uint32_t zeros[4][256], size_t length) {
+    uint32_t matrix[32];
+    for (int n = 0; n < 32; n++) matrix[n] = crc32c_combine((uint32_t)1 << n, 0, length);
     for (uint32_t n = 0; n < 256; n++)
-        for (int k = 0; k < 4; k++) zeros[k][n] = crc32c_gf2_times(from, n << (8 * k));
+        for (int k = 0; k < 4; k++) zeros[k][n] = crc32c_gf2_times(matrix, n << (8 * k));
 }
 
 static inline uint32_t crc32c_shift(uint32_t zeros[4][256], uint32_t crc) {

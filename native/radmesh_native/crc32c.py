@@ -1,5 +1,9 @@
-"""CRC-32C (Castagnoli; RFC 3720 12.1): guards every chunk that moves between components."""
+"""CRC-32C (Castagnoli; RFC 3720 12.1): guards every chunk that moves between components.
 
-from radmesh_native._crc32c import crc32c, path
+`crc32c(data, value=0)` goes on from the CRC of what was before; `combine(first, second, length)` is the CRC of two
+pieces from those of each, `length` being that of the second.
+"""
 
-__all__ = ["crc32c", "path"]
+from radmesh_native._crc32c import combine, crc32c, path
+
+__all__ = ["combine", "crc32c", "path"]

@@ -12,18 +12,19 @@
 Top-level elements only; sequences are walked over, 64 deep at most and without recursion. At most `limit` bytes are
 kept. The oddities of real files are borne: elements without a VR, a VR of nobody, Implicit VR where Explicit was
 declared and the reverse, within items too, tags out of order or twice (the first counts). The header leaves out values
-of more than 16,384 bytes, and what would make it longer than 262,144. `split_header(header)` takes a header apart; it
-raises ValueError.
+of more than 16,384 bytes, and what would make it longer than 262,144. `split_header(header)` takes a header apart;
+`Tags({tag: VR}).of(header)` is the header with these elements alone. Both raise ValueError for what is no header.
+`Scanner` takes such `Tags` too: whoever scans many data sets makes them once.
 
 Remarks: BAD_VR tag, ORDER tag, VALUE_TOO_LONG tag, VR_DECLARED_OTHER; 32 at most.
 """
 
 from typing import Final
 
-from radmesh_native._header import Scanner, split_header
+from radmesh_native._header import Scanner, Tags, split_header
 
 IMPLICIT: Final = 0
 EXPLICIT: Final = 1
 BIG_ENDIAN: Final = 2
 
-__all__ = ["BIG_ENDIAN", "EXPLICIT", "IMPLICIT", "Scanner", "split_header"]
+__all__ = ["BIG_ENDIAN", "EXPLICIT", "IMPLICIT", "Scanner", "Tags", "split_header"]

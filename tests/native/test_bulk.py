@@ -39,6 +39,16 @@ def test_buffers_of_any_kind() -> None:
     held.append(1)  # would raise while somebody holds it
 
 
+def test_the_beginning_of_any_field() -> None:
+    for size in (0, 1, 127, 128, 70_000):
+        header = transfer_pb2.Header(sop_instance_uid="1" * size).SerializeToString()
+        field = bulk.lead(OFFSET, len(header), transfer_pb2.PutRequest.HEADER_FIELD_NUMBER << 3 | 2) + header
+        message = transfer_pb2.PutRequest.FromString(field)
+        assert (message.offset, message.header.sop_instance_uid) == (5, "1" * size)
+    assert len(bulk.room(1000)) == 1000
+    assert bulk.room(0) == b""
+
+
 def test_no_copy() -> None:
     wire = bulk.join(OFFSET, bytes(1000))
     parts = bulk.split(wire)

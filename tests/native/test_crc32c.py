@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import radmesh_native.crc32c
-from radmesh_native.crc32c import crc32c
+from radmesh_native.crc32c import combine, crc32c
 
 # RFC 3720 B.4; the last one is the check value of the polynomial.
 VECTORS = [
@@ -56,6 +56,24 @@ def test_known_answers(data: bytes, expected: int) -> None:
 @given(st.binary(max_size=2000), st.integers(0, 2**32 - 1))
 def test_model(data: bytes, value: int) -> None:
     assert crc32c(data, value) == model(data, value)
+
+
+@given(st.binary(max_size=300), st.binary(max_size=3000))
+def test_two_pieces(first: bytes, second: bytes) -> None:
+    assert combine(crc32c(first), crc32c(second), len(second)) == crc32c(first + second)
+
+
+def test_long_pieces() -> None:
+    data = os.urandom(1_048_560)
+    assert combine(crc32c(b"x"), crc32c(data), len(data)) == crc32c(b"x" + data)
+    # 5 GiB of zeros, in pieces of a power of two: nobody needs to have them.
+    check, size = crc32c(bytes(1 << 20)), 1 << 20
+    for _ in range(12):
+        check, size = combine(check, check, size), size * 2
+    half = crc32c(bytes(1 << 19))
+    for _ in range(13):
+        half = combine(half, half, (1 << 19) << _)
+    assert check == half
 
 
 # Around the blocks that three streams take: of 256 and of 8,192 bytes each.

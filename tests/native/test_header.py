@@ -152,6 +152,42 @@ def test_noise(data, encoding):
         header.split_header(data)
 
 
+def taken(data, wanted):
+    try:
+        return header.split_header(header.Tags(wanted).of(data))
+    except ValueError:
+        return None
+
+
+SOME = {0x00080005: b"CS", 0x00100010: b"PN", 0x00100020: b"LO", 0x00280010: b"US"}
+
+
+def test_some_elements_of_a_header():
+    whole = scan(*FILES[0][1]).header()
+    assert header.Tags(WANTED).of(whole) == whole
+    assert header.Tags({}).of(whole) == b""
+    assert header.Tags(SOME).of(b"") == b""
+    for _, found in FILES:
+        whole = scan(*found).header()
+        expected = {tag: element for tag, element in header.split_header(whole).items() if tag in SOME}
+        assert taken(whole, SOME) == expected
+    encoding, data = FILES[0][1]
+    scanner = header.Scanner(encoding, header.Tags(SOME))
+    scanner.feed(data)
+    assert scanner.header() == header.Tags(SOME).of(scan(encoding, data).header())
+
+
+@given(st.integers(0, len(FILES) - 1), st.integers(0, 400), st.binary(max_size=3), st.integers(0, 400))
+def test_some_elements_of_what_may_be_no_header(which, at, bytes_there, end):
+    data = scan(*FILES[which][1]).header()
+    data = (data[:at] + bytes_there + data[at + len(bytes_there) :])[: end or None]
+    try:
+        expected = {tag: element for tag, element in header.split_header(data).items() if tag in SOME}
+    except ValueError:
+        expected = None
+    assert taken(data, SOME) == expected
+
+
 def nested(depth):
     item, sequence = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF), b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff"
     return (sequence + item) * depth
