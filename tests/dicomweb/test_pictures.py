@@ -17,6 +17,7 @@ from radmesh.api.common.v1 import common_pb2
 from radmesh.api.curator.v1 import curator_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.application_server import pictures as module
+from radmesh.application_server.dicomweb import forms
 from radmesh.application_server.pictures import Frame, FrameCache, FrameSize, Picture, Pictures
 from radmesh.runtime.errors import RadmeshError
 from radmesh.transfer.codec import Bulk
@@ -47,7 +48,7 @@ def cluster(tmp_path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def reader(cluster) -> Iterator[Pictures]:
-    made = Pictures(cluster.context("application-server"), cluster.curation(), 4 << 20)
+    made = Pictures(cluster.context("application-server"), cluster.curation(), 4 << 20, forms.around)
     yield made
     made.close()
 
@@ -241,8 +242,8 @@ def test_what_does_not_fit_is_never_served(frames, cuts, data):
 def test_the_cache_has_bounds(puts):
     cache = FrameCache(100)
     for key, size in puts:
-        cache.put((key,), Frame(bytes(size), "1.2", ()))
-        assert cache.bytes == sum(len(f.data) for f in cache._frames.values()) <= 100
+        cache.put((key,), Frame(bytes(size), 0, size, "1.2", ()))
+        assert cache.bytes == sum(len(f.whole) for f in cache._frames.values()) <= 100
         if size <= 100:
             assert cache.get((key,)) is not None
 
@@ -250,7 +251,7 @@ def test_the_cache_has_bounds(puts):
 def test_what_was_read_longest_ago_gives_way():
     cache = FrameCache(100)
     for key in "abc":
-        cache.put((key,), Frame(bytes(40), "1.2", ()))
+        cache.put((key,), Frame(bytes(40), 0, 40, "1.2", ()))
         cache.get(("a",))
     assert [key in cache for key in (("a",), ("b",), ("c",))] == [True, False, True]
 

@@ -152,7 +152,7 @@ class ImageService:
         if size <= LARGE:
             frame = self._pictures.frame(study, series, uid, number, held=held)
             # Another web cache may have it otherwise encoded.
-            size, syntax, offsets = len(frame.data), frame.transfer_syntax_uid, frame.resolution_offsets
+            size, syntax, offsets = frame.size, frame.transfer_syntax_uid, frame.resolution_offsets
             end = min(size, wanted.offset + wanted.length) if wanted.length else size
             pieces: Iterator[Buffer] = _cut(frame.data, wanted.offset, end)
         else:
@@ -230,7 +230,7 @@ def _frame(frame: FrameSize) -> curator_pb2.Frame:
     return curator_pb2.Frame(size=frame.size, resolution_offsets=frame.resolution_offsets)
 
 
-def _cut(data: bytes, start: int, end: int) -> Iterator[Buffer]:
+def _cut(data: Buffer, start: int, end: int) -> Iterator[Buffer]:
     """Yield pieces that fit into a message; of nothing one that is empty."""
     view = memoryview(data)
     for at in range(start, max(end, start + 1), _CHUNK):

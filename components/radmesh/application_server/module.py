@@ -12,6 +12,7 @@ from radmesh.application_server import dicomweb, images, pages, service
 from radmesh.application_server.audit import Audit
 from radmesh.application_server.changes import StudyChanges, StudyWatches
 from radmesh.application_server.config import Http, Section
+from radmesh.application_server.dicomweb import forms
 from radmesh.application_server.grants import ReadGrants
 from radmesh.application_server.http import events, health, reading
 from radmesh.application_server.http import sessions as http_sessions
@@ -107,7 +108,7 @@ class ApplicationServer:
         self._door.add(_DOOR["RisService"], ris_service)
         self._door.add(_DOOR["AdministrationService"], administration)
         self._changes = StudyChanges(context, queries)
-        self._pictures = Pictures(context, stubs["CurationService"], config.frame_cache << 20)
+        self._pictures = Pictures(context, stubs["CurationService"], config.frame_cache << 20, forms.around)
         metadata = Metadata(self._pictures, studies)
         image_service = images.ImageService(
             pictures=self._pictures,

@@ -73,11 +73,23 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame as it is served."""
+    """A frame: the bytes of `whole` from `start` to `end`. What is around it makes it what is asked for most often."""
 
-    data: bytes
+    whole: bytes
+    start: int
+    end: int
     transfer_syntax_uid: str
     resolution_offsets: tuple[int, ...]
+
+    @property
+    def data(self) -> memoryview:
+        """The frame."""
+        return memoryview(self.whole)[self.start : self.end]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the frame."""
+        return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +164,11 @@ class FrameCache:
         """Keep a frame; those that were read longest ago give way."""
         with self._lock:
             if (before := self._frames.pop(key, None)) is not None:
-                self.bytes -= len(before.data)
+                self.bytes -= len(before.whole)
             self._frames[key] = frame
-            self.bytes += len(frame.data)
+            self.bytes += len(frame.whole)
             while self.bytes > self._most and self._frames:
-                self.bytes -= len(self._frames.popitem(last=False)[1].data)
+                self.bytes -= len(self._frames.popitem(last=False)[1].whole)
 
     def __contains__(self, key: tuple[object, ...]) -> bool:
         return key in self._frames
@@ -169,12 +181,20 @@ class Pictures:
         context: of the component.
         curations: calls of database.v1.CurationService.
         most_bytes: of frames kept in memory.
+        around: what stands before and behind frame `number` of a picture in the form in which it is kept.
     """
 
-    def __init__(self, context: Context, curations: Any, most_bytes: int) -> None:
+    def __init__(
+        self,
+        context: Context,
+        curations: Any,
+        most_bytes: int,
+        around: Callable[[Picture, int], tuple[bytes, bytes]] = lambda _picture, _number: (b"", b""),
+    ) -> None:
         self._context = context
         self._log = context.log
         self._curations = curations
+        self._around = around
         self._ahead = min(_AHEAD_BYTES, most_bytes // 8)
         self.cache = FrameCache(most_bytes)
         self._lock = threading.Lock()
@@ -355,14 +375,14 @@ class Pictures:
         part: Callable[[Picture], tuple[int, int]],
         *,
         held: bool,
-    ) -> tuple[Picture, bytes]:
+    ) -> tuple[Picture, Buffer]:
         """Return some bytes of a frame, and of which picture; `part` says (offset, length) of it. Nothing is kept.
 
         Raises:
             RadmeshError: as `frame`.
         """
 
-        def read(_: SeriesPictures, picture: Picture) -> tuple[Picture, bytes]:
+        def read(_: SeriesPictures, picture: Picture) -> tuple[Picture, Buffer]:
             offset, length = part(picture)
             if length > LARGE:
                 raise RadmeshError("MESSAGE_TOO_LARGE", f"at most {LARGE >> 20} MiB at once")
@@ -483,9 +503,10 @@ class Pictures:
             for one, data, last in _pieces(calls, wanted):
                 parts.append(data)
                 if last:
-                    frame = Frame(
-                        b"".join(parts), one.picture.rendition.transfer_syntax_uid, one.size.resolution_offsets
-                    )
+                    before, behind = self._around(one.picture, one.number)
+                    whole = b"".join((before, *parts, behind))
+                    syntax, offsets = one.picture.rendition.transfer_syntax_uid, one.size.resolution_offsets
+                    frame = Frame(whole, len(before), len(whole) - len(behind), syntax, offsets)
                     parts.clear()
                     self.cache.put(one.key, frame)
                     with self._lock:

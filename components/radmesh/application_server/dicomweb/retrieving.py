@@ -14,11 +14,10 @@ from urllib.parse import parse_qsl
 from radmesh.api.database.v1 import database_pb2
 from radmesh.application_server.dicomweb import answers, thumbnails
 from radmesh.application_server.dicomweb.answers import PRIVATE, Representation
+from radmesh.application_server.dicomweb.forms import Form, form_of, overlaps
 from radmesh.application_server.dicomweb.multipart import Envelope
 from radmesh.application_server.dicomweb.negotiation import (
     DICOM,
-    IMAGE_TYPES,
-    OCTET_STREAM,
     MediaRange,
     Offer,
     choose,
@@ -104,38 +103,6 @@ class _Asked:
     def expected(self) -> Mapping[str, int]:
         """Instances of each series, by Series Instance UID, as far as the caller sees them."""
         return {series.series_instance_uid: series.instance_count for series in self.detail.series}
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """A frame, or several, as an answer: what it is made of, in order."""
-
-    content_type: str
-    tag: str
-    # Bytes, or the number of a frame.
-    segments: tuple[bytes | int, ...]
-    size: int
-
-
-@functools.lru_cache(4096)
-def _form(
-    keys: tuple[tuple[object, ...], ...], numbers: tuple[int, ...], sizes: tuple[int, ...], offer: Offer
-) -> _Form:
-    """Return the form of an answer. The keys of the frames tell it from all others."""
-    digest = hashlib.sha256(repr((keys, offer)).encode()).hexdigest()[:32]
-    if not offer.multipart:
-        return _Form(offer.content_type, f'"{digest}"', numbers, sizes[0])
-    envelope = Envelope.of(offer.type, digest)
-    segments: list[bytes | int] = []
-    for number in numbers:
-        segments += [envelope.head(offer.content_type, first=not segments), number]
-    segments.append(envelope.tail)
-    size = envelope.size([(offer.content_type, size) for size in sizes])
-    return _Form(envelope.content_type, f'"{digest}"', tuple(segments), size)
-
-
-# Forms of one frame are small.
-_form_of_one = functools.lru_cache(4096)(_form)
 
 
 class Wado:
@@ -245,7 +212,7 @@ class Wado:
             suspects = self._pictures.suspects()
             for number in numbers:
                 picture = found.find(asked.instance, number, suspects)
-            form = _form_of(picture, numbers, _accept_text(scope))
+            form = form_of(picture, numbers, _accept_text(scope))
             representation = Representation(scope, form.content_type, form.tag, form.size)
             if await self._send_frames(asked, picture, form, representation, send):
                 return
@@ -256,10 +223,20 @@ class Wado:
         raise RadmeshError("PEER_UNAVAILABLE", "the pictures are being made anew: try again")
 
     async def _send_frames(
-        self, asked: _Asked, picture: Picture, form: _Form, representation: Representation, send: Send
+        self, asked: _Asked, picture: Picture, form: Form, representation: Representation, send: Send
     ) -> bool:
         """Send what is asked for of a form; return False, before anything is sent, if it is not there any more."""
-        plan = list(_overlaps(form, picture, representation.start, representation.end))
+        if form.kept and representation.status != 304:
+            number = next(segment for segment in form.segments if isinstance(segment, int))
+            if picture.frames[number - 1].size <= LARGE:
+                frame = await self._frame(asked, picture, number)
+                if frame is None:
+                    return False
+                await answers.begin(send, representation.status, representation.headers)
+                whole, start, end = frame.whole, representation.start, representation.end
+                await answers.end(send, whole if end - start == len(whole) else memoryview(whole)[start:end])
+                return True
+        plan = list(overlaps(form, picture, representation.start, representation.end))
         first = next((segment for segment, _, _ in plan if isinstance(segment, int)), 0)
         if first and picture.frames[first - 1].size <= LARGE and await self._frame(asked, picture, first) is None:
             return False
@@ -277,8 +254,7 @@ class Wado:
                 frame = await self._frame(asked, picture, segment)
                 if frame is None:
                     raise RadmeshError("PEER_UNAVAILABLE", "the pictures were made anew meanwhile")
-                whole = start == 0 and end == len(frame.data)
-                await answers.go_on(send, frame.data if whole else memoryview(frame.data)[start:end])
+                await answers.go_on(send, frame.data[start:end])
         await answers.end(send)
         return True
 
@@ -290,7 +266,7 @@ class Wado:
             self._pictures.frame, asked.detail.study, asked.series, asked.instance, number, held=asked.held
         )
         known = picture.frames[number - 1]
-        same = (len(frame.data), frame.resolution_offsets) == (known.size, known.resolution_offsets)
+        same = (frame.size, frame.resolution_offsets) == (known.size, known.resolution_offsets)
         return frame if same and frame.transfer_syntax_uid == picture.rendition.transfer_syntax_uid else None
 
     async def _send_large(self, pieces: Iterator[Buffer], send: Send) -> None:
@@ -668,40 +644,3 @@ def _gzipped(pieces: Iterator[Buffer]) -> Iterator[Buffer]:
 
 def _warning(text: str) -> tuple[bytes, bytes]:
     return b"warning", f"299 /dicom-web: {text}".encode("latin-1")
-
-
-@functools.lru_cache(1024)
-def _frame_offer(accept: str, syntax: str, *, single: bool) -> Offer:
-    """Return the form of frames that the client likes best.
-
-    Raises:
-        RadmeshError: NOT_ACCEPTABLE.
-    """
-    kinds = [OCTET_STREAM, *([IMAGE_TYPES[syntax]] if syntax in IMAGE_TYPES else [])]
-    offers = [Offer(kind, syntax, multipart=True) for kind in kinds]
-    if single:
-        offers += [Offer(kind, syntax) for kind in kinds]
-    return choose(parse_accept(accept), offers)
-
-
-def _form_of(picture: Picture, numbers: tuple[int, ...], accept: str) -> _Form:
-    """Return frames as the answer to who accepts `accept`.
-
-    Raises:
-        RadmeshError: NOT_ACCEPTABLE.
-    """
-    offer = _frame_offer(accept, picture.rendition.transfer_syntax_uid, single=len(numbers) == 1)
-    sizes = tuple([picture.frames[number - 1].size for number in numbers])
-    keys = tuple([picture.key(number) for number in numbers])
-    return (_form_of_one if len(numbers) == 1 else _form)(keys, numbers, sizes, offer)
-
-
-def _overlaps(form: _Form, picture: Picture, start: int, end: int) -> Iterator[tuple[bytes | int, int, int]]:
-    """Yield the segments of a form that lie within, each with the part of it that does."""
-    offset = 0
-    for segment in form.segments:
-        size = len(segment) if isinstance(segment, bytes) else picture.frames[segment - 1].size
-        first, last = max(start - offset, 0), min(end - offset, size)
-        if first < last:
-            yield segment, first, last
-        offset += size

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from radmesh.application_server.metadata import Look
 from radmesh.runtime.errors import RadmeshError
+from radmesh.transfer.codec import Buffer
 from radmesh_native.htj2k import CodestreamError, decode
 
 JPEG, PNG = "image/jpeg", "image/png"
@@ -67,7 +68,7 @@ def shown(frame: npt.NDArray[np.generic], look: Look) -> npt.NDArray[np.uint8]:
     return np.asarray(np.rint(grey * 255), dtype=np.uint8)
 
 
-def thumbnail(codestream: bytes, reduce: int, look: Look, box: tuple[int, int], kind: str) -> bytes:
+def thumbnail(codestream: Buffer, reduce: int, look: Look, box: tuple[int, int], kind: str) -> bytes:
     """Return a JPEG or PNG of at most `box` (columns, rows), its sides in the frame's proportion.
 
     Args:
