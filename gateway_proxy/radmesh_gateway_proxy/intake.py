@@ -6,16 +6,17 @@ bytes to the store that the ticket names while they come in, and the answer wait
 
 import hashlib
 import struct
-import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from radmesh.dicom import header as queryable_header
 from radmesh.dicom.admission import AdmissionKey
-from radmesh.dicom.header import SCAN_LIMIT, QueryableHeader
+from radmesh.dicom.header import SCAN_LIMIT
 from radmesh.dicom.uids import TransferSyntax, clean_uid, is_valid_uid, transfer_syntax
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.logs import Logger
@@ -88,41 +89,39 @@ class Senders:
     def __init__(self, make: Callable[[], Sender], most: int, *, patience: float = 10.0) -> None:
         self._make = make
         self._patience = patience
-        self._free = threading.Semaphore(most)
-        self._lock = threading.Lock()
-        self._idle: list[Sender] = []
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(most):
+            self._free.put(None)
+        self._idle: deque[Sender] = deque()
 
-    @contextmanager
-    def one(self) -> Iterator[Sender]:
-        """Borrow a sender.
+    def borrow(self) -> Sender:
+        """Return one that nobody else uses until it is given back.
 
         Raises:
             RadmeshError: STORE_BUSY when none became free in time.
         """
-        if not self._free.acquire(timeout=self._patience):
-            raise RadmeshError("STORE_BUSY", "too many objects are on their way")
         try:
-            with self._lock:
-                # The one that was used last: its streams are the ones most likely still open.
-                sender = self._idle.pop() if self._idle else None
-            sender = sender or self._make()
-            try:
-                yield sender
-            except BaseException:
-                sender.abort()
-                raise
-            finally:
-                with self._lock:
-                    self._idle.append(sender)
+            self._free.get(timeout=self._patience)
+        except Empty:
+            raise RadmeshError("STORE_BUSY", "too many objects are on their way") from None
+        try:
+            # The one that was used last: its streams are the ones most likely still open.
+            return self._idle.pop()
+        except IndexError:
+            return self._make()
+
+    def give_back(self, sender: Sender) -> None:
+        """Take one back; an object that it has open is given up."""
+        try:
+            sender.abort()
         finally:
-            self._free.release()
+            self._idle.append(sender)
+            self._free.put(None)
 
     def close(self) -> None:
         """Close those that nobody has borrowed."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for sender in idle:
-            sender.close()
+        while self._idle:
+            self._idle.pop().close()
 
 
 class Inflater:
@@ -324,12 +323,12 @@ class Intake:
     def _send(self, request: Request, context: AcceptedContext, head: Head, chunks: Iterator[bytes]) -> Committed:
         queryable = head.queryable()
         uids = head.check(request)
-        header = QueryableHeader.parse(queryable)
-        head.remarks += header.character_set_remarks()
-        key = AdmissionKey.of(self._peer.calling_ae_title, header)
+        head.remarks += queryable_header.character_set_remarks(queryable)
+        key = AdmissionKey.of_header(self._peer.calling_ae_title, queryable)
         digest = hashlib.sha256()
         tail = head.tail()
-        with self._senders.one() as sender:
+        sender = self._senders.borrow()
+        try:
             sender.begin(self._header(context, uids), key, queryable)
             for chunk in chain(head.chunks, chunks):
                 digest.update(chunk)
@@ -339,6 +338,8 @@ class Intake:
             if tail is not None:
                 self._check_end(tail, head, sender)
             return sender.commit(digest.digest(), queryable, head.remarks)
+        finally:
+            self._senders.give_back(sender)
 
     def _check_end(self, tail: Tail, head: Head, sender: Sender) -> None:
         cut = tail.ends_inside()
@@ -377,21 +378,23 @@ class Intake:
         uids[_SOP_CLASS] = request.affected_sop_class_uid[:64]
         uids[_SOP_INSTANCE] = request.affected_sop_instance_uid[:64]
         try:
-            with self._senders.one() as sender:
-                try:
-                    sender.reject(
-                        self._rejects,
-                        self._header(context, uids),
-                        data,
-                        reason=refusal.reason,
-                        tag=text_of(refusal.tag),
-                        message=str(refusal)[:64],
-                        cut=refusal.cut,
-                    )
-                except BaseException:
-                    # Whatever is half sent on that stream ends with it.
-                    sender.close()
-                    raise
+            sender = self._senders.borrow()
+            try:
+                sender.reject(
+                    self._rejects,
+                    self._header(context, uids),
+                    data,
+                    reason=refusal.reason,
+                    tag=text_of(refusal.tag),
+                    message=str(refusal)[:64],
+                    cut=refusal.cut,
+                )
+            except BaseException:
+                # Whatever is half sent on that stream ends with it.
+                sender.close()
+                raise
+            finally:
+                self._senders.give_back(sender)
         except RadmeshError as error:
             # The sender still has the object, and hears that it was refused: nothing is lost.
             self._log.warning("reject not kept", reason=error.reason, text=error.message, refusal=refusal.reason)
@@ -430,7 +433,8 @@ def _named(tag: Tag) -> str:
     return f"{_NAMES[tag]} ({text_of(tag)})"
 
 
-def _irregular(tag: Tag, uid: str) -> list[str]:
+@lru_cache(1024)
+def _irregular(tag: Tag, uid: str) -> tuple[str, ...]:
     """Return a remark on a UID that is not quite what PS3.5 section 9.1 says.
 
     Raises:
@@ -440,4 +444,4 @@ def _irregular(tag: Tag, uid: str) -> list[str]:
         raise RefusedError("UID_MISSING", f"{_named(tag)}", tag)
     if not is_valid_uid(uid):
         raise RefusedError("UID_INVALID", f"{_named(tag)}", tag)
-    return [] if is_valid_uid(uid, strict=True) else [f"UID_IRREGULAR {text_of(tag)}"]
+    return () if is_valid_uid(uid, strict=True) else (f"UID_IRREGULAR {text_of(tag)}",)

@@ -9,6 +9,7 @@ import os
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 STATUSES: Final = (0x0000, 0x0122, 0x0124, 0x0211, 0x0212, 0xA700, 0xA900, 0xC000)
@@ -75,6 +76,7 @@ class Board:
         return _OUTCOMES + OUTCOMES.index(name)
 
     @staticmethod
+    @lru_cache(64)
     def response(command: str, status: int) -> int:
         """Return the column of responses with this status; what is not listed counts as "other"."""
         known = STATUSES.index(status) if status in STATUSES else _OTHER_STATUS

@@ -315,9 +315,12 @@ def test_no_store_answers_is_transient(world: World, edge: LocalEdge, size: int)
 def test_senders_are_bounded(world: World) -> None:
     senders = world.senders(most=1)
     senders._patience = 0.1
-    with LocalEdge(make_store=world.intake(senders)) as edge, senders.one(), Client(edge.port) as client:
+    borrowed = senders.borrow()
+    with LocalEdge(make_store=world.intake(senders)) as edge, Client(edge.port) as client:
         response = client.store(image("2.25.110", "2.25.110.1"), "2.25.110.1")
         assert (response.status, response.comment[:10]) == (0xA700, "STORE_BUSY")
+        senders.give_back(borrowed)
+        assert client.store(image("2.25.110", "2.25.110.1"), "2.25.110.1").status == 0
 
 
 def test_cut_in_the_middle_stores_nothing_and_loses_no_sender(world: World, edge: LocalEdge) -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
-from radmesh.dicom.header import QueryableHeader
+from radmesh.dicom.header import QueryableHeader, tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +21,7 @@ class AdmissionKey:
 
     def digest(self) -> bytes:
         """Return SHA-256 over the fields in order, UTF-8, each behind its length in four bytes."""
-        digest = hashlib.sha256()
-        for name in _FIELDS:
-            value = getattr(self, name).encode()
-            digest.update(len(value).to_bytes(4, "big"))
-            digest.update(value)
-        return digest.digest()
+        return _digest(self)
 
     @classmethod
     def of(cls, station: str, header: QueryableHeader) -> "AdmissionKey":
@@ -40,5 +36,38 @@ class AdmissionKey:
             accession_number=header.text("AccessionNumber"),
         )
 
+    @classmethod
+    def of_header(cls, station: str, header: bytes) -> "AdmissionKey":
+        """Return the same of a queryable header's bytes; what the objects of a study have in common is read once.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return _of(station, _TAGS.of(header))
+
 
 _FIELDS = tuple(f.name for f in fields(AdmissionKey))
+_TAGS = tags(
+    "StudyInstanceUID",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "AccessionNumber",
+    "SpecificCharacterSet",
+)
+
+
+@lru_cache(512)
+def _of(station: str, header: bytes) -> AdmissionKey:
+    return AdmissionKey.of(station, QueryableHeader.parse(header))
+
+
+@lru_cache(512)
+def _digest(key: AdmissionKey) -> bytes:
+    digest = hashlib.sha256()
+    for name in _FIELDS:
+        value = getattr(key, name).encode()
+        digest.update(len(value).to_bytes(4, "big"))
+        digest.update(value)
+    return digest.digest()

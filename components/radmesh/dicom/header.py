@@ -92,6 +92,8 @@ LEVELS: Final = {"patient": PATIENT, "study": STUDY, "series": SERIES, "instance
 WANTED: Final[dict[int, bytes]] = {tag: vr.encode() for level in LEVELS.values() for tag, vr, _ in level}
 TAGS: Final[dict[str, int]] = {keyword: tag for level in LEVELS.values() for tag, _, keyword in level}
 
+_SCANNED: Final = native.Tags(WANTED)
+
 # At most this much is looked at before a data set's UIDs must have been seen.
 SCAN_LIMIT: Final = 4 * 1024 * 1024
 
@@ -105,7 +107,12 @@ def new_scanner(syntax: TransferSyntax, also: Mapping[int, bytes] | None = None)
     `also` are elements that are wanted besides: {tag: VR}.
     """
     encoding = native.IMPLICIT if syntax.implicit else native.BIG_ENDIAN if syntax.big_endian else native.EXPLICIT
-    return native.Scanner(encoding, {**WANTED, **also} if also else WANTED, limit=SCAN_LIMIT)
+    return native.Scanner(encoding, {**WANTED, **also} if also else _SCANNED, limit=SCAN_LIMIT)
+
+
+def tags(*keywords: str) -> native.Tags:
+    """Return what takes these elements out of queryable headers: `tags("PatientID").of(header)` has no other."""
+    return native.Tags({TAGS[keyword]: WANTED[TAGS[keyword]] for keyword in keywords})
 
 
 @lru_cache(256)
@@ -232,6 +239,23 @@ class QueryableHeader:
             return int(float(raw.split(b"\\", 1)[0].strip(b"\0 ")))
         except (OverflowError, ValueError):
             return 0
+
+
+_CHARACTERS: Final = tags("SpecificCharacterSet", "PatientName")
+
+
+def character_set_remarks(header: bytes) -> tuple[str, ...]:
+    """Return the remarks on a queryable header's bytes; those on what the objects of a study share are made once.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return _character_set_remarks(_CHARACTERS.of(header))
+
+
+@lru_cache(512)
+def _character_set_remarks(header: bytes) -> tuple[str, ...]:
+    return tuple(QueryableHeader.parse(header).character_set_remarks())
 
 
 def document() -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 IMPLEMENTATION_CLASS_UID: Final = "2.25.288331046014205893211743306182537184271"
@@ -60,6 +61,7 @@ class TransferSyntax:
         return self.uid not in NATIVE
 
 
+@lru_cache(128)
 def transfer_syntax(uid: str) -> TransferSyntax:
     """Return the encoding of a transfer syntax; unknown ones are Explicit VR Little Endian, encapsulated (PS3.5 10)."""
     return TransferSyntax(
