@@ -17,6 +17,8 @@ from typing import Any, Final
 
 import hpack
 
+from radmesh_native import bulk
+
 Buffer = bytes | bytearray | memoryview
 Fields = Sequence[tuple[str, str]]
 
@@ -38,6 +40,8 @@ _HEADER_MAX: Final = 16_384
 _CONTROL_MAX: Final = 10_000
 _BUFFER: Final = 1 << 16
 _HEAD = struct.Struct(">HBBBL")  # length (24 bits), type, flags, stream
+_PREFIX = struct.Struct(">BL")  # of a gRPC message: whether it is compressed, its length
+_HEAD_AND_PREFIX = struct.Struct(">HBBBLBL")
 
 
 class ClosedError(Exception):
@@ -158,12 +162,12 @@ class Connection:
     def send_message(self, *parts: Buffer) -> None:
         """Send one gRPC message, uncompressed: its parts, one after the other."""
         size = sum(map(len, parts))
-        prefix = struct.pack(">BL", 0, size)
-        if size + 5 <= min(self._window, self._stream_window, self._frame_max):
-            self._spend(size + 5)
-            self._send(frame_head(DATA, 0, self.stream, size + 5) + prefix, *parts)
+        length = size + 5
+        if length <= min(self._window, self._stream_window, self._frame_max):
+            self._spend(length)
+            self._send(_HEAD_AND_PREFIX.pack(length >> 8, length & 0xFF, DATA, 0, self.stream, 0, size), *parts)
             return
-        pieces = [memoryview(prefix), *(memoryview(part).cast("B") for part in parts)]
+        pieces = [memoryview(_PREFIX.pack(0, size)), *(memoryview(part).cast("B") for part in parts)]
         while pieces:
             room = self._room()
             now: list[memoryview] = []
@@ -224,27 +228,26 @@ class Connection:
         self._stream_window -= size
 
     def _send(self, *parts: Buffer) -> None:
-        views = [memoryview(part).cast("B") for part in parts if len(part)]
-        while views:
+        left = list(parts)
+        while left:
             try:
                 if self._tls:
                     # One record for small frames; the bytes of a large one are not joined to its head.
-                    if len(views) > 1 and sum(map(len, views)) <= _DEFAULT_FRAME:
-                        views = [memoryview(b"".join(views))]
-                    sent = self._sock.send(views[0])
+                    if len(left) > 1 and sum(map(len, left)) <= _DEFAULT_FRAME:
+                        left = [b"".join(left)]
+                    sent = self._sock.send(left[0]) if left[0] else 0
                 else:
-                    sent = self._sock.sendmsg(views, (), socket.MSG_NOSIGNAL)
+                    sent = self._sock.sendmsg(left, (), socket.MSG_NOSIGNAL)
             except (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 self._listen()
                 self._tick()
                 continue
             except (OSError, ValueError) as error:
                 raise ClosedError(type(error).__name__) from error
-            while sent:
-                if sent < len(views[0]):
-                    views[0] = views[0][sent:]
-                    break
-                sent -= len(views.pop(0))
+            while left and sent >= len(left[0]):
+                sent -= len(left.pop(0))
+            if sent:
+                left[0] = memoryview(left[0])[sent:]
 
     def _listen(self) -> None:
         """Look for signs of life of a peer that does not read; they are handled later."""
@@ -292,8 +295,9 @@ class Connection:
         """Read on until something is complete; None = a frame that is none of the stream's."""
         if self._left or self._padding or self._ends:
             return self._data()
-        head = self._take(9)
-        high, low, kind, flags, stream = _HEAD.unpack(head)
+        self._need(_HEAD.size)
+        high, low, kind, flags, stream = _HEAD.unpack_from(self._buffer, self._start)
+        self._start += _HEAD.size
         length, stream = high << 8 | low, stream & _WINDOW_MAX
         if kind == DATA:
             return self._begin_data(flags, stream, length)
@@ -367,13 +371,13 @@ class Connection:
                 self._prefix += part
                 if len(self._prefix) < 5:
                     continue
-                if self._prefix[0]:
+                compressed, size = _PREFIX.unpack(self._prefix)
+                if compressed:
                     raise ProtocolError(PROTOCOL_ERROR, "the message is compressed, and nothing was agreed")
-                size = int.from_bytes(self._prefix[1:], "big")
                 self._prefix.clear()
                 if size > self._message_max:
                     raise ProtocolError(ENHANCE_YOUR_CALM, f"a message has at most {self._message_max} bytes")
-                self._message, self._filled = bytearray(size), 0
+                self._message, self._filled = bulk.room(size), 0
             message = self._message
             part_size = min(len(message) - self._filled, self._left)
             if part_size:
@@ -474,14 +478,18 @@ class Connection:
             self._stop -= self._start
             self._start = 0
 
-    def _take(self, size: int) -> bytes:
-        """Return exactly `size` bytes, at most a buffer full."""
+    def _need(self, size: int) -> None:
+        """Have `size` bytes, at most a buffer full, in the buffer."""
         while self._stop - self._start < size:
             if self._start == self._stop:
                 self._start = self._stop = 0
             elif self._start + size > _BUFFER:
                 self._compact()
-            self._stop += self._receive(self._view[self._stop :], 0)
+            self._stop += self._receive(self._view[self._stop :] if self._stop else self._view, 0)
+
+    def _take(self, size: int) -> bytes:
+        """Return exactly `size` bytes, at most a buffer full."""
+        self._need(size)
         taken = bytes(self._view[self._start : self._start + size])
         self._start += size
         return taken

@@ -44,6 +44,7 @@ _MESSAGE_SECONDS: Final = 30.0
 _BACKLOG: Final = 128
 _BEGIN: Final = ((":status", "200"), ("content-type", "application/grpc"))
 _CALLER, _TOKEN = "radmesh-caller", "radmesh-token"
+_LOST: Final = (ClosedError, ProtocolError, RadmeshError)
 
 
 def address_of(target: str) -> str | tuple[str, int]:
@@ -126,10 +127,12 @@ class Line:
         ]
         if not isinstance(sock, ssl.SSLSocket):
             fields += [(_CALLER, credentials.instance), (_TOKEN, credentials.token())]
-        with self._failures():
+        try:
             self._connection.open_client()
             self._connection.wait_settled()
             self._connection.send_headers(fields, begin=True)
+        except _LOST as error:
+            self._fail(error)
         self._waiting_since = None
 
     @staticmethod
@@ -165,8 +168,10 @@ class Line:
         Raises:
             RadmeshError: the line is lost, or what the server said when it ended the call.
         """
-        with self._failures():
+        try:
             self._connection.send_message(*parts)
+        except _LOST as error:
+            self._fail(error)
 
     def receive(self) -> bytearray:
         """Return the next answer.
@@ -175,18 +180,18 @@ class Line:
             RadmeshError: the line is lost, or what the server said when it ended the call.
         """
         self._waiting_since = time.monotonic()
-        with self._failures():
-            while True:
-                event = self._connection.receive()
-                if isinstance(event, bytearray):
-                    self._waiting_since = None
-                    return event
+        try:
+            while not isinstance(event := self._connection.receive(), bytearray):
                 if isinstance(event, End):
                     raise ClosedError("the answers end without a status")
                 if event.end:
                     self._ended(event.fields)
                 if event.fields.get(":status") != "200":
                     raise ClosedError("the other side does not speak gRPC")
+        except _LOST as error:
+            self._fail(error)
+        self._waiting_since = None
+        return event
 
     def close(self) -> None:
         """End the call: what was sent before is still read by the server."""
@@ -221,17 +226,12 @@ class Line:
         if silent > _PULSE_SECONDS - TICK_SECONDS / 2:
             self._connection.ping()
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except (ClosedError, ProtocolError) as error:
-            self.alive = False
+    def _fail(self, error: Exception) -> NoReturn:
+        self.alive = False
+        if not isinstance(error, RadmeshError):
             self._last_words(error)
-        except RadmeshError:
-            self.alive = False
-            self._connection.close()
-            raise
+        self._connection.close()
+        raise error
 
     def _last_words(self, error: Exception) -> NoReturn:
         """A server that ends a call says why, before it closes; that may still be here to read."""
