@@ -99,7 +99,8 @@ class Plain:
         return header
 
     def commit(self, data: bytes, **changes: Any) -> transfer_pb2.Commit:
-        fields = {"length": len(data), "sha256": hashlib.sha256(data).digest(), "header": b"h", **changes}
+        fields = {"length": len(data), "sha256": hashlib.sha256(data).digest(), "header": b"h", "crc32c": crc32c(data)}
+        fields |= changes
         return transfer_pb2.Commit(**fields)
 
     def close(self) -> None:
@@ -173,11 +174,31 @@ def failed(answer: transfer_pb2.PutResponse) -> str:
     return answer.failed.reason
 
 
-def test_chunks_that_do_not_make_up_the_object_are_refused(unix_world: Any) -> None:
-    """The digest of joined chunks is compared; a sender that says another twice has a defect, and is told."""
+def test_bytes_that_changed_on_their_way_are_refused(unix_world: Any) -> None:
+    """What is written is compared with what was joined: a chunk's own CRC-32C is right here."""
+    world, data = unix_world, bytearray(os.urandom(2 * CHUNK))
+    sender = world.sender()
+    sender.begin(world.header(), world.key)
+    sender.write(data)
+    data[-1] ^= 1  # of what is held back for the commit
     with pytest.raises(RadmeshError) as caught:
-        send(unix_world.sender(), unix_world, os.urandom(2 * CHUNK), sha256=bytes(32))
+        sender.commit(hashlib.sha256(data).digest())
     assert caught.value.reason == "DIGEST_MISMATCH"
+    assert send(sender, world, bytes(data)).outcome is Outcome.STORED
+
+
+def test_chunks_that_do_not_make_up_the_object_are_refused(plain: Plain) -> None:
+    first, second = os.urandom(CHUNK), os.urandom(1000)
+    for check, reason in ((0, "DIGEST_MISMATCH"), (crc32c(second + first), "DIGEST_MISMATCH"), (None, "")):
+        identifier = secrets.token_bytes(16)
+        assert plain.ask(transfer_id=identifier, header=plain.header()).progress.acknowledged_offset == 0
+        plain.requests.put(transfer_pb2.PutRequest(transfer_id=identifier, data=first, crc32c=crc32c(first)))
+        commit = plain.commit(first + second, **({} if check is None else {"crc32c": check}))
+        fields = {"offset": CHUNK, "data": second, "crc32c": crc32c(second), "commit": commit}
+        answer = plain.ask(transfer_id=identifier, **fields)
+        while answer.HasField("progress"):
+            answer = next(plain.call)
+        assert answer.failed.reason == reason, check
 
 
 def test_bad_input_fails_one_object_and_the_stream_lives_on(plain: Plain) -> None:

@@ -5,7 +5,6 @@ begun, written and committed, with progress answered so often that a sender neve
 chunk here that are not durable: its window of 16 MiB cannot fill up.
 """
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +17,13 @@ from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Server
 from radmesh.study_store import ObjectHeader, ObjectReader, Outcome, Ref, Stored, StudyStore, Transfer
 from radmesh.transfer.codec import TRANSFER_CODECS, Buffer, Bulk
-from radmesh.transfer.model import CHUNK_MAX, QUERYABLE_MAX, ObjectReference, key_of
+from radmesh.transfer.model import CHUNK_MAX, ObjectReference
 from radmesh.transfer.tickets import Signatures, TicketCheck
-from radmesh_native.crc32c import crc32c
+from radmesh_native.crc32c import combine, crc32c
 
 PROGRESS_BYTES: Final = 4 << 20
 COMMIT_SECONDS: Final = 60.0
 UID_MAX: Final = 64
-TEXT_MAX: Final = 128
-REMARKS_MAX: Final = 64
 RESUMABLE_MAX: Final = 256
 OF_THE_STREAM: Final = frozenset(("CHUNK_TOO_LARGE", "STREAM_REPLACED"))
 """Reasons that end the stream; all others fail one object."""
@@ -55,35 +52,32 @@ OpenReject = Callable[[bytes, transfer_pb2.Header], Reject]
 Read = Callable[[Ref, int, int], ObjectReader]
 
 
-class _Digests:
-    """SHA-256 of open transfers at the ends of their chunks, so that a resumed one is verified too. Bounded."""
+class _Checks:
+    """CRC-32C of open transfers up to the ends of their chunks, so that a resumed one is compared too. Bounded."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._states: OrderedDict[bytes, dict[int, Any]] = OrderedDict()
+        self._known: OrderedDict[bytes, dict[int, int]] = OrderedDict()
 
-    def at(self, transfer_id: bytes, offset: int) -> Any:
-        """The digest of the first ``offset`` bytes, or None if it is not known (the process was restarted)."""
-        if not offset:
-            return hashlib.sha256()
+    def at(self, transfer_id: bytes, offset: int) -> int | None:
+        """The CRC of the first ``offset`` bytes, or None if it is not known (the process was restarted)."""
         with self._lock:
-            state = self._states.get(transfer_id, {}).get(offset)
-        return None if state is None else state.copy()
+            return self._known.get(transfer_id, {}).get(offset) if offset else 0
 
-    def keep(self, transfer_id: bytes, offset: int, digest: Any, durable: int) -> None:
-        """Remember a state, and forget those before what is durable: nobody resumes there."""
+    def keep(self, transfer_id: bytes, offset: int, check: int, durable: int) -> None:
+        """Remember one, and forget those before what is durable: nobody resumes there."""
         with self._lock:
-            states = self._states.setdefault(transfer_id, {})
-            states[offset] = digest.copy()
-            for old in [old for old in states if old < durable]:
-                del states[old]
-            if len(self._states) > RESUMABLE_MAX:
-                self._states.popitem(last=False)
+            known = self._known.setdefault(transfer_id, {})
+            known[offset] = check
+            for old in [old for old in known if old < durable]:
+                del known[old]
+            if len(self._known) > RESUMABLE_MAX:
+                self._known.popitem(last=False)
 
     def forget(self, transfer_id: bytes) -> None:
         """The transfer has ended."""
         with self._lock:
-            self._states.pop(transfer_id, None)
+            self._known.pop(transfer_id, None)
 
 
 class TransferReceiver:
@@ -112,7 +106,7 @@ class TransferReceiver:
         self.clock = clock
         self.check = TicketCheck(signatures, clock, store.store_id, store.epoch)
         self.rejects = rejects
-        self.digests = _Digests()
+        self.checks = _Checks()
         self._read = read or store.read
         self.active_at = float("-inf")
 
@@ -163,7 +157,8 @@ class _PutStream:
         self._id = b""
         self._transfer: Transfer | None = None
         self._reject: Reject | None = None
-        self._digest: Any = None
+        # CRC-32C of what has come of a large object; None: that is not known.
+        self._check: int | None = None
         self._reported = 0
 
     def serve(self, requests: Iterator[Bulk[transfer_pb2.PutRequest]]) -> Iterator[transfer_pb2.PutResponse]:
@@ -228,17 +223,16 @@ class _PutStream:
             raise RadmeshError("TICKET_STALE", "the ticket has expired: admit again")
         self._transfer = transfer
         self._reported = transfer.acknowledged_offset
-        self._digest = self._receiver.digests.at(self._id, self._reported)
+        self._check = self._receiver.checks.at(self._id, self._reported)
         if data or fields.HasField("commit") or fields.HasField("abort"):
             return self._next(fields, data)
         return (self._progress(),)  # a header that comes alone asks where to go on
 
     def _put(self, fields: transfer_pb2.PutRequest, header: ObjectHeader, data: Buffer) -> Stored:
-        commit = _checked(fields.commit)
+        commit = fields.commit
         if commit.length != len(data):
             raise RadmeshError("DIGEST_MISMATCH", "the commit's length is not that of the data: send the object again")
-        # In one message, checked by its CRC-32C: the sender hashed the very bytes that are here (decision 8). Chunks of
-        # a larger object are hashed as they are joined.
+        # Checked by its CRC-32C: the sender hashed the very bytes that are here (decision 8).
         return self._store.put(
             self._id,
             header,
@@ -260,14 +254,14 @@ class _PutStream:
         assert transfer is not None
         if data:
             transfer.write(fields.offset, data)
-            if self._digest is not None:
-                self._digest.update(data)
+            if self._check is not None:
+                self._check = combine(self._check, fields.crc32c, len(data))
         if fields.HasField("commit"):
-            commit = _checked(fields.commit)
-            self._receiver.digests.forget(self._id)
-            if self._digest is not None and self._digest.digest() != commit.sha256:
+            commit = fields.commit
+            self._receiver.checks.forget(self._id)
+            if self._check is not None and self._check != commit.crc32c:
                 transfer.abort()
-                _compare(self._digest, commit)
+                raise RadmeshError("DIGEST_MISMATCH", "the CRC-32C of the data set differs: send the object again")
             stored = transfer.commit(
                 commit.length, commit.sha256, queryable=commit.header, remarks=tuple(commit.remarks)
             )
@@ -275,11 +269,11 @@ class _PutStream:
             return (self._committed(stored),)
         if fields.HasField("abort"):
             transfer.abort()
-            self._receiver.digests.forget(self._id)
+            self._receiver.checks.forget(self._id)
             raise RadmeshError("TRANSFER_ABORTED", "the sender ended the transfer")
         written = fields.offset + len(data)
-        if self._digest is not None:
-            self._receiver.digests.keep(self._id, written, self._digest, transfer.acknowledged_offset)
+        if self._check is not None:
+            self._receiver.checks.keep(self._id, written, self._check, transfer.acknowledged_offset)
         if written - transfer.acknowledged_offset >= PROGRESS_BYTES:
             transfer.wait(written - PROGRESS_BYTES + 1, COMMIT_SECONDS)
         if transfer.acknowledged_offset - self._reported >= CHUNK_MAX:
@@ -330,12 +324,11 @@ class _PutStream:
 
 def _admitted(check: TicketCheck, header: transfer_pb2.Header) -> tuple[ObjectHeader, bool]:
     """The header as the store keeps it, and whether its ticket has expired."""
-    for field in ("study_instance_uid", "series_instance_uid", "sop_class_uid", "sop_instance_uid"):
-        _text(field, getattr(header, field), 1, UID_MAX)
-    _text("transfer_syntax_uid", header.transfer_syntax_uid, 1, UID_MAX)
-    for field in ("calling_ae_title", "called_ae_title", "source_address"):
-        _text(field, getattr(header, field), 0, TEXT_MAX)
-    ticket = check(header.ticket, key_of(header.admission_key), header.study_instance_uid)
+    # What else a header is held to, the store sees to.
+    for field in ("series_instance_uid", "sop_class_uid"):
+        if not getattr(header, field):
+            raise _invalid(field, f"1 to {UID_MAX} characters")
+    ticket = check(header.ticket, header.admission_key, header.study_instance_uid)
     return (
         ObjectHeader(
             study_instance_uid=header.study_instance_uid,
@@ -356,28 +349,6 @@ def _admitted(check: TicketCheck, header: transfer_pb2.Header) -> tuple[ObjectHe
 def _check_chunk(fields: transfer_pb2.PutRequest, data: Buffer) -> None:
     if data and crc32c(data) != fields.crc32c:
         raise RadmeshError("CHUNK_CORRUPT", "the chunk's CRC-32C differs: send again from the acknowledged offset")
-
-
-def _compare(digest: Any, commit: transfer_pb2.Commit) -> None:
-    if digest.digest() != commit.sha256:
-        raise RadmeshError("DIGEST_MISMATCH", "the SHA-256 of the data set differs: send the object again")
-
-
-def _checked(commit: transfer_pb2.Commit) -> transfer_pb2.Commit:
-    if len(commit.sha256) != 32:
-        raise _invalid("commit.sha256", "32 bytes")
-    if len(commit.header) > QUERYABLE_MAX:
-        raise _invalid("commit.header", f"at most {QUERYABLE_MAX} bytes")
-    if len(commit.remarks) > REMARKS_MAX:
-        raise _invalid("commit.remarks", f"at most {REMARKS_MAX}")
-    for remark in commit.remarks:
-        _text("commit.remarks", remark, 1, TEXT_MAX)
-    return commit
-
-
-def _text(field: str, value: str, least: int, most: int) -> None:
-    if not least <= len(value) <= most:
-        raise _invalid(field, f"{least} to {most} characters")
 
 
 def _invalid(field: str, rule: str) -> RadmeshError:

@@ -12,8 +12,9 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
+from typing import Any, Final
 
 from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.dicom.admission import AdmissionKey
@@ -59,6 +60,12 @@ OUTCOMES: Final = {
     transfer_pb2.OUTCOME_VARIANT: Outcome.VARIANT,
 }
 
+
+# Tags of fields of bytes: PutRequest.header, Header.sop_instance_uid.
+_HEADER: Final = transfer_pb2.PutRequest.HEADER_FIELD_NUMBER << 3 | 2
+_SOP_INSTANCE_UID: Final = transfer_pb2.Header.SOP_INSTANCE_UID_FIELD_NUMBER << 3 | 2
+
+_BUT_INSTANCE: Final = attrgetter(*(f.name for f in fields(ObjectHeader) if f.name != "sop_instance_uid"))
 
 Parts = Sequence[Buffer]
 """Bytes as they came: a chunk is written to the line from where it lies, not joined first."""
@@ -113,6 +120,8 @@ class _Object:
     most_acked: int = 0
     held: deque[Buffer] = field(default_factory=deque)
     held_size: int = 0
+    check: int = 0
+    """CRC-32C of all bytes written, if they are too many for one message."""
     commit: transfer_pb2.Commit | None = None
     commit_sent: bool = False
     stream: "_Stream | None" = None
@@ -134,8 +143,9 @@ class _Stream:
     def alive(self) -> bool:
         return self._line.alive
 
-    def send(self, fields: transfer_pb2.PutRequest, parts: Parts = ()) -> None:
-        head = fields.SerializeToString()
+    def send(self, fields: transfer_pb2.PutRequest, parts: Parts = (), header: bytes = b"") -> None:
+        """Send a message; ``header`` is that of an object, as it is on the wire."""
+        head = header + fields.SerializeToString()
         size = sum(map(len, parts))
         self._line.send(bulk.lead(head, size) if size else head, *parts)
 
@@ -179,6 +189,7 @@ class Sender:
         self._streams: dict[str, _Stream] = {}
         self._object: _Object | None = None
         self._never = threading.Event()
+        self._shared: tuple[Any, bytes] = None, b""
 
     def begin(self, header: ObjectHeader, admission_key: AdmissionKey, queryable: bytes = b"") -> None:
         """Open an object; one that was left open is aborted. ``queryable`` is for the admission, if already known."""
@@ -195,6 +206,9 @@ class Sender:
         o = self._open()
         o.held.append(data)
         o.held_size += len(data)
+        if o.end or o.held_size > CHUNK_MAX:
+            for part in (data,) if o.end else o.held:
+                o.check = crc32c(part, o.check)
         # At least one byte is held back, so that the last chunk travels with the commit.
         while o.held_size > CHUNK_MAX:
             self._keep(o, _cut(o))
@@ -215,7 +229,7 @@ class Sender:
         while o.held_size:
             self._keep(o, _cut(o))
         o.queryable = queryable or o.queryable
-        o.commit = transfer_pb2.Commit(length=o.end, sha256=sha256, header=o.queryable, remarks=remarks)
+        o.commit = transfer_pb2.Commit(length=o.end, sha256=sha256, header=o.queryable, remarks=remarks, crc32c=o.check)
         committed = self._drive(o)
         assert committed is not None
         self._forget()
@@ -365,7 +379,7 @@ class Sender:
 
     def _ask(self, o: _Object, stream: _Stream) -> Committed | None:
         """Ask where to go on: a header that comes alone is answered at once."""
-        stream.send(self._fields(o, stream))
+        stream.send(transfer_pb2.PutRequest(transfer_id=o.identifier), header=self._head(o, stream))
         committed = self._take(o, stream)
         if committed is None:
             o.resume, o.sent = False, o.acked
@@ -374,24 +388,27 @@ class Sender:
         return committed
 
     def _send(self, o: _Object, stream: _Stream, offset: int, parts: Parts) -> None:
-        fields = self._fields(o, stream)
-        fields.offset = offset
         check, size = 0, 0
         for part in parts:
             check = crc32c(part, check)
             size += len(part)
-        fields.crc32c = check
         o.sent = offset + size
-        if o.commit is not None and o.sent == o.end:
-            fields.commit.CopyFrom(o.commit)
-            o.commit_sent = True
-        stream.send(fields, parts)
+        commit = o.commit if o.sent == o.end else None
+        message = transfer_pb2.PutRequest(transfer_id=o.identifier, offset=offset, crc32c=check, commit=commit)
+        o.commit_sent = commit is not None
+        stream.send(message, parts, self._head(o, stream))
 
-    def _fields(self, o: _Object, stream: _Stream) -> transfer_pb2.PutRequest:
+    def _head(self, o: _Object, stream: _Stream) -> bytes:
+        """The header on the wire, in the first message on a stream; objects that differ in one UID share the rest."""
         if o.stream is not None:
-            return transfer_pb2.PutRequest(transfer_id=o.identifier)
+            return b""
         o.stream = stream
-        return transfer_pb2.PutRequest(transfer_id=o.identifier, header=_header(o.header, o.key, o.ticket))
+        shared = (o.ticket, o.digest, _BUT_INSTANCE(o.header))
+        if self._shared[0] != shared:
+            self._shared = shared, _header(replace(o.header, sop_instance_uid=""), o.key, o.ticket).SerializeToString()
+        uid = o.header.sop_instance_uid.encode()
+        header = bulk.lead(self._shared[1], len(uid), _SOP_INSTANCE_UID) + uid
+        return bulk.lead(b"", len(header), _HEADER) + header
 
     def _take(self, o: _Object, stream: _Stream) -> Committed | None:
         """One answer about the open object."""

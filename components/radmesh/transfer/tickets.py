@@ -14,7 +14,7 @@ from radmesh.runtime.clock import Clock
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh.study_store import ObjectHeader
-from radmesh.transfer.model import Ticket, key_message
+from radmesh.transfer.model import Ticket, key_message, key_of
 
 MARGIN: Final = timedelta(seconds=5)
 """A ticket leaves the cache this long before it expires: clocks differ, and the header is still to travel."""
@@ -91,14 +91,16 @@ class Signatures(Protocol):
 
 
 class TicketCheck:
-    """Checks tickets for one store: the signature once per distinct ticket and process. Thread-safe, bounded."""
+    """Checks tickets for one store: once per distinct ticket and admission key. Thread-safe, bounded."""
 
     def __init__(self, signatures: Signatures, clock: Clock, store_id: str, epoch: bytes) -> None:
         self._signatures, self._clock, self._store_id, self._epoch = signatures, clock, store_id, epoch
         self._lock = Lock()
-        self._known: OrderedDict[tuple[bytes, bytes], Ticket] = OrderedDict()
+        self._known: OrderedDict[tuple[bytes, bytes, bytes], Ticket] = OrderedDict()
 
-    def __call__(self, signed: common_pb2.SignedTicket, key: AdmissionKey, study_instance_uid: str) -> Ticket:
+    def __call__(
+        self, signed: common_pb2.SignedTicket, key: common_pb2.AdmissionKey, study_instance_uid: str
+    ) -> Ticket:
         """The ticket, if it admits this object.
 
         An expired ticket passes, for an object that has begun finishes: see ``expired``.
@@ -106,24 +108,28 @@ class TicketCheck:
         Raises:
             RadmeshError: TICKET_INVALID (signature, key or study of another), TICKET_STALE (store, epoch).
         """
-        name = (signed.payload, signed.signature)
+        name = (signed.payload, signed.signature, key.SerializeToString())
         with self._lock:
             ticket = self._known.get(name)
         if ticket is None:
-            ticket = Ticket.parse(signed)
-            if not self._signatures.ticket_verify(ticket.issuer, ticket.payload, ticket.signature):
-                raise RadmeshError("TICKET_INVALID", "the ticket was not signed by its issuer: admit again")
+            ticket = self._verified(signed, key_of(key))
             with self._lock:
                 self._known[name] = ticket
                 if len(self._known) > CACHED_MAX:
                     self._known.popitem(last=False)
+        if ticket.study_instance_uid != study_instance_uid:
+            raise RadmeshError("TICKET_INVALID", "the ticket is for another study: admit again")
+        return ticket
+
+    def _verified(self, signed: common_pb2.SignedTicket, key: AdmissionKey) -> Ticket:
+        ticket = Ticket.parse(signed)
+        if not self._signatures.ticket_verify(ticket.issuer, ticket.payload, ticket.signature):
+            raise RadmeshError("TICKET_INVALID", "the ticket was not signed by its issuer: admit again")
         if ticket.store_id != self._store_id:
             raise RadmeshError("TICKET_STALE", "the ticket is for another store: admit again")
         if ticket.epoch != self._epoch:
             raise RadmeshError("TICKET_STALE", "the store was restarted since the ticket was made: admit again")
-        if ticket.study_instance_uid != study_instance_uid or key.study_instance_uid != study_instance_uid:
-            raise RadmeshError("TICKET_INVALID", "the ticket is for another study: admit again")
-        if key.digest() != ticket.admission_key:
+        if key.study_instance_uid != ticket.study_instance_uid or key.digest() != ticket.admission_key:
             raise RadmeshError("TICKET_INVALID", "the ticket is for another admission key: admit again")
         return ticket
 
