@@ -317,8 +317,8 @@ def test_figures_are_what_the_rows_say(parts: Parts, seed: int) -> None:
         parts.register(*batch)
         if choose.random() < 0.5:
             parts.register(*batch)
-        chosen = choose.choice(batch)
-        parts.registry.update([_update(chosen, defect=choose.choice(("PIXEL_DATA_SHORT", "", "FRAME_UNDECODABLE")))])
+        defects = ("PIXEL_DATA_SHORT", "", "FRAME_UNDECODABLE")
+        parts.registry.update([_update(one, defect=choose.choice(defects)) for one in choose.choices(batch, k=3)])
         admission = choose.choice(parts.rows(admissions))
         study = next(row for row in parts.rows(studies) if row["id"] == admission["study"])
         state = choose.choice((HELD, VERIFIED, UNVERIFIED))
@@ -482,6 +482,32 @@ def test_residence_and_defects(parts: Parts) -> None:
         parts.registry.update([_update(entry, residence=3), _update(record(sop=9), residence=2)])
     assert error.value.reason == "OBJECT_NOT_FOUND"
     assert parts.instances()[0]["locations"][0]["residence"] == 2
+
+
+def test_what_is_said_several_times_at_once(parts: Parts) -> None:
+    first, second = record(sop=1), record(sop=1, store_id="archive-1")
+    parts.register(first)
+    parts.register(second)
+    parts.registry.update(
+        [
+            _update(first, residence=2, defect="PIXEL_DATA_SHORT"),
+            _update(second, defect="FRAME_UNDECODABLE"),
+            _update(first, residence=3),
+        ]
+    )
+    found = parts.instances()[0]
+    assert found["defect"] == "FRAME_UNDECODABLE"
+    assert {place["store_id"]: place["residence"] for place in found["locations"]} == {"archive-0": 3, "archive-1": 1}
+    _recount(parts)
+    with pytest.raises(RadmeshError) as error:
+        parts.registry.update([_update(second, removed=True), _update(second, residence=2)])
+    assert error.value.reason == "OBJECT_NOT_FOUND"
+    with pytest.raises(RadmeshError) as error:
+        parts.registry.update([_update(second, removed=True), _update(first, removed=True)])
+    assert error.value.reason == "LAST_COPY"
+    assert len(parts.instances()[0]["locations"]) == 2
+    parts.registry.update([_update(second, removed=True), _update(second, removed=True)])
+    assert [place["store_id"] for place in parts.instances()[0]["locations"]] == ["archive-0"]
 
 
 def test_a_spool_drains_but_the_last_copy_stays(parts: Parts) -> None:

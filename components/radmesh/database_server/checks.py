@@ -28,37 +28,61 @@ def check(message: Message, *, clean: bool = False, path: str = "") -> None:
         RadmeshError: FIELD_INVALID.
     """
     for field, value in message.ListFields():
-        name = path + field.name
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            if any("\0" in text for pair in value.items() for text in pair):
-                raise invalid(name, "no NUL")
-            continue
-        values = value if field.is_repeated else (value,)
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
-            for part in values:
-                _check_part(part, name, clean=clean)
-        elif field.type == FieldDescriptor.TYPE_STRING:
-            if any("\0" in text for text in values):
-                if not clean:
-                    raise invalid(name, "no NUL")
-                _clean(message, field, value)
-        elif field.enum_type is not None:
-            if any(number not in field.enum_type.values_by_number for number in values):
-                raise invalid(name, "no such value")
-        elif field.type == FieldDescriptor.TYPE_UINT64 and any(number > _INT64_MAX for number in values):
-            raise invalid(name, f"at most {_INT64_MAX}")
+        if field not in _RULES:
+            _RULES[field] = _rule(field)
+        rule = _RULES[field]
+        if rule is None:
+            for part in value if field.is_repeated else (value,):
+                check(part, clean=clean, path=f"{path}{field.name}.")
+        elif broken := rule(value):
+            if not (clean and broken == _NO_NUL and field.type == FieldDescriptor.TYPE_STRING):
+                raise invalid(path + field.name, broken)
+            _clean(message, field, value)
 
 
-def _check_part(part: Any, name: str, *, clean: bool) -> None:
-    kind = part.DESCRIPTOR.full_name
-    if kind == "google.protobuf.Timestamp":
-        if not (_FIRST_SECOND <= part.seconds <= _LAST_SECOND and 0 <= part.nanos < 10**9):
-            raise invalid(name, "a time of the years 1 to 9999")
-    elif kind == "google.protobuf.Duration":
-        if not (0 <= part.seconds <= _LONGEST and 0 <= part.nanos < 10**9):
-            raise invalid(name, "0 to 10 years")
-    else:
-        check(part, clean=clean, path=f"{name}.")
+_NO_NUL: Final = "no NUL"
+# A value, or all of a repeated field, to the rule that it breaks; empty if none.
+Rule = Callable[[Any], str]
+# Of every field that was seen, since finding out what a field is is most of a check; None: it holds messages.
+_RULES: Final[dict[FieldDescriptor, Rule | None]] = {}
+
+
+def _rule(field: FieldDescriptor) -> Rule | None:
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        return lambda value: _NO_NUL if any("\0" in text for pair in value.items() for text in pair) else ""
+    one = _rule_of_one(field)
+    if one is None or one is _anything or not field.is_repeated:
+        return one
+    return lambda values: next(filter(None, map(one, values)), "")
+
+
+def _rule_of_one(field: FieldDescriptor) -> Rule | None:
+    if field.message_type is not None:
+        return {"google.protobuf.Timestamp": _time, "google.protobuf.Duration": _duration}.get(
+            field.message_type.full_name
+        )
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return lambda text: _NO_NUL if "\0" in text else ""
+    if field.enum_type is not None:
+        known = frozenset(field.enum_type.values_by_number)
+        return lambda number: "" if number in known else "no such value"
+    if field.type == FieldDescriptor.TYPE_UINT64:
+        return lambda number: "" if number <= _INT64_MAX else f"at most {_INT64_MAX}"
+    return _anything
+
+
+def _anything(_value: Any) -> str:
+    return ""
+
+
+def _time(time: Any) -> str:
+    good = _FIRST_SECOND <= time.seconds <= _LAST_SECOND and 0 <= time.nanos < 10**9
+    return "" if good else "a time of the years 1 to 9999"
+
+
+def _duration(time: Any) -> str:
+    return "" if 0 <= time.seconds <= _LONGEST and 0 <= time.nanos < 10**9 else "0 to 10 years"
 
 
 def _clean(message: Message, field: FieldDescriptor, value: Any) -> None:

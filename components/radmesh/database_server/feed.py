@@ -15,6 +15,9 @@ from radmesh.sql.engine import Database, micros, time_of
 # What another process of the same PostgreSQL committed is seen after this.
 _POLL_SECONDS = 0.5
 _PAGE = 500
+_REVISION = sa.select(feed.c.revision)
+_ADVANCE = sa.update(feed).values(revision=feed.c.revision + sa.bindparam("count")).returning(feed.c.revision)
+_INSERT = sa.insert(changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,11 @@ class Feed:
         The row of `feed` stays locked until the commit, so that revisions become visible in their order.
         """
         if not events:
-            return int(connection.execute(sa.select(feed.c.revision)).scalar_one())
-        last: int = connection.execute(
-            sa.update(feed).values(revision=feed.c.revision + len(events)).returning(feed.c.revision)
-        ).scalar_one()
+            return int(connection.execute(_REVISION).scalar_one())
+        last: int = connection.execute(_ADVANCE, {"count": len(events)}).scalar_one()
         now = micros(self._clock.now())
         connection.execute(
-            sa.insert(changes),
+            _INSERT,
             [
                 {"revision": last - len(events) + 1 + i, "kind": kind, "key": key, "time": now}
                 for i, (kind, key) in enumerate(events)
@@ -95,7 +96,7 @@ class Feed:
     def revision(self) -> int:
         """Return the greatest revision."""
         with self._database.read() as connection:
-            return int(connection.execute(sa.select(feed.c.revision)).scalar_one())
+            return int(connection.execute(_REVISION).scalar_one())
 
     def watch(self, after: int, kinds: Sequence[str], active: Callable[[], bool]) -> Iterator[Change]:
         """Yield changes behind revision `after`, for as long as `active`.

@@ -1,6 +1,7 @@
 """What the stores hold, made known: patients, studies, series and instances from index rows alone."""
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Protocol
@@ -21,7 +22,7 @@ from radmesh.database_server.schema import (
 )
 from radmesh.database_server.texts import bounded, clean
 from radmesh.dicom.domains import Domains
-from radmesh.dicom.header import TAGS, QueryableHeader
+from radmesh.dicom.header import QueryableHeader, tags
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.sql.engine import Database, micros
@@ -84,14 +85,21 @@ _SHARED: Final = (
     "StationName",
     "Manufacturer",
 )
-_SHARED_TAGS: Final = [TAGS[keyword] for keyword in (*_SHARED, "SpecificCharacterSet")]
+_SHARED_TAGS: Final = tags(*_SHARED, "Rows", "Columns", "NumberOfFrames", "SpecificCharacterSet")
+_NUMBER_TAGS: Final = tags("InstanceNumber", "SpecificCharacterSet")
 
 
 @lru_cache(512)
-def _study_part(elements: tuple[tuple[int, tuple[bytes, bytes]], ...]) -> dict[str, str]:
-    """Return the texts of a header that many instances share. The cache is keyed by the elements that hold them."""
-    header = QueryableHeader(dict(elements))
-    return {keyword: bounded(keyword, header.text(keyword)) for keyword in _SHARED}
+def _shared(header: bytes) -> tuple[dict[str, str], int, int, int]:
+    """Return what many instances share: texts; rows, columns and frames. `header` has nothing else in it."""
+    parsed = QueryableHeader.parse(header)
+    text = {keyword: bounded(keyword, parsed.text(keyword)) for keyword in _SHARED}
+    return (
+        text,
+        _count(parsed.number("Rows")),
+        _count(parsed.number("Columns")),
+        _count(parsed.number("NumberOfFrames")),
+    )
 
 
 class _Parsed:
@@ -102,15 +110,11 @@ class _Parsed:
     def __init__(self, record: Record) -> None:
         self.record = record
         try:
-            header = QueryableHeader.parse(record.header)
+            shared, number = _SHARED_TAGS.of(record.header), _NUMBER_TAGS.of(record.header)
         except ValueError:
-            header = QueryableHeader()
-        elements = header.elements
-        self.text = _study_part(tuple([(tag, elements[tag]) for tag in _SHARED_TAGS if tag in elements]))
-        self.number = clean(header.text("InstanceNumber"), 16)
-        self.rows = _count(header.number("Rows"))
-        self.columns = _count(header.number("Columns"))
-        self.frames = _count(header.number("NumberOfFrames"))
+            shared = number = b""
+        self.text, self.rows, self.columns, self.frames = _shared(shared)
+        self.number = clean(QueryableHeader.parse(number).text("InstanceNumber"), 16)
 
 
 def _count(number: int) -> int:
@@ -124,6 +128,91 @@ def sort_number(number: str) -> int:
         return max(-(1 << 31), min(1 << 31, int(number)))
     except ValueError:
         return 1 << 31
+
+
+# What every batch asks and changes: built once, for building a statement costs as much as two executions of it.
+_STORE_KIND: Final = sa.select(stores.c.kind).where(stores.c.store_id == sa.bindparam("store_id"))
+_STUDY_IDS: Final = sa.select(studies.c.study_instance_uid, studies.c.id).where(
+    studies.c.study_instance_uid.in_(sa.bindparam("uids", expanding=True))
+)
+_ADMISSIONS: Final = sa.select(
+    admissions.c.id, admissions.c.study, admissions.c.digest, admissions.c.verification
+).where(admissions.c.study.in_(sa.bindparam("studies", expanding=True)))
+_SERIES_IDS: Final = sa.select(series.c.study, series.c.series_instance_uid, series.c.id).where(
+    series.c.study.in_(sa.bindparam("studies", expanding=True))
+)
+_IDENTITY: Final = (
+    instances.c.id,
+    instances.c.study,
+    instances.c.sop_instance_uid,
+    instances.c.transfer_syntax_uid,
+    instances.c.sha256,
+)
+_INSTANCES: Final = sa.select(*_IDENTITY).where(instances.c.sop_instance_uid.in_(sa.bindparam("uids", expanding=True)))
+_INSERT: Final = sa.insert(instances).returning(*_IDENTITY)
+_COUNT_STUDY: Final = (
+    sa.update(studies)
+    .where(studies.c.id == sa.bindparam("study"))
+    .values(
+        instance_count=studies.c.instance_count + sa.bindparam("n"),
+        bytes=studies.c.bytes + sa.bindparam("size"),
+        held_count=studies.c.held_count + sa.bindparam("held"),
+        variant_count=studies.c.variant_count + sa.bindparam("variants"),
+        last_receive_time=sa.case(
+            (studies.c.last_receive_time < sa.bindparam("last"), sa.bindparam("last")),
+            else_=studies.c.last_receive_time,
+        ),
+        version=studies.c.version + 1,
+    )
+)
+_COUNT_SERIES: Final = (
+    sa.update(series)
+    .where(series.c.id == sa.bindparam("one"))
+    .values(instance_count=series.c.instance_count + sa.bindparam("n"))
+)
+_PLACE: Final = ("store_id", "study_hash", "generation")
+_REGISTERED: Final = sa.select(marks.c.registered).where(*(marks.c[name] == sa.bindparam(name) for name in _PLACE))
+_SEQUENCES: Final = (
+    sa.select(locations.c.sequence)
+    .where(*(locations.c[name] == sa.bindparam(name) for name in _PLACE), locations.c.sequence > sa.bindparam("after"))
+    .order_by(locations.c.sequence)
+)
+_LOCATED: Final = (
+    sa.select(
+        locations.c.id,
+        locations.c.sequence,
+        locations.c.instance,
+        instances.c.study,
+        instances.c.defect,
+        instances.c.current,
+        studies.c.study_instance_uid,
+    )
+    .join(instances, instances.c.id == locations.c.instance)
+    .join(studies, studies.c.id == instances.c.study)
+    .where(
+        *(locations.c[name] == sa.bindparam(name) for name in _PLACE),
+        locations.c.sequence.in_(sa.bindparam("sequences", expanding=True)),
+    )
+)
+_MOVE: Final = sa.update(locations).where(locations.c.id == sa.bindparam("one")).values(residence=sa.bindparam("to"))
+
+Place = tuple[str, str, int, int]
+
+
+def _place_of(update: Mapping[str, Any]) -> Place:
+    return update["store_id"], update["study_hash"], update["generation"], update["sequence"]
+
+
+def _located(connection: sa.Connection, updates: Sequence[Mapping[str, Any]]) -> dict[Place, Any]:
+    """Return what is known of the objects that updates are about."""
+    sequences: defaultdict[tuple[str, str, int], list[int]] = defaultdict(list)
+    for store_id, study_hash, generation, sequence in map(_place_of, updates):
+        sequences[store_id, study_hash, generation].append(sequence)
+    return {
+        (*generation, row.sequence): row
+        for generation, wanted in sequences.items()
+        for row in connection.execute(_LOCATED, {**dict(zip(_PLACE, generation, strict=True)), "sequences": wanted})
+    }
 
 
 class Registry:
@@ -161,7 +250,7 @@ class Registry:
         parsed = [_Parsed(record) for record in records]
 
         def work(connection: sa.Connection) -> tuple[list[tuple[int, int]], list[tuple[str, str]]]:
-            known = connection.execute(sa.select(stores.c.kind).where(stores.c.store_id.in_(store_ids))).first()
+            known = connection.execute(_STORE_KIND, {"store_id": records[0].store_id}).first()
             self._database.serialise(connection)
             if known is None:
                 raise RadmeshError("STORE_UNKNOWN", "the store has not announced itself: send a heartbeat first")
@@ -189,27 +278,13 @@ class Registry:
 
         def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
             self._database.serialise(connection)
+            rows = _located(connection, updates)
+            moved: list[dict[str, int]] = []
+            defects: dict[int, str] = {}
             touched: dict[str, None] = {}
             for update in updates:
-                place = sa.and_(
-                    locations.c.store_id == update["store_id"],
-                    locations.c.study_hash == update["study_hash"],
-                    locations.c.generation == update["generation"],
-                    locations.c.sequence == update["sequence"],
-                )
-                row = connection.execute(
-                    sa.select(
-                        locations.c.id,
-                        locations.c.instance,
-                        instances.c.study,
-                        instances.c.defect,
-                        instances.c.current,
-                        studies.c.study_instance_uid,
-                    )
-                    .join(instances, instances.c.id == locations.c.instance)
-                    .join(studies, studies.c.id == instances.c.study)
-                    .where(place)
-                ).first()
+                place = _place_of(update)
+                row = rows.get(place)
                 if row is None:
                     if update["removed"]:
                         continue
@@ -221,23 +296,25 @@ class Registry:
                     if others is None:
                         raise RadmeshError("LAST_COPY", "no other copy is registered: keep this one")
                     connection.execute(sa.delete(locations).where(locations.c.id == row.id))
+                    del rows[place]
                 elif update["residence"]:
-                    connection.execute(
-                        sa.update(locations).where(locations.c.id == row.id).values(residence=update["residence"])
-                    )
-                if update["defect"] and update["defect"] != row.defect:
+                    moved.append({"one": row.id, "to": update["residence"]})
+                if update["defect"] and update["defect"] != defects.get(row.instance, row.defect):
                     connection.execute(
                         sa.update(instances)
                         .where(instances.c.id == row.instance)
                         .values(defect=clean(update["defect"], 64))
                     )
-                    if not row.defect and row.current:
+                    if not row.defect and row.instance not in defects and row.current:
                         connection.execute(
                             sa.update(studies)
                             .where(studies.c.id == row.study)
                             .values(defective_count=studies.c.defective_count + 1, version=studies.c.version + 1)
                         )
+                    defects[row.instance] = update["defect"]
                 touched[row.study_instance_uid] = None
+            if moved:
+                connection.execute(_MOVE, moved)
             return None, [("residence", uid) for uid in touched]
 
         self._feed.write(work)
@@ -340,7 +417,7 @@ class _Registration:
                 variant = HEADER if record.transfer_syntax_uid in syntaxes else TRANSFER_SYNTAX
             else:
                 outcome = OTHER_STUDY if same_uid else NEW
-            entry = {"identity": identity, "study": study, "index": len(fresh), "id": None}
+            entry = {"identity": identity, "study": study}
             same_uid.append(entry)
             fresh.append(
                 {
@@ -367,14 +444,9 @@ class _Registration:
             fresh_at.append(item)
             places.append((item, entry))
             outcomes.append((outcome, variant))
-        ids: list[int] = []
         if fresh:
-            ids = list(
-                self._c.execute(
-                    sa.insert(instances).returning(instances.c.id, sort_by_parameter_order=True), fresh
-                ).scalars()
-            )
-        self._places(places, ids)
+            self._insert(fresh, known)
+        self._places(places)
         self._count(fresh, fresh_at, admission_rows)
         self._marks(batch)
         return outcomes
@@ -383,8 +455,9 @@ class _Registration:
         first: dict[str, _Parsed] = {}
         for item in batch:
             first.setdefault(item.record.study_instance_uid, item)
-        query = sa.select(studies.c.study_instance_uid, studies.c.id).where(studies.c.study_instance_uid.in_(first))
-        found: dict[str, int] = {row.study_instance_uid: row.id for row in self._c.execute(query)}
+        found: dict[str, int] = {
+            row.study_instance_uid: row.id for row in self._c.execute(_STUDY_IDS, {"uids": list(first)})
+        }
         for uid, item in first.items():
             if uid in found:
                 continue
@@ -429,11 +502,7 @@ class _Registration:
             first.setdefault((study_ids[item.record.study_instance_uid], item.record.admission_key), item)
 
         def load() -> dict[tuple[int, bytes], Any]:
-            rows = self._c.execute(
-                sa.select(admissions.c.id, admissions.c.study, admissions.c.digest, admissions.c.verification).where(
-                    admissions.c.study.in_({study for study, _ in first})
-                )
-            ).mappings()
+            rows = self._c.execute(_ADMISSIONS, {"studies": list({study for study, _ in first})}).mappings()
             return {(row["study"], bytes(row["digest"])): row for row in rows}
 
         found = load()
@@ -470,11 +539,7 @@ class _Registration:
             first.setdefault((study_ids[item.record.study_instance_uid], item.record.series_instance_uid), item)
 
         def load() -> dict[tuple[int, str], int]:
-            rows = self._c.execute(
-                sa.select(series.c.study, series.c.series_instance_uid, series.c.id).where(
-                    series.c.study.in_({study for study, _ in first})
-                )
-            )
+            rows = self._c.execute(_SERIES_IDS, {"studies": list({study for study, _ in first})})
             return {(row.study, row.series_instance_uid): row.id for row in rows}
 
         found = load()
@@ -512,26 +577,26 @@ class _Registration:
         )
 
     def _known(self, batch: Sequence[_Parsed]) -> dict[str, list[dict[str, Any]]]:
-        query = sa.select(
-            instances.c.id,
-            instances.c.study,
-            instances.c.sop_instance_uid,
-            instances.c.transfer_syntax_uid,
-            instances.c.sha256,
-        ).where(instances.c.sop_instance_uid.in_({item.record.sop_instance_uid for item in batch}))
         known: dict[str, list[dict[str, Any]]] = {}
-        for row in self._c.execute(query):
+        uids = list({item.record.sop_instance_uid for item in batch})
+        for row in self._c.execute(_INSTANCES, {"uids": uids}):
             identity = (row.transfer_syntax_uid, bytes(row.sha256))
             known.setdefault(row.sop_instance_uid, []).append({"identity": identity, "study": row.study, "id": row.id})
         return known
 
-    def _places(self, places: Sequence[tuple[_Parsed, Any]], ids: Sequence[int]) -> None:
+    def _insert(self, fresh: list[dict[str, Any]], known: dict[str, list[dict[str, Any]]]) -> None:
+        """Insert instances, and give what is known of them their ids, in whatever order the database tells them."""
+        for row in self._c.execute(_INSERT, fresh):
+            identity = (row.transfer_syntax_uid, bytes(row.sha256))
+            next(k for k in known[row.sop_instance_uid] if k["identity"] == identity)["id"] = row.id
+
+    def _places(self, places: Sequence[tuple[_Parsed, Any]]) -> None:
         if places:
             self._c.execute(
                 self._db.insert_new(locations),
                 [
                     {
-                        "instance": entry["id"] if entry["id"] is not None else ids[entry["index"]],
+                        "instance": entry["id"],
                         "store_id": item.record.store_id,
                         "study_hash": item.record.study_hash,
                         "generation": item.record.generation,
@@ -548,59 +613,42 @@ class _Registration:
         fresh_at: Sequence[_Parsed],
         admission_rows: dict[tuple[int, bytes], Any],
     ) -> None:
-        by_study: dict[int, dict[str, int]] = {}
-        by_series: dict[int, int] = {}
+        by_study: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        by_series: Counter[int] = Counter()
         for values, item in zip(fresh, fresh_at, strict=True):
-            counts = by_study.setdefault(values["study"], dict.fromkeys(("n", "bytes", "held", "variants", "last"), 0))
+            counts = by_study[values["study"]]
             counts["last"] = max(counts["last"], values["receive_time"])
             if not values["current"]:
                 counts["variants"] += 1
                 continue
             counts["n"] += 1
-            counts["bytes"] += values["length"]
+            counts["size"] += values["length"]
             held = admission_rows[values["study"], item.record.admission_key]["verification"] == HELD
             counts["held"] += held
-            by_series[values["series"]] = by_series.get(values["series"], 0) + 1
-        for study, counts in by_study.items():
+            by_series[values["series"]] += 1
+        if by_study:
+            names = ("n", "size", "held", "variants", "last")
             self._c.execute(
-                sa.update(studies)
-                .where(studies.c.id == study)
-                .values(
-                    instance_count=studies.c.instance_count + counts["n"],
-                    bytes=studies.c.bytes + counts["bytes"],
-                    held_count=studies.c.held_count + counts["held"],
-                    variant_count=studies.c.variant_count + counts["variants"],
-                    last_receive_time=sa.case(
-                        (studies.c.last_receive_time < counts["last"], counts["last"]),
-                        else_=studies.c.last_receive_time,
-                    ),
-                    version=studies.c.version + 1,
-                )
+                _COUNT_STUDY,
+                [{"study": study, **{name: counts[name] for name in names}} for study, counts in by_study.items()],
             )
-        for one, count in by_series.items():
-            self._c.execute(
-                sa.update(series).where(series.c.id == one).values(instance_count=series.c.instance_count + count)
-            )
+        if by_series:
+            self._c.execute(_COUNT_SERIES, [{"one": one, "n": count} for one, count in by_series.items()])
 
     def _marks(self, batch: Sequence[_Parsed]) -> None:
         """Move the marks: everything up to a mark is registered."""
-        for store_id, study_hash, generation in dict.fromkeys(
+        for place in dict.fromkeys(
             (item.record.store_id, item.record.study_hash, item.record.generation) for item in batch
         ):
-            key = {"store_id": store_id, "study_hash": study_hash, "generation": generation}
-            place = sa.and_(*(marks.c[name] == value for name, value in key.items()))
-            before = self._c.execute(sa.select(marks.c.registered).where(place)).scalar() or 0
+            key = dict(zip(_PLACE, place, strict=True))
+            before = self._c.execute(_REGISTERED, key).scalar() or 0
             last = before
-            for sequence in self._c.execute(
-                sa.select(locations.c.sequence)
-                .where(*(locations.c[name] == value for name, value in key.items()), locations.c.sequence > before)
-                .order_by(locations.c.sequence)
-            ).scalars():
+            for sequence in self._c.execute(_SEQUENCES, {**key, "after": before}).scalars():
                 if sequence != last + 1:
                     break
                 last = sequence
             if last > before:
-                self._c.execute(self._db.upsert(marks, list(key), {**key, "registered": last}))
+                self._c.execute(self._db.upsert(marks, list(_PLACE), {**key, "registered": last}))
 
 
 class Admitted(Protocol):

@@ -72,29 +72,15 @@ class RegistryService:
 
     @staticmethod
     def _record(r: pb.InstanceRecord) -> Record:
-        for field, value in (
-            ("identity.sop_instance_uid", r.identity.sop_instance_uid),
-            ("identity.transfer_syntax_uid", r.identity.transfer_syntax_uid),
-            ("study_instance_uid", r.study_instance_uid),
-            ("series_instance_uid", r.series_instance_uid),
-        ):
-            if not 1 <= len(value) <= 64 or "\0" in value:
-                raise invalid(field, "1 to 64 characters")
-        if len(r.identity.sha256) != 32 or len(r.admission_key) != 32:
-            raise invalid("identity.sha256, admission_key", "32 bytes")
-        if len(r.header) > 262_144:
-            raise invalid("header", "at most 262,144 bytes")
-        if not 1 <= len(r.object.store_id) <= 64 or len(r.object.study_hash) != 32:
-            raise invalid("object", "store_id of 1 to 64 characters, study_hash of 32")
-        spool = r.object.store_id.startswith("spool")
-        return Record(
-            store_id=r.object.store_id,
-            study_hash=r.object.study_hash,
-            generation=r.object.generation,
-            sequence=r.object.sequence,
-            sop_instance_uid=r.identity.sop_instance_uid,
-            transfer_syntax_uid=r.identity.transfer_syntax_uid,
-            sha256=r.identity.sha256,
+        where, identity, received = r.object, r.identity, r.receive_time
+        record = Record(
+            store_id=where.store_id,
+            study_hash=where.study_hash,
+            generation=where.generation,
+            sequence=where.sequence,
+            sop_instance_uid=identity.sop_instance_uid,
+            transfer_syntax_uid=identity.transfer_syntax_uid,
+            sha256=identity.sha256,
             length=r.length,
             header=r.header,
             study_instance_uid=r.study_instance_uid,
@@ -104,10 +90,25 @@ class RegistryService:
             source_address=r.source_address,
             admission_key=r.admission_key,
             verification=r.verification or common_pb2.VERIFICATION_STATE_NOT_REQUIRED,
-            receive_time=micros(r.receive_time.ToDatetime(tzinfo=UTC)),
+            receive_time=received.seconds * 1_000_000 + received.nanos // 1000,
             remarks=tuple(r.remarks),
-            residence=common_pb2.RESIDENCE_SPOOL if spool else common_pb2.RESIDENCE_CACHE,
+            residence=common_pb2.RESIDENCE_SPOOL if where.store_id.startswith("spool") else common_pb2.RESIDENCE_CACHE,
         )
+        for field, value in (
+            ("identity.sop_instance_uid", record.sop_instance_uid),
+            ("identity.transfer_syntax_uid", record.transfer_syntax_uid),
+            ("study_instance_uid", record.study_instance_uid),
+            ("series_instance_uid", record.series_instance_uid),
+        ):
+            if not 1 <= len(value) <= 64 or "\0" in value:
+                raise invalid(field, "1 to 64 characters")
+        if len(record.sha256) != 32 or len(record.admission_key) != 32:
+            raise invalid("identity.sha256, admission_key", "32 bytes")
+        if len(record.header) > 262_144:
+            raise invalid("header", "at most 262,144 bytes")
+        if not 1 <= len(record.store_id) <= 64 or len(record.study_hash) != 32:
+            raise invalid("object", "store_id of 1 to 64 characters, study_hash of 32")
+        return record
 
     def UpdateInstances(self, request: pb.UpdateInstancesRequest, _call: Call) -> pb.UpdateInstancesResponse:
         """Take over what stores found out later."""
