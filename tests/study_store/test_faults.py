@@ -607,4 +607,5 @@ def test_a_failed_batch_takes_no_numbers(store):
         environment_.committer.run(lmdb_store.Operation(failing, 0), 5)
     assert caught.value.reason == "COMMIT_FAILED"
     assert put(store, header(sop=1), b"2").ref == Ref(ref.study_hash, 2, 1)
+    wait_for(lambda: not store._hashing)
     assert store.unsettled(ref.study_hash, 1) == [ref]

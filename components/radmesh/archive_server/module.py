@@ -89,10 +89,11 @@ class ArchiveServer:
         commit_seconds = context.metrics.histogram("radmesh_commit_seconds")
         self._store.on_commit_seconds = commit_seconds.observe
         objects = context.metrics.counter("radmesh_objects_committed")
+        counted = {outcome: objects.labels(outcome.value) for outcome in Outcome}
         size_counter = context.metrics.counter("radmesh_bytes_committed")
 
         def stored(outcome: Outcome, size: int) -> None:
-            objects.labels(outcome.value).inc()
+            counted[outcome].inc()
             if outcome is not Outcome.ALREADY:
                 size_counter.inc(size)
 

@@ -259,15 +259,14 @@ class Environment:
             RadmeshError: TRANSFER_INVALID: the transfer id was used for another object.
         """
         with self.lmdb.begin() as transaction:
-            return self._find(transaction, content)
+            return self._find(transaction, content, content.instance_key(), content.identity())
 
-    def _find(self, transaction: Any, content: Content) -> tuple[int, Outcome] | None:
+    def _find(self, transaction: Any, content: Content, instance: bytes, identity: bytes) -> tuple[int, Outcome] | None:
         sequence = self._committed(transaction, content.transfer_id, content.header)
         if sequence:
             if rows.content(transaction.get(_key(b"x", sequence))) != (content.length, content.sha256):
                 raise RadmeshError("TRANSFER_INVALID", "the transfer id was used for another object")
             return sequence, Outcome.STORED
-        instance, identity = content.instance_key(), content.identity()
         found = None
         with transaction.cursor() as cursor:
             more = cursor.set_range(instance)
@@ -399,7 +398,8 @@ class Environment:
         `data`: all of a small object, not yet written. `variant`: an earlier generation has other content of it.
         """
         transfer_id = content.transfer_id
-        found = self._find(transaction, content)
+        instance, identity = content.instance_key(), content.identity()
+        found = self._find(transaction, content, instance, identity)
         if found is not None and found[0]:
             sequence, outcome = found
             transaction.put(b"t" + transfer_id, _NUMBER.pack(sequence))
@@ -414,7 +414,7 @@ class Environment:
         ref = Ref(self.study_hash, self.generation, sequence)
         row = IndexRow(ref, content.header, content.length, content.sha256, queryable, now, remarks, transfer_id)
         transaction.put(_key(b"x", sequence), rows.encode(row, number))
-        transaction.put(content.instance_key() + _NUMBER.pack(sequence), content.identity())
+        transaction.put(instance + _NUMBER.pack(sequence), identity)
         transaction.put(b"t" + transfer_id, _NUMBER.pack(sequence))
         if data is None:
             transaction.delete(b"q" + transfer_id)

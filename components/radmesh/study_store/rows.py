@@ -1,7 +1,9 @@
 """Index rows as bytes. The format has a version: rows are read for as long as studies are kept."""
 
 import struct
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Final
 
 from radmesh.study_store.store import IndexRow, ObjectHeader, Ref
@@ -11,16 +13,9 @@ VERSION: Final = 1
 _HEAD: Final = struct.Struct(">BQQQB32s32s16s")
 _SHA256_AT: Final = 26
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_TEXTS: Final = (
-    "study_instance_uid",
-    "series_instance_uid",
-    "sop_class_uid",
-    "sop_instance_uid",
-    "transfer_syntax_uid",
-    "calling_ae_title",
-    "called_ae_title",
-    "source_address",
-)
+_TEXTS: Final = 8
+# Its first fields, in their order.
+_texts_of: Final = attrgetter(*(field.name for field in fields(ObjectHeader)[:_TEXTS]))
 
 
 class DamagedError(ValueError):
@@ -42,9 +37,7 @@ def encode(row: IndexRow, object_number: int) -> bytes:
             row.transfer_id,
         )
     ]
-    texts = [getattr(header, name).encode() for name in _TEXTS]
-    texts += [b"\0".join(remark.encode() for remark in row.remarks), row.queryable]
-    for text in texts:
+    for text in (*map(str.encode, _texts_of(header)), "\0".join(row.remarks).encode(), row.queryable):
         parts.append(len(text).to_bytes(4, "big"))
         parts.append(text)
     return b"".join(parts)
@@ -68,18 +61,15 @@ def _decode(ref: Ref, data: bytes) -> tuple[IndexRow, int]:
     _, number, length, time, verification, sha256, key, transfer_id = _HEAD.unpack_from(data)
     texts = []
     at = _HEAD.size
-    for _ in range(len(_TEXTS) + 2):
+    for _ in range(_TEXTS + 2):
         size = int.from_bytes(data[at : at + 4], "big")
         at += 4 + size
         if at > len(data):
             raise ValueError("an index row is cut")
         texts.append(data[at - size : at])
-    header = ObjectHeader(
-        **dict(zip(_TEXTS, (text.decode() for text in texts), strict=False)),
-        admission_key=key,
-        verification=verification,
-    )
-    remarks = tuple(remark.decode() for remark in texts[-2].split(b"\0") if remark)
+    study, series, sop_class, sop_instance, syntax, calling, called, source = map(bytes.decode, texts[:_TEXTS])
+    header = ObjectHeader(study, series, sop_class, sop_instance, syntax, calling, called, source, key, verification)
+    remarks = tuple(filter(None, texts[_TEXTS].decode().split("\0")))
     received = _EPOCH + timedelta(microseconds=time)
     return IndexRow(ref, header, length, sha256, texts[-1], received, remarks, transfer_id), number
 
@@ -91,4 +81,4 @@ def content(data: bytes) -> tuple[int, bytes]:
 
 def encode_header(header: ObjectHeader) -> bytes:
     """Return what identifies an unfinished transfer's object."""
-    return "\0".join(getattr(header, name) for name in _TEXTS).encode()
+    return "\0".join(_texts_of(header)).encode()

@@ -8,7 +8,10 @@ registered when it is back.
 import contextlib
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
@@ -16,7 +19,6 @@ from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.lifecycle import Worker
 from radmesh.study_store import IndexRow, Ref, StudyStore
-from radmesh.transfer.model import ObjectReference
 
 BATCH: Final = 256
 BATCH_BYTES: Final = 2 << 20
@@ -30,6 +32,7 @@ LINGER_MOST_SECONDS: Final = 0.25
 CALL_SECONDS: Final = 10.0
 LATE_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 1.0
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 SERVICE: Final = database_pb2.DESCRIPTOR.services_by_name["RegistryService"]
 
 
@@ -254,9 +257,12 @@ def _no() -> bool:
 
 def record(store_id: str, row: IndexRow) -> database_pb2.InstanceRecord:
     """An index row as the database gets it: patient, study, series and instance can be built from it alone."""
-    header = row.header
-    message = database_pb2.InstanceRecord(
-        object=ObjectReference(store_id, row.ref.study_hash, row.ref.generation, row.ref.sequence).message(),
+    header, ref = row.header, row.ref
+    seconds, micros = divmod((row.receive_time - _EPOCH) // timedelta(microseconds=1), 1_000_000)
+    return database_pb2.InstanceRecord(
+        object=common_pb2.ObjectReference(
+            store_id=store_id, study_hash=ref.study_hash, generation=ref.generation, sequence=ref.sequence
+        ),
         identity=common_pb2.ContentIdentity(
             sop_instance_uid=header.sop_instance_uid,
             transfer_syntax_uid=header.transfer_syntax_uid,
@@ -273,6 +279,5 @@ def record(store_id: str, row: IndexRow) -> database_pb2.InstanceRecord:
         admission_key=header.admission_key,
         verification=header.verification,  # type: ignore[arg-type]
         remarks=row.remarks,
+        receive_time=Timestamp(seconds=seconds, nanos=micros * 1000),
     )
-    message.receive_time.FromDatetime(row.receive_time)
-    return message
