@@ -19,6 +19,7 @@ from curator_support import (
     item_of,
     pixels_of,
     study_of,
+    unreadable,
 )
 from pixels_support import make, open_file
 from pydicom.data import get_testdata_file
@@ -140,6 +141,19 @@ def test_corrupt_pixels_are_the_affair_of_their_instance(cluster: Cluster) -> No
     check(cluster, 1, 1, 3)
     # It is not tried again and again.
     assert [job.attempt for job in cluster.jobs()] == [1]
+
+
+def test_what_cannot_be_taken_apart_is_described_all_the_same(cluster: Cluster) -> None:
+    cluster.curator()
+    item = item_of(unreadable(ct(1, 1).data))
+    cluster.send(item, ct(1, 2))
+    made = cluster.curated(study_of(1), 2)
+    assert (made[item.sop].state, made[item.sop].reason) == (NONE, "DATA_SET_UNREADABLE")
+    head, packed = cluster.metadata(study_of(1), study_of(1) + ".1")
+    found = {one["00080018"]["Value"][0]: one for one in json.loads(gzip.decompress(packed))}
+    assert head.instance_count == len(found) == 2
+    assert found[item.sop]["0020000D"]["Value"] == [study_of(1)]
+    check(cluster, 1, 2)
 
 
 def test_frames_over_which_workers_end(cluster: Cluster) -> None:

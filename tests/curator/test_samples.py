@@ -6,7 +6,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
-from curator_support import encode
+from curator_support import encode, unreadable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixels_support import decoded, make
@@ -285,6 +285,23 @@ def test_pixels_under_the_other_form() -> None:
     for data, compressed, syntax in ((noise(12).tobytes(), False, RLE), (encapsulate([b"1234"]), True, EXPLICIT)):
         found = made(image(data, compressed=compressed), syntax)
         assert (found.facts["state"], found.facts["reason"]) == (NONE, "FRAGMENTS_BROKEN")
+
+
+def test_a_data_set_that_cannot_be_taken_apart() -> None:
+    data = encode(image(noise(12).tobytes(), PatientName="Doe^John"))
+    assert make(data, EXPLICIT).facts["state"] == CODED
+    found = make(unreadable(data), EXPLICIT)
+    assert (found.facts["state"], found.facts["reason"]) == (NONE, "DATA_SET_UNREADABLE")
+    assert found.metadata == b""
+
+
+def test_a_file_format_around_a_code_stream_is_left_away() -> None:
+    """One with a box of no length keeps some readers busy for ever."""
+    pixels = noise(8, dtype="u1")
+    stream = imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True)
+    box = bytes.fromhex("0000000c6a5020200d0a870a") + bytes(8)
+    found = made(image(encapsulate([box + stream]), compressed=True, BitsAllocated=8, BitsStored=8, HighBit=7), J2K)
+    assert np.array_equal(decoded(found.frames[0]), pixels)
 
 
 # -- anything ----------------------------------------------------------------------------------------------------------

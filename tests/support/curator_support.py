@@ -61,6 +61,14 @@ def encode(ds: Any, syntax: str = uids.EXPLICIT_VR_LITTLE_ENDIAN) -> bytes:
     return bytes(buffer.getvalue())
 
 
+def unreadable(data: bytes) -> bytes:
+    """A data set with a sequence in an item that has not the room for it: those who skip the item see nothing of it."""
+    sequence = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff"
+    item, end = b"\xfe\xff\x00\xe0" + len(sequence).to_bytes(4, "little"), b"\xfe\xff\xdd\xe0\0\0\0\0"
+    at = data.index(b"\x10\x00\x10\x00PN")
+    return data[:at] + sequence + item + sequence + end + data[at:]
+
+
 def header_of(data: bytes, syntax: str) -> bytes:
     """The queryable header, as the gateway proxy scans it."""
     scanner = new_scanner(uids.transfer_syntax(syntax))

@@ -236,7 +236,6 @@ class Curation:
                     if not died.frame or wish.state:
                         answer = _nothing("DATA_SET_UNREADABLE", died.frame)
                         sink = writer.instance()
-                        sink.metadata(_identity(instance))
                     else:
                         wish, deaths = Wish(State.ORIGINAL, "FRAME_UNDECODABLE", died.frame), 0
                         continue
@@ -251,6 +250,8 @@ class Curation:
                     sink.abort()
                     wish = answer
                     continue
+                if not sink.described:
+                    sink.metadata(_identity(instance))
                 return sink.finish(_rendition(instance, answer))
         raise RadmeshError("INTERNAL", "an instance was made too often")
 

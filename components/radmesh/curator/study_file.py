@@ -427,6 +427,7 @@ class InstanceWriter:
         self._bytes = 0
         self._packer = zlib.compressobj(_LEVEL)
         self._packed = b""
+        self._described = False
         key = _key(b"q", number)
         writer.add(lambda transaction: transaction.put(key, b""), 0)
 
@@ -449,8 +450,14 @@ class InstanceWriter:
         self._bytes += self._size
         self._writer.add(lambda transaction: transaction.put(key, value), len(value))
 
+    @property
+    def described(self) -> bool:
+        """Whether there is a JSON object."""
+        return self._described
+
     def metadata(self, data: bytes) -> None:
         """The next part of the JSON object."""
+        self._described = True
         self._packed += self._packer.compress(data)
 
     def finish(self, rendition: Rendition) -> Rendition:

@@ -237,15 +237,26 @@ def _table(data: bytes, code: str, order: str) -> "array[int]":
 # -- code streams ------------------------------------------------------------------------------------------------------
 
 
+def j2k_stream(frame: bytes) -> bytes:
+    """Return the code stream of JPEG 2000 or HTJ2K without a file format around it, which has no place in DICOM.
+
+    Raises:
+        ValueError: there is none.
+    """
+    at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if at < 0:
+        raise ValueError("no code stream")
+    return frame[at:] if at else frame
+
+
 def j2k_facts(frame: bytes) -> tuple[int, int, int, bool]:
     """Return (rows, columns, bits, irreversible) of a JPEG 2000 or HTJ2K code stream (ISO 15444-1 A.5, A.6).
 
     Raises:
         ValueError: it is none.
     """
-    at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if at < 0:
-        raise ValueError("no code stream")
+    frame = j2k_stream(frame)
+    at = 0
     rows = columns = bits = 0
     irreversible = False
     at += 2

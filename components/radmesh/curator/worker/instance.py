@@ -1,7 +1,6 @@
 """Makes what is served of one instance out of its data set, while that streams by."""
 
 import io
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -204,7 +203,12 @@ def _may_be_sequence(tag: int) -> bool:
 def _parse(head: bytes, *, implicit: bool, big_endian: bool) -> Any:
     from pydicom.filereader import read_dataset  # noqa: PLC0415
 
-    return read_dataset(io.BytesIO(head), implicit, not big_endian)
+    try:
+        return read_dataset(io.BytesIO(head), implicit, not big_endian)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UndecidableError from error
 
 
 def make(pieces: Iterable[bytes], sop_class_uid: str, uid: str, wish: Wish) -> Iterator[Message]:
@@ -221,7 +225,7 @@ def make(pieces: Iterable[bytes], sop_class_uid: str, uid: str, wish: Wish) -> I
     """
     try:
         opened = _Opened(pieces, uid)
-    except (UndecidableError, RecursionError, struct.error, ValueError, KeyError, AttributeError, TypeError):
+    except UndecidableError:
         yield Done(_facts(Decision(State.NONE, "DATA_SET_UNREADABLE"), uid))
         return
     yield from _Instance(opened, sop_class_uid, wish).make()

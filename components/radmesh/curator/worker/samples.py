@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from radmesh.curator.worker.frames import j2k_facts, jpeg_ls_is_lossy
+from radmesh.curator.worker.frames import j2k_facts, j2k_stream, jpeg_ls_is_lossy
 from radmesh.curator.worker.table import (
     DEFLATED_FRAMES,
     JPEG_2000,
@@ -106,6 +106,7 @@ def _decode(data: bytes, image: Image, uid: str) -> tuple[Array, Mapping[str, An
 
     if uid in JPEG_2000:
         try:
+            data = j2k_stream(data)
             rows, columns, bits, _ = j2k_facts(data)
         except ValueError as error:
             raise UnusableError("FRAME_UNDECODABLE") from error
