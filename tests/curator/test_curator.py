@@ -91,7 +91,7 @@ def test_every_kind_of_object_has_its_rendition(cluster: Cluster) -> None:
         (rendition,) = [
             r for r in wait_for(lambda study=study: cluster.renditions(study), 30) if r.identity.sop_instance_uid == sop
         ]
-        here = make(item.data, item.header.transfer_syntax_uid, item.header.sop_class_uid)
+        here = make(item.data, item.header.transfer_syntax_uid)
         assert {field: getattr(rendition, field) for field in here.facts} == here.facts
         assert rendition.bytes == sum(map(len, here.frames))
         for number, frame in enumerate(here.frames if rendition.state != NONE else (), 1):

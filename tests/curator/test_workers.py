@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from curator_support import FAULTS
-from pixels_support import decoded, make, open_file
+from pixels_support import decoded, identity_of, make, open_file
 from pydicom.data import get_testdata_file
 from transfer_support import wait_for
 
@@ -64,7 +64,7 @@ def ct(word: bytes = b"") -> tuple[bytes, str]:
 
 def ask(worker: Worker, word: bytes = b"", sink: Any = None) -> Any:
     data, syntax = ct(word)
-    return worker.make(Bytes(data), "", syntax, Wish(), sink or Kept())
+    return worker.make(Bytes(data), identity_of(data, syntax), syntax, Wish(), sink or Kept())
 
 
 def test_a_process_does_what_the_functions_do(worker: Worker) -> None:
@@ -165,7 +165,7 @@ class Broken(Bytes):
 def test_an_object_that_cannot_be_read_is_no_fault_of_the_process(worker: Worker) -> None:
     data, syntax = ct()
     with pytest.raises(RadmeshError, match="OBJECT_CORRUPT"):
-        worker.make(Broken(data), "", syntax, Wish(), Kept())
+        worker.make(Broken(data), identity_of(data, syntax), syntax, Wish(), Kept())
     assert ask(worker)["state"] == 1
 
 
@@ -225,7 +225,7 @@ def test_frames_of_any_length_pass(worker: Worker) -> None:
     data, syntax = open_file(Path(str(get_testdata_file("rtdose.dcm"))))
     sink = Kept()
     sink.end = lambda offsets: None  # type: ignore[method-assign]
-    worker.make(Bytes(data), "", syntax, Wish(), sink)
+    worker.make(Bytes(data), identity_of(data, syntax), syntax, Wish(), sink)
     assert sink.frames == make(data, syntax).frames
     rows = np.random.default_rng(1).integers(0, 4096, (2048, 2048)).astype("<u2")
     head, syntax = ct()
@@ -234,5 +234,5 @@ def test_frames_of_any_length_pass(worker: Worker) -> None:
         head = head.replace(tag + b"\x80\x00", tag + b"\x00\x08")
     large = head[: at + 8] + rows.nbytes.to_bytes(4, "little") + rows.tobytes()
     sink = Kept()
-    worker.make(Bytes(large), "", syntax, Wish(), sink)
+    worker.make(Bytes(large), identity_of(large, syntax), syntax, Wish(), sink)
     assert np.array_equal(decoded(sink.frames[0]), rows.view("i2"))

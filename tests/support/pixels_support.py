@@ -14,7 +14,10 @@ from pydicom.pixels import apply_color_lut
 
 from radmesh.curator.worker import instance as making
 from radmesh.curator.worker.instance import Again, Begin, Done, End, Metadata, Wish
+from radmesh.curator.worker.metadata import Identity
 from radmesh.dicom import part10, uids
+from radmesh.dicom.elements import inflate
+from radmesh.dicom.header import QueryableHeader, new_scanner
 
 RLE = "1.2.840.10008.1.2.5"
 JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
@@ -35,8 +38,23 @@ class Made:
     wishes: list[Wish] = field(default_factory=list)
 
 
-def make(data: bytes, syntax: str, sop_class: str = "", piece: int = 1 << 20) -> Made:
+def identity_of(data: bytes, syntax: str) -> Identity:
+    """What an instance is known as: what was scanned at its arrival."""
+    scanner = new_scanner(uids.transfer_syntax(syntax))
+    chunks = inflate([data]) if uids.transfer_syntax(syntax).deflated else [data]
+    for chunk in chunks:
+        if scanner.feed(chunk):
+            break
+    scanner.finish()
+    header = QueryableHeader.parse(scanner.header())
+    return Identity(
+        *(header.text(name) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"))
+    )
+
+
+def make(data: bytes, syntax: str, piece: int = 1 << 20) -> Made:
     """Make an instance, in this process; again, as often as it asks for that."""
+    identity = identity_of(data, syntax)
     wishes: list[Wish] = []
     while True:
         made = Made(wishes=wishes)
@@ -44,7 +62,7 @@ def make(data: bytes, syntax: str, sop_class: str = "", piece: int = 1 << 20) ->
         again = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for message in making.make(pieces, sop_class, syntax, wishes[-1] if wishes else Wish()):
+            for message in making.make(pieces, identity, syntax, wishes[-1] if wishes else Wish()):
                 if isinstance(message, bytes):
                     assert 0 < len(message) <= making.CHUNK
                     made.frames[-1] += message

@@ -1,6 +1,5 @@
 """Makes the pictures of one study."""
 
-import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
@@ -13,6 +12,7 @@ from radmesh.curator.model import Content, Rendition
 from radmesh.curator.study_file import InstanceWriter, StudyWriter
 from radmesh.curator.webcache import WebCache
 from radmesh.curator.worker.instance import Wish
+from radmesh.curator.worker.metadata import Identity
 from radmesh.curator.worker.process import lower_priority
 from radmesh.curator.worker.table import State
 from radmesh.curator.workers import Worker, WorkerDiedError, Workers, WorkerUnavailableError
@@ -251,7 +251,7 @@ class Curation:
                     wish = answer
                     continue
                 if not sink.described:
-                    sink.metadata(_identity(instance))
+                    sink.metadata(_identity(instance).document())
                 return sink.finish(_rendition(instance, answer))
         raise RadmeshError("INTERNAL", "an instance was made too often")
 
@@ -265,7 +265,7 @@ class Curation:
                 raise RadmeshError("OBJECT_CORRUPT", "the store has other bytes under the object's name")
             self._read.inc(read.size)
             source = _Source(read, given_up)
-            return worker.make(source, instance.sop_class_uid, instance.content.transfer_syntax_uid, wish, sink)
+            return worker.make(source, _identity(instance), instance.content.transfer_syntax_uid, wish, sink)
 
 
 class _Source:
@@ -293,13 +293,10 @@ def _nothing(reason: str, frame: int) -> dict[str, Any]:
     return {"state": int(State.NONE), "reason": reason, "frame": frame, "transfer_syntax_uid": ""}
 
 
-def _identity(instance: Instance) -> bytes:
-    """The JSON object of an instance whose data set cannot be taken apart."""
-    values = {
-        "00080005": ("CS", "ISO_IR 192"),
-        "00080016": ("UI", instance.sop_class_uid),
-        "00080018": ("UI", instance.content.sop_instance_uid),
-        "0020000D": ("UI", instance.study_instance_uid),
-        "0020000E": ("UI", instance.series_instance_uid),
-    }
-    return json.dumps({tag: {"vr": vr, "Value": [value]} for tag, (vr, value) in values.items()}).encode()
+def _identity(instance: Instance) -> Identity:
+    return Identity(
+        instance.study_instance_uid,
+        instance.series_instance_uid,
+        instance.sop_class_uid,
+        instance.content.sop_instance_uid,
+    )

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 from radmesh.curator.worker import process as protocol
 from radmesh.curator.worker.instance import CHUNK, Wish
+from radmesh.curator.worker.metadata import Identity
 
 # Nothing is written and nothing read for so long: it hangs. Frames have a limit of processor time besides.
 SILENT_SECONDS: Final = 300.0
@@ -99,14 +100,14 @@ class Worker:
         process = self._process
         return process.pid if process is not None else 0
 
-    def make(self, source: DataSet, sop_class_uid: str, uid: str, wish: Wish, sink: Sink) -> dict[str, Any] | Wish:
+    def make(self, source: DataSet, identity: Identity, uid: str, wish: Wish, sink: Sink) -> dict[str, Any] | Wish:
         """Make an instance; return its facts, or how it is to be made instead.
 
         Raises:
             WorkerDiedError, WorkerUnavailableError, ClosedError, what `source` and `sink` raise.
         """
         process = self._running()
-        asked = {"size": source.size, "sop_class_uid": sop_class_uid, "uid": uid, "wish": asdict(wish)}
+        asked = {"size": source.size, "identity": asdict(identity), "uid": uid, "wish": asdict(wish)}
         feeding = _Feeding(process, json.dumps(asked).encode() + b"\n", source, self._touch)
         self._touch()
         frame = 0

@@ -211,12 +211,12 @@ def _parse(head: bytes, *, implicit: bool, big_endian: bool) -> Any:
         raise UndecidableError from error
 
 
-def make(pieces: Iterable[bytes], sop_class_uid: str, uid: str, wish: Wish) -> Iterator[Message]:
+def make(pieces: Iterable[bytes], identity: metadata.Identity, uid: str, wish: Wish) -> Iterator[Message]:
     """Yield what is served of an instance, in the order in which it is kept.
 
     Args:
         pieces: its data set, in order; the rest of it is not read where nothing more is needed.
-        sop_class_uid: of the instance.
+        identity: what the instance is known as.
         uid: its transfer syntax.
         wish: how it is made.
 
@@ -226,9 +226,10 @@ def make(pieces: Iterable[bytes], sop_class_uid: str, uid: str, wish: Wish) -> I
     try:
         opened = _Opened(pieces, uid)
     except UndecidableError:
+        yield Metadata(identity.document())
         yield Done(_facts(Decision(State.NONE, "DATA_SET_UNREADABLE"), uid))
         return
-    yield from _Instance(opened, sop_class_uid, wish).make()
+    yield from _Instance(opened, identity, wish).make()
 
 
 def _facts(decision: Decision, uid: str, frame: int = 0) -> dict[str, Any]:
@@ -244,12 +245,13 @@ def _facts(decision: Decision, uid: str, frame: int = 0) -> dict[str, Any]:
 
 
 class _Instance:
-    def __init__(self, opened: _Opened, sop_class_uid: str, wish: Wish) -> None:
+    def __init__(self, opened: _Opened, identity: metadata.Identity, wish: Wish) -> None:
         self._opened = opened
         self._uid = opened.syntax.uid
         self._image = Image.of(opened.ds)
+        self._identity = identity
         self._wish = wish
-        self._decision = decide(self._image, opened.syntax, sop_class_uid, opened.tag)
+        self._decision = decide(self._image, opened.syntax, identity.sop_class_uid, opened.tag)
         self._frame = 0
         if wish.state and self._decision.state is not State.NONE:
             self._decision = Decision(State(wish.state), wish.reason)
@@ -273,7 +275,7 @@ class _Instance:
                 yield Again(error.wish)
                 return
         facts = self._facts()
-        document = metadata.describe(self._opened.ds, facts)
+        document = metadata.describe(self._opened.ds, self._identity, facts)
         for start in range(0, len(document), CHUNK):
             yield Metadata(document[start : start + CHUNK])
         yield Done({name: facts[name] for name in _facts(self._decision, "")})

@@ -9,6 +9,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -33,16 +34,41 @@ _PALETTE: Final = frozenset((0x00281101, 0x00281102, 0x00281103, 0x00281104, 0x0
 )
 
 
-def describe(ds: Any, served: Mapping[str, Any]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an instance is known as; who joins metadata relies on it, whatever the data set says."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+
+    def object(self) -> dict[str, Any]:
+        """Return it as DICOM JSON."""
+        values = {
+            "00080005": ("CS", "ISO_IR 192"),
+            "00080016": ("UI", self.sop_class_uid),
+            "00080018": ("UI", self.sop_instance_uid),
+            "0020000D": ("UI", self.study_instance_uid),
+            "0020000E": ("UI", self.series_instance_uid),
+        }
+        return {tag: _with(vr, [value] if value else []) for tag, (vr, value) in values.items()}
+
+    def document(self) -> bytes:
+        """Return the JSON object of an instance of which no more is known."""
+        return _dump(self.object())
+
+
+def describe(ds: Any, identity: Identity, served: Mapping[str, Any]) -> bytes:
     """Return the JSON object of an instance.
 
     Args:
         ds: pydicom Dataset, without pixel data.
+        identity: what it is known as.
         served: `state`, `transfer_syntax_uid`, `photometric_interpretation`, `derived`, `bits`, `signed`, `samples`,
             `number_of_frames` of the frames that are served.
     """
-    found = _Writer(ds).object(ds)
-    found["00080005"] = {"vr": "CS", "Value": ["ISO_IR 192"]}
+    found = _Writer(ds).object(ds) | identity.object()
     if served["state"] == State.NONE:
         return _dump(found)
     found["00083002"] = {"vr": "UI", "Value": [served["transfer_syntax_uid"]]}

@@ -85,7 +85,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
     import pydicom.pixels.decoders  # noqa: F401, PLC0415 - loaded before the first frame's time runs
 
-    from radmesh.curator.worker import instance  # noqa: PLC0415
+    from radmesh.curator.worker import instance, metadata  # noqa: PLC0415
 
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
@@ -100,7 +100,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         asked = json.loads(line)
         pieces = _Input(requests, asked["size"])
         _limit_next_frame()
-        for message in instance.make(pieces, asked["sop_class_uid"], asked["uid"], instance.Wish(**asked["wish"])):
+        identity, wish = metadata.Identity(**asked["identity"]), instance.Wish(**asked["wish"])
+        for message in instance.make(pieces, identity, asked["uid"], wish):
             if isinstance(message, bytes):
                 tell(DATA, message)
             elif isinstance(message, instance.Begin):
