@@ -104,6 +104,20 @@ def test_pictures_that_are_not_made_yet(door):
     assert door.get(frame(3)).status_code == 503
 
 
+def test_what_a_full_web_cache_dropped_is_made_again_for_who_looks_at_it(door):
+    noise = np.random.default_rng(1)
+    first = noise.integers(0, 4096, (150, 150))
+    # Room for some six of them.
+    curator = door.curator(size=450_000)
+    door.send(ct(1, 1, first))
+    for study in range(2, 11):
+        wait_for(lambda made=study - 1: curator._curation.made >= made, 30.0)
+        door.send(ct(study, 1, noise.integers(0, 4096, (150, 150))))
+    wait_for(lambda: not door.renditions(STUDY), 30.0)
+    answer = wait_for(lambda: a if (a := door.get(frame(1))).status_code == 200 else None, 30.0)
+    assert np.array_equal(htj2k.decode(body(answer)), first)
+
+
 def test_a_series_that_is_partly_made_says_so(door):
     door.curator()
     door.send(ct(1, 1), ct(1, 2))
@@ -125,6 +139,15 @@ def test_a_series_that_is_partly_made_says_so(door):
     door.curator()
     answer = wait_for(lambda: a if (a := door.get(frame(3))).status_code == 200 else None, 30.0)
     assert np.array_equal(htj2k.decode(body(answer)), pixels_of(1, 3))
+
+
+def test_pages_are_served_while_the_database_is_down(door):
+    """They hold nothing, and say themselves that their data cannot be had."""
+    door.stop("database-server")
+    page = door.get("/", authorization="Bearer of-whom-nobody-knows")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    data = door.get("/api/v1/studies", authorization="Bearer of-whom-nobody-knows")
+    assert (data.status_code, data.headers["content-type"]) == (503, "application/problem+json")
 
 
 def test_a_frame_that_is_too_large_to_be_kept(door):

@@ -23,6 +23,21 @@ def audited(door, action):
     return [(event.actor, event.outcome, event.source_address) for event in found.events]
 
 
+def test_refusals_and_what_is_not_there_are_audited(door, visitors):
+    """Once a minute for the same: who asks again and again fills nothing."""
+    for _ in range(3):
+        assert visitors["radiologist"].get("/api/v1/holds").status_code == 403
+        assert visitors["radiologist"].get("/api/v1/studies/1.2.3").status_code == 404
+        assert visitors["radiologist"].get("/api/v1/studies").status_code == 200
+    assert [(actor, outcome) for actor, outcome, _ in audited(door, "ACCESS_REFUSED")] == [
+        ("radiologist", "ROLE_REFUSED")
+    ]
+    assert [(actor, outcome) for actor, outcome, _ in audited(door, "STUDY_SHOW")] == [
+        ("radiologist", "STUDY_NOT_FOUND")
+    ]
+    assert [(actor, outcome) for actor, outcome, _ in audited(door, "STUDY_QUERY")] == [("radiologist", "SUCCESS")]
+
+
 def test_a_browser_gets_a_cookie_and_no_token(visitors):
     answer = sign_in(visitors.anonymous())
     assert answer.status_code == 200

@@ -1,13 +1,19 @@
 """The audit of what persons do (FEATURES AS5): written before the data is given."""
 
+import hashlib
 import json
 import threading
 from collections import OrderedDict
-from typing import Any, Final
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, TypeVar
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.runtime.clock import Clock
+from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Call
+
+Answer = TypeVar("Answer")
 
 # Reading a study is one act, not one per instance: the same act is written again after a minute.
 _SAME_ACT_SECONDS: Final = 60.0
@@ -21,7 +27,7 @@ class Audit:
         self._accounts = accounts
         self._clock = clock
         self._lock = threading.Lock()
-        self._recent: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+        self._recent: OrderedDict[tuple[str, ...], float] = OrderedDict()
 
     def record(
         self,
@@ -51,26 +57,65 @@ class Audit:
 
     def knows(self, action: str, call: Call, study: str) -> bool:
         """Whether this access was written within the last minute: then `access` would write nothing."""
+        return self._is_recent((_session(call), action, study, "SUCCESS"))
+
+    def _is_recent(self, act: tuple[str, ...]) -> bool:
         with self._lock:
-            last = self._recent.get(_key(action, call, study))
+            last = self._recent.get(act)
         return last is not None and self._clock.monotonic() - last < _SAME_ACT_SECONDS
 
-    def access(self, action: str, call: Call, study: str) -> None:
-        """Write an access to a study, once a minute for the same session, action and study.
+    def _once(self, act: tuple[str, ...], write: Callable[[], None]) -> None:
+        if self._is_recent(act):
+            return
+        now = self._clock.monotonic()
+        write()
+        with self._lock:
+            self._recent[act] = now
+            self._recent.move_to_end(act)
+            while len(self._recent) > _MOST:
+                self._recent.popitem(last=False)
+
+    def query(self, action: str, call: Call, request: Any, text: str = "") -> None:
+        """Write a query, once a minute for the same session and question: a list renews itself while it is looked at.
 
         Raises:
             RadmeshError: as `record`.
         """
-        if self.knows(action, call, study):
-            return
-        key, now = _key(action, call, study), self._clock.monotonic()
-        self.record(action, call, object_id=study)
-        with self._lock:
-            self._recent[key] = now
-            self._recent.move_to_end(key)
-            while len(self._recent) > _MOST:
-                self._recent.popitem(last=False)
+        question = hashlib.sha256(request.SerializeToString(deterministic=True) + text.encode()).hexdigest()
+        self._once((_session(call), action, question), lambda: self.record(action, call))
+
+    def access(self, action: str, call: Call, study: str, *, outcome: str = "SUCCESS") -> None:
+        """Write an access to a study, once a minute for the same session, action, study and outcome.
+
+        Raises:
+            RadmeshError: as `record`.
+        """
+        key = (_session(call), action, study, outcome)
+        self._once(key, lambda: self.record(action, call, object_id=study, outcome=outcome))
+
+    def refused(self, call: Call, what: str) -> None:
+        """Write that somebody tried what the role does not allow, once a minute for the same; nothing comes of it.
+
+        What cannot be written is refused all the same.
+        """
+        with suppress(RadmeshError):
+            self.access("ACCESS_REFUSED", call, what, outcome="ROLE_REFUSED")
+
+    def seen(self, action: str, call: Call, study: str, look: Callable[[], Answer]) -> Answer:
+        """Return what `look` returns, once it is written that the caller sees it, or that there was nothing to see.
+
+        Raises:
+            RadmeshError: as `look`; as `record`.
+        """
+        try:
+            answer = look()
+        except RadmeshError as error:
+            if error.reason == "STUDY_NOT_FOUND":
+                self.access(action, call, study, outcome=error.reason)
+            raise
+        self.access(action, call, study)
+        return answer
 
 
-def _key(action: str, call: Call, study: str) -> tuple[str, str, str]:
-    return (call.person.session_id if call.person else "", action, study)
+def _session(call: Call) -> str:
+    return call.person.session_id if call.person else ""

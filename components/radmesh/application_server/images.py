@@ -84,9 +84,8 @@ class ImageService:
         """Return a study as the caller may see it, and whether what is held is seen; audited."""
         assert call.person is not None
         held = may_reconcile(call.person)
-        self._audit.access("STUDY_READ", call, study_instance_uid)
         request = database_pb2.GetStudyRequest(study_instance_uid=study_instance_uid, include_held=held)
-        return self._queries.GetStudy(request), held
+        return self._audit.seen("STUDY_READ", call, study_instance_uid, lambda: self._queries.GetStudy(request)), held
 
     def GetManifest(
         self, request: curator_pb2.GetManifestRequest, call: Call

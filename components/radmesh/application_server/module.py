@@ -36,6 +36,8 @@ _DATABASE = database_pb2.DESCRIPTOR.services_by_name
 _GATEWAY = gateway_pb2.DESCRIPTOR.services_by_name
 _DOOR = application_pb2.DESCRIPTOR.services_by_name
 _MEET_SECONDS = 5.0
+_CURATE_ATTEMPTS = 30
+_CURATE_SECONDS = 2.0
 _BULK = {
     "ReadInstance": MethodCodec(response_serializer=encode),
     "StoreInstances": MethodCodec(request_deserializer=decoder(application_pb2.StoreInstancesRequest)),
@@ -51,7 +53,7 @@ class ApplicationServer:
         stubs = {
             name: context.client(descriptor, "database-server")
             for name, descriptor in _DATABASE.items()
-            if "application-server" in {c for m in descriptor.methods for c in callers_of(m)} or name == "FeedService"
+            if {"application-server", "*"} & {c for m in descriptor.methods for c in callers_of(m)}
         }
         accounts, queries, studies = stubs["AccountService"], stubs["QueryService"], stubs["StudyService"]
         registry = self._registry = stubs["RegistryService"]
@@ -81,6 +83,7 @@ class ApplicationServer:
             max_workers=config.max_calls,
             person_authenticator=sessions.get,
             door_tls=None if is_loopback(config.bind) else self._certificate,
+            on_refused=audit.refused,
         )
         session_service = service.SessionService(accounts, sessions, audit)
         study_service = service.StudyService(
@@ -108,7 +111,10 @@ class ApplicationServer:
         self._door.add(_DOOR["RisService"], ris_service)
         self._door.add(_DOOR["AdministrationService"], administration)
         self._changes = StudyChanges(context, queries)
-        self._pictures = Pictures(context, stubs["CurationService"], config.frame_cache << 20, forms.around)
+        self._jobs = stubs["JobService"]
+        self._pictures = Pictures(
+            context, stubs["CurationService"], config.frame_cache << 20, forms.around, self._have_curated
+        )
         metadata = Metadata(self._pictures, studies)
         image_service = images.ImageService(
             pictures=self._pictures,
@@ -144,6 +150,11 @@ class ApplicationServer:
             door.mount(dicomweb.routes(door, self._pictures, metadata))
             door.mount(pages.routes(door))
             self._http = HttpServer(http, door)
+
+    def _have_curated(self, study_instance_uid: str) -> None:
+        # The Curators' kind of job; nothing happens if there is such a job already.
+        request = database_pb2.EnqueueJobRequest(kind="curate", key=study_instance_uid, max_attempts=_CURATE_ATTEMPTS)
+        self._jobs.EnqueueJob(request, timeout=_CURATE_SECONDS)
 
     def _certificate(self) -> tuple[bytes, bytes]:
         if self._config.certificate:

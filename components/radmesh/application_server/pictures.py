@@ -40,6 +40,9 @@ _UNARY_SECONDS: Final = 10.0
 _TRIES: Final = 3
 # How long what was said of a series is believed, though its study looks the same; and a web cache that failed is last.
 _BELIEVED_SECONDS: Final = 60.0
+# How often a study is asked for of the Curators: they know already, unless they dropped it.
+_WANTED_SECONDS: Final = 10.0
+_MOST_WANTED: Final = 1000
 _SUSPECT_SECONDS: Final = 5.0
 _MOST_SERIES: Final = 256
 _MOST_FRAMES: Final = 200_000
@@ -182,6 +185,8 @@ class Pictures:
         curations: calls of database.v1.CurationService.
         most_bytes: of frames kept in memory.
         around: what stands before and behind frame `number` of a picture in the form in which it is kept.
+        want: has the pictures of a study made: a web cache that is nearly full drops what nobody reads, and makes
+            it again for who does.
     """
 
     def __init__(
@@ -190,11 +195,14 @@ class Pictures:
         curations: Any,
         most_bytes: int,
         around: Callable[[Picture, int], tuple[bytes, bytes]] = lambda _picture, _number: (b"", b""),
+        want: Callable[[str], object] = lambda _study_instance_uid: None,
     ) -> None:
         self._context = context
         self._log = context.log
         self._curations = curations
         self._around = around
+        self._want = want
+        self._wanted: OrderedDict[str, float] = OrderedDict()
         self._ahead = min(_AHEAD_BYTES, most_bytes // 8)
         self.cache = FrameCache(most_bytes)
         self._lock = threading.Lock()
@@ -250,12 +258,29 @@ class Pictures:
                 if found is not None and found.time > after:
                     return found
                 fresh = self._load(study.study_instance_uid, series_instance_uid, held=held)
+                if study.curated_count < study.instance_count:
+                    self._have_made(study.study_instance_uid)
                 self._keep(key, _look(study), fresh)
                 return fresh
         finally:
             with self._lock:
                 if not loading.locked():
                     self._loading.pop(key, None)
+
+    def _have_made(self, study_instance_uid: str) -> None:
+        """Have the pictures of a study made, if nobody was asked to lately."""
+        now = time.monotonic()
+        with self._lock:
+            if now < self._wanted.get(study_instance_uid, 0.0):
+                return
+            self._wanted[study_instance_uid] = now + _WANTED_SECONDS
+            self._wanted.move_to_end(study_instance_uid)
+            while len(self._wanted) > _MOST_WANTED:
+                self._wanted.popitem(last=False)
+        try:
+            self._want(study_instance_uid)
+        except RadmeshError as error:
+            self._log.info("pictures could not be asked for", reason=error.reason)
 
     def _keep(self, key: tuple[str, str, bool], look: tuple[int, ...], fresh: SeriesPictures) -> None:
         with self._lock:
@@ -343,6 +368,7 @@ class Pictures:
                     return series
         for rendition in self.renditions(study.study_instance_uid, sop_instance_uid=sop_instance_uid, held=held):
             return rendition.series_instance_uid
+        self._have_made(study.study_instance_uid)
         raise RadmeshError("PICTURES_PENDING", "the pictures are not made yet, or there is no such instance")
 
     # -- frames

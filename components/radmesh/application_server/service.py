@@ -98,36 +98,41 @@ class StudyService:
         request.include_held = may_reconcile(_person(call))
         return request
 
-    def _see(self, study_instance_uid: str, call: Call) -> None:
-        """Return if the caller may see the study: who may not, may not see its history either."""
-        request = database_pb2.GetStudyRequest(study_instance_uid=study_instance_uid)
-        self._queries.GetStudy(self._eyes(request, call))
+    def _see(self, request: database_pb2.GetStudyRequest, call: Call) -> database_pb2.StudyDetail:
+        """Return a study if the caller may see it: who may not, may not see its history either."""
+        eyes = self._eyes(request, call)
+        uid = request.study_instance_uid
+        answer: database_pb2.StudyDetail = self._audit.seen(
+            "STUDY_SHOW", call, uid, lambda: self._queries.GetStudy(eyes)
+        )
+        return answer
 
     def FindStudies(self, request: database_pb2.FindStudiesRequest, call: Call) -> database_pb2.FindStudiesResponse:
         """Find studies."""
+        eyes = self._eyes(request, call)
         if not request.page_token:
-            self._audit.record("STUDY_QUERY", call)
-        answer: database_pb2.FindStudiesResponse = self._queries.FindStudies(self._eyes(request, call))
+            self._audit.query("STUDY_QUERY", call, eyes)
+        answer: database_pb2.FindStudiesResponse = self._queries.FindStudies(eyes)
         return answer
 
     def GetStudy(self, request: database_pb2.GetStudyRequest, call: Call) -> database_pb2.StudyDetail:
         """Return a study."""
-        self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
-        answer: database_pb2.StudyDetail = self._queries.GetStudy(self._eyes(request, call))
-        return answer
+        return self._see(request, call)
 
     def FindInstances(
         self, request: database_pb2.FindInstancesRequest, call: Call
     ) -> database_pb2.FindInstancesResponse:
         """List instances."""
-        self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
-        answer: database_pb2.FindInstancesResponse = self._queries.FindInstances(self._eyes(request, call))
+        eyes = self._eyes(request, call)
+        uid = request.study_instance_uid
+        answer: database_pb2.FindInstancesResponse = self._audit.seen(
+            "STUDY_SHOW", call, uid, lambda: self._queries.FindInstances(eyes)
+        )
         return answer
 
     def ListHistory(self, request: database_pb2.ListHistoryRequest, call: Call) -> database_pb2.ListHistoryResponse:
         """List moves of a study's status."""
-        self._see(request.study_instance_uid, call)
-        self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
+        self._see(database_pb2.GetStudyRequest(study_instance_uid=request.study_instance_uid), call)
         answer: database_pb2.ListHistoryResponse = self._studies.ListHistory(request)
         return answer
 
@@ -135,8 +140,7 @@ class StudyService:
         self, request: database_pb2.ListCorrectionsRequest, call: Call
     ) -> database_pb2.ListCorrectionsResponse:
         """List corrections of a study's demographics."""
-        self._see(request.study_instance_uid, call)
-        self._audit.access("STUDY_SHOW", call, request.study_instance_uid)
+        self._see(database_pb2.GetStudyRequest(study_instance_uid=request.study_instance_uid), call)
         answer: database_pb2.ListCorrectionsResponse = self._studies.ListCorrections(request)
         return answer
 

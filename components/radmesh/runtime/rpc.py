@@ -197,7 +197,8 @@ class Server:
 
     `listen` is "unix:/path" (callers show a token), or "host:port". On TCP callers show a certificate of the cluster,
     unless `person_authenticator` makes this the clients' door: then a bearer token is looked up, and TLS is what
-    `door_tls` gives as (key, certificate chain), asked again at every handshake; without it there is none.
+    `door_tls` gives as (key, certificate chain), asked again at every handshake; without it there is none; and
+    `on_refused` hears of calls that a person's role does not allow, and what was called.
     Of `max_workers` calls at once each has a thread; more are refused. `health_listen` is a second, plaintext
     "host:port" that tells health and nothing else, for who has no certificate, such as a kubelet. `advertise` is the
     host that others are told, `line_port` the port of the line on TCP.
@@ -217,6 +218,7 @@ class Server:
         max_connection_age: float | None = 300.0,
         person_authenticator: PersonAuthenticator | None = None,
         door_tls: Callable[[], tuple[bytes, bytes]] | None = None,
+        on_refused: Callable[[Call, str], None] = lambda _call, _what: None,
         health_listen: str = "",
         advertise: str = "",
         line_port: int = 0,
@@ -232,6 +234,7 @@ class Server:
         self._status = status
         self._person = person_authenticator
         self._door_tls = door_tls
+        self._on_refused = on_refused
         self._names: list[str] = []
         self.port = 0
         options: list[tuple[str, Any]] = [
@@ -446,9 +449,11 @@ class Server:
         if kind.lower() != "bearer" or not token:
             raise RadmeshError("SESSION_EXPIRED", "sign in first")
         person = self._person(token)
+        call = Call("", "", person, context)
         if person.role not in roles and not ("*" in roles and person.role != "none"):
+            self._on_refused(call, method.name)
             raise RadmeshError("ROLE_REFUSED", f"the role {person.role} may not call {method.name}")
-        return Call("", "", person, context)
+        return call
 
     @contextmanager
     def _admitted(self, method: MethodDescriptor, context: grpc.ServicerContext) -> Iterator[Call]:

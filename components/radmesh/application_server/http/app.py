@@ -267,17 +267,19 @@ class Door:
         Raises:
             RadmeshError: STUDY_NOT_FOUND, also for one that is held, without the right `reconcile`.
         """
-        if not self.audit.knows(action, call, study_instance_uid):
-            await self.run(self.audit.access, action, call, study_instance_uid)
         person = call.person
         assert person is not None
         key = (may_reconcile(person), study_instance_uid)
         now = time.monotonic()
         known = self._seen.get(key)
         if known is not None and now - known[0] < _KEEP_SECONDS and not fresh:
+            if not self.audit.knows(action, call, study_instance_uid):
+                await self.run(self.audit.access, action, call, study_instance_uid)
             return known[1]
         request = database_pb2.GetStudyRequest(study_instance_uid=study_instance_uid, include_held=key[0])
-        detail: database_pb2.StudyDetail = await self.run(self.stubs["QueryService"].GetStudy, request)
+        detail: database_pb2.StudyDetail = await self.run(
+            self.audit.seen, action, call, study_instance_uid, lambda: self.stubs["QueryService"].GetStudy(request)
+        )
         self._seen[key] = (now, detail)
         self._seen.move_to_end(key)
         while len(self._seen) > _MOST_STUDIES:
@@ -378,10 +380,16 @@ class Door:
             )
         person = None
         if "anonymous" not in route.roles:
-            person = await self.authenticate(scope)
-            if not route.admits(person.role):
-                raise RadmeshError("ROLE_REFUSED", f"the role {person.role} may not {route.method} {route.path}")
-        scope["radmesh.call"] = Call("", "", person, cast("Any", _Exchange(scope)))
+            try:
+                person = await self.authenticate(scope)
+            except RadmeshError as error:
+                # A page is the same for everybody; it says itself that its data cannot be had.
+                if not (route.page and error.transient):
+                    raise
+        call = scope["radmesh.call"] = Call("", "", person, cast("Any", _Exchange(scope)))
+        if person is not None and not route.admits(person.role):
+            await self.run(self.audit.refused, call, f"{route.method} {route.path}")
+            raise RadmeshError("ROLE_REFUSED", f"the role {person.role} may not {route.method} {route.path}")
 
     def _failure(self, error: Exception, scope: Scope, route: Route | None) -> RadmeshError:
         if isinstance(error, RadmeshError):

@@ -82,6 +82,9 @@ class Router:
             RadmeshError: PATH_UNKNOWN; METHOD_NOT_ALLOWED, its metadata `allow` says which are.
         """
         segments = _segments(path)
+        straight, names = self._straight(segments)
+        if straight is not None and (route := straight.routes.get(method)) is not None:
+            return route, names
         allowed: set[str] = set()
         for node, found in _matches(self._root, segments, 0):
             route = node.routes.get(method) or (node.routes.get("GET") if method == "HEAD" else None)
@@ -92,6 +95,20 @@ class Router:
             allow = ", ".join(sorted(allowed))
             raise RadmeshError("METHOD_NOT_ALLOWED", f"here is only {allow}", metadata={"allow": allow})
         raise RadmeshError("PATH_UNKNOWN", "nothing is served under this path")
+
+    def _straight(self, segments: list[str]) -> tuple[_Node | None, dict[str, str]]:
+        """Follow the path without trying anything twice: where there is such a way, it is the first of all."""
+        node = self._root
+        names: dict[str, str] = {}
+        for segment in segments:
+            following = node.fixed.get(segment)
+            if following is None:
+                following = node.any
+                if following is None or not segment:
+                    return None, names
+                names[following.name] = segment
+            node = following
+        return node, names
 
 
 def _segments(path: str) -> list[str]:

@@ -139,7 +139,7 @@ class Studies:
         )
         by, colon, request.page_token = query.text("cursor").rpartition(":")
         if not request.page_token:
-            self._audit.record("STUDY_QUERY", call)
+            self._audit.query("STUDY_QUERY", call, request, query.text("text"))
         text = query.text("text").strip()
         if text:
             by, found = self._by_text(request, text, by)
