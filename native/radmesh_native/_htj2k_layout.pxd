@@ -21,7 +21,7 @@ cdef enum:
 
 
 cdef enum Fault:
-    # Everything that can be wrong; _htj2k.pyx has a sentence for each.
+    # Everything that can be wrong; _htj2k_decoder.pyx has a sentence for each.
     FINE = 0
     NO_MEMORY
     TRUNCATED

@@ -18,8 +18,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from radmesh_native import _htj2k
-from radmesh_native._htj2k import CodestreamError
+from radmesh_native import _htj2k_decoder, _htj2k_encoder
+from radmesh_native._htj2k_decoder import CodestreamError
 
 MAX_BITS: Final = 16
 MAX_LEVELS: Final = 32
@@ -83,7 +83,7 @@ def encode(frame: npt.NDArray[np.generic], *, bits_stored: int, levels: int | No
     if not 0 <= levels <= MAX_LEVELS:
         raise ValueError(f"levels are 0 to {MAX_LEVELS}, not {levels}")
     samples = np.ascontiguousarray(frame, dtype=frame.dtype.newbyteorder("=")).reshape(shape)
-    encoded = _htj2k.encode(samples, bits_stored, levels)
+    encoded = _htj2k_encoder.encode(samples, bits_stored, levels)
     if encoded is None:
         raise ValueError(f"a sample is outside of {bits_stored} bits: encode it with the bits allocated")
     return Encoded(*encoded)
@@ -109,5 +109,5 @@ def decode(
     """
     if not 0 <= reduce <= MAX_LEVELS:
         raise ValueError(f"reduce is 0 to {MAX_LEVELS}, not {reduce}")
-    frame = _htj2k.decode(codestream, reduce, min(max_samples, MAX_SAMPLES))
+    frame = _htj2k_decoder.decode(codestream, reduce, min(max_samples, MAX_SAMPLES))
     return frame[:, :, 0] if frame.shape[2] == 1 else frame

@@ -54,8 +54,26 @@ def test_modules_link_no_codec(path: Path) -> None:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"_htj2k.pyx", "htj2k.py", "htj2k_tables.h"} <= {path.name for path in SOURCES}
+    assert {"_htj2k_decoder.pyx", "_htj2k_encoder.pyx", "htj2k.py", "htj2k_tables.h"} <= {path.name for path in SOURCES}
     assert {path.name.split(".")[0] for path in MODULES} == {path.stem for path in NATIVE.glob("_*.pyx")}
-    assert named(NATIVE / "_htj2k.pyx")[0] == {"numpy"}
+    assert named(NATIVE / "_htj2k_decoder.pyx")[0] == {"numpy"}
     assert named(NATIVE / "_htj2k_wavelet.pyx")[1] == {"libc", "radmesh_native"}
     assert "htj2k_tables.h" in named(NATIVE / "_htj2k_tables.pxd")[2]
+
+
+def test_the_environment_names_the_instructions() -> None:
+    """A path that there is not is no path; one that this processor has not becomes the best below it."""
+    code = (
+        "from radmesh_native import _htj2k_decoder as d, _htj2k_encoder as e\n"
+        "print(d.use_path('portable'), e.use_path('portable'))"
+    )
+    for name, expected in (("portable", "portable portable\n"), ("avx512", "portable portable\n"), ("mmx", "")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"RADMESH_NATIVE_SIMD": name, "PYTHONPATH": str(NATIVE.parent)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout == expected
+        assert ("none of portable, sse41, avx2, avx512" in done.stderr) == (not expected)
