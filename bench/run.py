@@ -33,26 +33,33 @@ import sets
 from raw_sender import RawAssociation, read_part10
 
 WARM_UP = 20
-"""Objects sent before the clock starts; of few and large ones a fifth."""
+"""Objects that each association sends before the clock starts; of few and large ones a fifth."""
 RAW_LOADS = (("ct", 1), ("ct", 4), ("small", 1), ("small", 4), ("large", 1), ("large", 4))
 
 
-def raw_sender(files: list[Path], port: int, ae_title: str, ready: Any, go: Any, results: Any) -> None:
-    """One association: objects from memory, one send each, no DICOM library in the loop."""
+def raw_sender(files: list[Path], warm: int, port: int, ae_title: str, ready: Any, go: Any, results: Any) -> None:
+    """One association: objects from memory, one send each, no DICOM library in the loop; `warm` come before."""
     objects = [read_part10(path) for path in files]
-    association = RawAssociation("127.0.0.1", port, called=ae_title, calling="BENCH", objects=objects)
-    ready.release()
-    go.wait()
-    bad, latencies = 0, []
+    to: dict[str, Any] = {"called": ae_title, "calling": "BENCH"}
+    bad, latencies, waits = 0, [], True
     try:
+        if warm:
+            with RawAssociation("127.0.0.1", port, objects=objects[:warm], **to) as association:
+                bad += sum(association.store(number) != 0 for number in range(warm))
+        association = RawAssociation("127.0.0.1", port, objects=objects[warm:], **to)
+        ready.release()
+        waits = False
+        go.wait()
         with association:
-            for number in range(len(objects)):
+            for number in range(len(objects) - warm):
                 start = time.perf_counter()
                 bad += association.store(number) != 0
                 latencies.append(time.perf_counter() - start)
     except Exception as error:
         print(f"bench: sender: {error!r}", file=sys.stderr)
-        bad += len(objects) - len(latencies)
+        bad += len(objects) - warm - len(latencies)
+        if waits:
+            ready.release()
     results.put((bad, statistics.median(latencies or [0])))
 
 
@@ -71,17 +78,13 @@ def touch_memory(folder: Path, size: int) -> None:
 
 def load_raw(server: servers.Running, files: list[Path], associations: int) -> dict[str, float]:
     """The first objects warm the server up: what is measured is a modality's day, not a server's first second."""
-    first = min(WARM_UP, len(files) // 5)
-    warm, files = files[:first], files[first:]
-    objects = [read_part10(path) for path in warm]
-    with RawAssociation("127.0.0.1", server.port, called=server.ae_title, calling="BENCH", objects=objects) as sender:
-        for number in range(len(warm)):
-            sender.store(number)
     context = multiprocessing.get_context("fork")
     ready, go, results = context.Semaphore(0), context.Event(), context.Queue()
     parts = [files[i::associations] for i in range(associations)]
+    warm = min(WARM_UP, len(parts[-1]) // 5)
+    files = [path for part in parts for path in part[warm:]]
     senders = [
-        context.Process(target=raw_sender, args=(part, server.port, server.ae_title, ready, go, results))
+        context.Process(target=raw_sender, args=(part, warm, server.port, server.ae_title, ready, go, results))
         for part in parts
     ]
     for sender in senders:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from radmesh.curator.worker import process as protocol
@@ -217,7 +218,9 @@ class Worker:
 
         def watch() -> None:
             while not done.wait(min(seconds, 5.0)):
-                if time.monotonic() - self._moved > seconds:
+                if _waits_for_a_core(process.pid):
+                    self._touch()  # others go first, however long; how much it may compute is bounded elsewhere
+                elif time.monotonic() - self._moved > seconds:
                     self._late = True
                     process.kill()
                     return
@@ -253,6 +256,14 @@ class Worker:
         poll = select.poll()
         poll.register(process.stdout, 0)
         return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
+def _waits_for_a_core(pid: int) -> bool:
+    """Whether a process runs, or would if it were let."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"R"
+    except (OSError, IndexError):
+        return False
 
 
 class _Feeding:

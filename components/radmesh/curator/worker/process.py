@@ -47,6 +47,9 @@ def lower_priority() -> None:
 
 def _limit() -> None:
     lower_priority()
+    # It holds nothing that others wait for: it may run when nobody else wants to, whatever comes in meanwhile.
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
