@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from component_mesh import Components, Item, item
 from database_support import HELD, uid
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.application_server import changes as module
@@ -176,5 +176,5 @@ def test_the_end_wakes_who_waits(site: Site) -> None:
     thread.start()
     wait_for(lambda: site.changes.watching == 1)
     site.changes.stop(2.0)
-    thread.join(5)
+    thread.join(60)
     assert failures == ["RESYNC"]

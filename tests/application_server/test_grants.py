@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from cluster_support import RealCluster, refused, save
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.application.v1 import application_pb2 as pb
 from radmesh.api.archive.v1 import archive_pb2
@@ -143,10 +143,10 @@ def test_a_watch_ends_with_the_right_to_it(
     with cluster.client(name, PASSWORD) as client:
         thread = Watching(client)
         thread.start()
-        assert thread.begun.wait(10)
+        assert thread.begun.wait(60)
         began = time.monotonic()
         end(admin, name)
-        thread.join(10)
+        thread.join(60)
         assert thread.reason == reason
         assert thread.ended - began < 5
 

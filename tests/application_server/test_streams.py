@@ -8,7 +8,8 @@ from itertools import pairwise
 import grpc
 import pytest
 from cluster_support import RealCluster, data_set, save
-from hypothesis import HealthCheck, given, settings
+from depth import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_dicom import image
 
@@ -97,7 +98,7 @@ def test_what_is_refused_leaves_the_stream_usable(door, syntax, data, outcome):
     assert "x" * 10 not in answers[0].message
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40))
 @given(cuts=st.lists(st.integers(0, 1400), max_size=6), rubbish=st.binary(max_size=200))
 def test_any_cut_and_any_rubbish_are_answered(door, cuts, rubbish):
     good = image("2.25.507", "2.25.507.1.1")

@@ -11,7 +11,8 @@ import lmdb
 import pytest
 from component_mesh import BOTH, CACHE, PERMANENT, Components, item, refs
 from database_support import uid
-from transfer_support import CHUNK, wait_for
+from transfer_support import CHUNK
+from waiting import comes, wait_for
 
 from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.database.v1 import database_pb2
@@ -297,7 +298,7 @@ def test_a_report_under_way_does_not_swallow_a_change(
     def changing(*arguments: Any) -> Any:
         # Meanwhile the reporter runs: what it says now is what was before.
         reporter.wake()
-        wait_for_quietly(lambda: not len(archive._reports))
+        comes(lambda: not len(archive._reports))
         calls.append(1)
         return real(*arguments)
 
@@ -311,18 +312,10 @@ def test_a_report_under_way_does_not_swallow_a_change(
     assert len(calls) == 1
 
 
-def wait_for_quietly(condition: Callable[[], Any]) -> bool:
-    try:
-        wait_for(condition, 0.5)
-    except AssertionError:
-        return False
-    return True
-
-
 def test_no_room_above_the_reserve(mesh: Components) -> None:
     archive = mesh.archive(reserve=1 << 60)
     registry = mesh.client("network-gateway", database_pb2, "RegistryService", "database-server")
-    stores = wait_for(lambda: list(registry.ListStores(database_pb2.ListStoresRequest(), timeout=2.0).stores))
+    stores = wait_for(lambda: list(registry.ListStores(database_pb2.ListStoresRequest(), timeout=30.0).stores))
     assert [(s.store_id, s.alive, s.accepting, s.free_bytes) for s in stores] == [("archive-0", True, False, 0)]
     assert reason(lambda: mesh.place(item("a", 1).key)) == "NO_ARCHIVE"
     assert "STORAGE_FULL" in alarms(mesh)
@@ -374,7 +367,7 @@ def test_pages_of_objects_and_studies(mesh: Components) -> None:
             request = archive_pb2.ListObjectsRequest(
                 study_hash=study_hash(uid("study", "a")), page_size=size, page_token=token
             )
-            answer = service.ListObjects(request, timeout=5.0)
+            answer = service.ListObjects(request, timeout=30.0)
             found += answer.objects
             token = answer.next_page_token
             if not token:
@@ -388,7 +381,9 @@ def test_pages_of_objects_and_studies(mesh: Components) -> None:
         studies: list[Any] = []
         token = ""
         while True:
-            listing = service.ListStudies(archive_pb2.ListStudiesRequest(page_size=size, page_token=token), timeout=5.0)
+            listing = service.ListStudies(
+                archive_pb2.ListStudiesRequest(page_size=size, page_token=token), timeout=30.0
+            )
             studies += listing.studies
             token = listing.next_page_token
             if not token:
@@ -402,9 +397,9 @@ def test_pages_of_objects_and_studies(mesh: Components) -> None:
         archive_pb2.ListObjectsRequest(study_hash="0" * 32, page_size=-1),
         archive_pb2.ListObjectsRequest(study_hash="0" * 32, page_token="x.y"),
     ):
-        assert reason(lambda request=request: service.ListObjects(request, timeout=5.0)) == "FIELD_INVALID"  # type: ignore[misc]
+        assert reason(lambda request=request: service.ListObjects(request, timeout=30.0)) == "FIELD_INVALID"  # type: ignore[misc]
     unknown = archive_pb2.ListObjectsRequest(study_hash="0" * 32)
-    assert reason(lambda: service.ListObjects(unknown, timeout=5.0)) == "STUDY_NOT_FOUND"
+    assert reason(lambda: service.ListObjects(unknown, timeout=30.0)) == "STUDY_NOT_FOUND"
     assert reason(lambda: mesh.evict("unknown")) == "STUDY_NOT_FOUND"
 
 

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.archive_server import checks

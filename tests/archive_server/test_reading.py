@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from depth import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_support import body, header, open_store, send
 
@@ -18,7 +19,7 @@ class Log:
         raise AssertionError("nothing is wrong here")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60))
 @given(
     size=st.integers(0, 100),
     chunk=st.integers(1, 40),

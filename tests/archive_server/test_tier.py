@@ -14,7 +14,8 @@ from typing import Any
 import pydicom
 import pytest
 from database_support import CT, element, uid
-from hypothesis import HealthCheck, given, settings
+from depth import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transfer_support import admission_key, object_header
 
@@ -81,7 +82,7 @@ def test_comes_back_also_in_another_process(tier: Tier, size: int) -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(60),
 )
 @given(sizes=st.lists(st.integers(0, 3000), min_size=1, max_size=4), drawn=st.data())
 def test_any_sizes_and_ranges(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], drawn: st.DataObject) -> None:
@@ -189,13 +190,13 @@ def test_a_torn_line_costs_only_itself(tier: Tier) -> None:
         assert read(again, one.ref) == first
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(st.binary(max_size=200) | st.sampled_from([b"1", b"[]", b'"x"', b"null", b"{}", b'{"crc32c":[-1]}']))
 def test_no_line_of_a_manifest_is_too_odd(line: bytes) -> None:
     assert _entry("0" * 32, 1, line) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(position=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_a_line_is_no_error(position: int, bit: int) -> None:
     line = bytearray(_line(Entry(row(b"abc"), [1, 2])))

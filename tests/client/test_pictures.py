@@ -17,7 +17,7 @@ import pytest
 from cluster_support import COMMAND, RealCluster, data_set, environment, refused, samples, save
 from pydicom import dcmread
 from pydicom.pixels import iter_pixels
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.application.v1 import application_pb2
 from radmesh.api.archive.v1 import archive_pb2_grpc
@@ -335,7 +335,7 @@ def test_who_reads_only_is_not_told_of_what_is_held(curated: RealCluster, local:
         with contextlib.suppress(RadmeshError), curated.client(name, "correct horse battery") as cluster:
             for studies in cluster.watch():
                 if not studies:
-                    ready.wait(10)
+                    ready.wait(60)
                 told[name] |= set(studies)
                 if "2.25.77.942" in told[name]:
                     return
@@ -343,7 +343,7 @@ def test_who_reads_only_is_not_told_of_what_is_held(curated: RealCluster, local:
     threads = [threading.Thread(target=watch, args=(name,), daemon=True) for name in told]
     for thread in threads:
         thread.start()
-    ready.wait(10)
+    ready.wait(60)
     statuses = curated.inside("StudyService")
     from radmesh.api.database.v1 import database_pb2
 
@@ -372,7 +372,7 @@ def test_who_reads_only_is_not_told_of_what_is_held(curated: RealCluster, local:
     wait_for(lambda: "2.25.77.940" in told["hands"])
     put(942, 0)
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert "2.25.77.940" not in told["eyes"]
 
 

@@ -97,7 +97,7 @@ def test_on_a_terminal_it_is_asked_why(tmp_path):
     except OSError:
         pass  # so Linux says that the other end is closed
     os.close(ours)
-    assert process.wait(30) == 3
+    assert process.wait(60) == 3
     assert b"CLUSTER_NOT_RUNNING" in said
 
 

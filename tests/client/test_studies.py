@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cluster_support import RealCluster, data_set, samples, save
 from pydicom import dcmread
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.client.shell import NOT_FOUND, PARTIAL
 

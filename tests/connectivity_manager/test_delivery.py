@@ -6,7 +6,7 @@ import pytest
 from connectivity_mesh import World
 from hl7_partners import free_port
 from ris_receiver import Ris
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.connectivity_manager.delivery import control_id
 from radmesh.hl7.message import parse

@@ -5,7 +5,7 @@ import threading
 import pytest
 from hl7_partners import free_port
 from ris_receiver import Ris
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.connectivity_manager.delivery import control_id
 from radmesh.hl7.message import parse

@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 from connectivity_support import DEAD, DONE, IGNORED, NOW, Desk, a40, adt, code, error, message, msh, obr, orm, pid
-from hypothesis import HealthCheck, given, settings
+from depth import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radmesh.connectivity_manager.intake import last_message
@@ -381,7 +382,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(st.lists(PIECES, max_size=8), st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3)), max_size=3))
 def test_whatever_comes_is_answered_once_and_in_the_log(desk, pieces, changes):
     raw = bytearray("\r".join(pieces).encode())

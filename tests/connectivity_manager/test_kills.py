@@ -3,7 +3,7 @@
 import pytest
 from connectivity_mesh import Process
 from connectivity_support import a40, code, orm, pid
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.runtime.errors import RadmeshError
 

@@ -20,6 +20,7 @@ from connectivity_support import (
     orm,
     pid,
 )
+from depth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -444,7 +445,7 @@ def desks(tmp_path_factory):
         desk.close()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(SCRIPT)
 def test_two_domains_with_the_same_ids_and_accession_numbers_never_join(desks, script):
     """What one domain says changes nothing of the other: alone, it has and answers the same."""
@@ -460,7 +461,7 @@ def test_two_domains_with_the_same_ids_and_accession_numbers_never_join(desks, s
         assert all(event.domain == domain for event in alone.told())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30))
 @given(st.lists(st.tuples(st.sampled_from("ABCD"), st.sampled_from("ABCD")), max_size=8))
 def test_merges_never_form_a_circle_and_join_only_what_was_said(desks, pairs):
     desk = desks[0]
@@ -486,7 +487,7 @@ def test_merges_never_form_a_circle_and_join_only_what_was_said(desks, pairs):
         st.tuples(st.sampled_from(["merge", "undo", "order"]), st.integers(0, 4), st.integers(0, 4)), max_size=14
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_merges_and_undos_in_any_order_agree_with_a_tree(desks, script):
     """A tree of direct merges, which is what an undo takes an edge from."""
     desk = desks[0]

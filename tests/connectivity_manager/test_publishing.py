@@ -5,7 +5,7 @@ import shutil
 import pytest
 from connectivity_mesh import DATABASE, World
 from connectivity_support import a40, adt, code, message, msh, obr, orm, pid, segment
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.mesh import sections
 from radmesh.runtime.errors import RadmeshError
@@ -193,9 +193,9 @@ def test_an_undo_reaches_the_manager_whoever_is_down(tmp_path):
         accepted(world, order(1), order(2), a40("P1", "P9"), order(3, patient=pid("P1")))
         wait_for(lambda: not waiting(world), 30)
         client = parts.client("application-server", database_pb2, "OrderService", DATABASE)
-        (merge,) = client.ListMerges(database_pb2.ListMergesRequest(), timeout=5.0).merges
+        (merge,) = client.ListMerges(database_pb2.ListMergesRequest(), timeout=30.0).merges
         world.stop()
-        assert client.UndoMerge(database_pb2.UndoMergeRequest(id=merge.id, actor="admin"), timeout=5.0).undo_actor
+        assert client.UndoMerge(database_pb2.UndoMergeRequest(id=merge.id, actor="admin"), timeout=30.0).undo_actor
         parts.kill(DATABASE)
         world.start()
         assert world.verify("clinic", patient_id="P1", accession_number="A1").orders[0].patient.patient_id == "P9"
@@ -203,7 +203,7 @@ def test_an_undo_reaches_the_manager_whoever_is_down(tmp_path):
         client = parts.client("application-server", database_pb2, "OrderService", DATABASE)
 
         def shown() -> dict[str, str]:
-            orders = client.FindOrders(database_pb2.FindOrdersRequest(), timeout=5.0).orders
+            orders = client.FindOrders(database_pb2.FindOrdersRequest(), timeout=30.0).orders
             return {order.accession_number: order.patient.patient_id for order in orders}
 
         def asked() -> list[str]:
@@ -240,13 +240,13 @@ def test_the_real_database_has_what_was_said(tmp_path):
         parts.database()
         client = parts.client("application-server", database_pb2, "OrderService", DATABASE)
         wait_for(lambda: not waiting(world), 30)
-        found = client.FindOrders(database_pb2.FindOrdersRequest(), timeout=5.0).orders
+        found = client.FindOrders(database_pb2.FindOrdersRequest(), timeout=30.0).orders
         assert {(o.order_id, o.patient.patient_id, o.status) for o in found} == {
             ("clinic/A1", "P9", database_pb2.ORDER_STATUS_CANCELLED),
             ("clinic/A2", "P2", database_pb2.ORDER_STATUS_SCHEDULED),
         }
         assert {o.patient.issuer_of_patient_id for o in found} == {"CLINIC"}
-        (merge,) = client.ListMerges(database_pb2.ListMergesRequest(), timeout=5.0).merges
+        (merge,) = client.ListMerges(database_pb2.ListMergesRequest(), timeout=30.0).merges
         assert (merge.prior.patient_id, merge.surviving.patient_id) == ("P1", "P9")
     finally:
         world.stop()

@@ -7,7 +7,7 @@ import threading
 import pytest
 from connectivity_mesh import World
 from connectivity_support import adt, code, error, message, msh, obr, orm, pid
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.connectivity.v1 import connectivity_pb2 as pb
 from radmesh.hl7.mllp import frame
@@ -128,16 +128,16 @@ def test_a_store_that_somebody_writes_to_keeps_no_verification_waiting(worlds):
 
     def stand(_c) -> None:
         standing.set()
-        assert go.wait(30)
+        assert go.wait(60)
 
     writer = threading.Thread(target=manager._database.write, args=(stand,))
     writer.start()
-    assert standing.wait(10)
+    assert standing.wait(60)
     with world.peer() as peer:
         peer.send(frame(orm("A2")))
         for _ in range(5):
-            assert world.verify(patient_id="P1", accession_number="A1", timeout=2.0).outcome == MATCH
-        assert world.verify(patient_id="P1", accession_number="A2", timeout=2.0).outcome == NO_ORDER
+            assert world.verify(patient_id="P1", accession_number="A1", timeout=30.0).outcome == MATCH
+        assert world.verify(patient_id="P1", accession_number="A2", timeout=30.0).outcome == NO_ORDER
         go.set()
         writer.join()
         answer = peer.answer()
@@ -245,7 +245,7 @@ def test_the_log_is_listed_a_page_at_a_time_and_shown_whole(worlds):
     service = world._client("application-server", "MessageService", 0)
     found, token = [], ""
     while True:
-        answer = service.ListMessages(pb.ListMessagesRequest(page_size=10, page_token=token), timeout=5.0)
+        answer = service.ListMessages(pb.ListMessagesRequest(page_size=10, page_token=token), timeout=30.0)
         assert len(answer.messages) <= 10
         found += [m.id for m in answer.messages]
         token = answer.next_page_token
@@ -368,13 +368,13 @@ def test_an_answer_in_hand_is_sent_before_the_end(worlds):
 
     def slow(raw: bytes):
         begun.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return taken(raw)
 
     intake._take = slow
     with world.peer() as peer:
         peer.send(frame(orm("A1", control_id="M1")))
-        assert begun.wait(10)
+        assert begun.wait(60)
         stopping = threading.Thread(target=world.stop)
         stopping.start()
         go.set()

@@ -13,7 +13,7 @@ from connectivity_support import orm
 from cryptography.hazmat.primitives import serialization
 from hl7_partners import free_port
 from mllp_support import CLOCK, RawPeer
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.hl7.build import acknowledge
 from radmesh.hl7.message import parse

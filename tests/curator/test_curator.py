@@ -23,7 +23,7 @@ from curator_support import (
 )
 from pixels_support import make, open_file
 from pydicom.data import get_testdata_file
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.curator.v1 import curator_pb2

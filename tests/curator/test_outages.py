@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from curator_support import Cluster, check, ct, files, study_of
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.runtime.errors import RadmeshError
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from curator_support import Cluster, check, ct, files, study_of
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.curator.v1 import curator_pb2
 from radmesh.api.database.v1 import database_pb2

@@ -7,6 +7,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from curator_support import encode, unreadable
+from depth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pixels_support import decoded, make
@@ -55,7 +56,7 @@ def noise(bits: int, *shape: int, dtype: str = "<u2", seed: int = 1) -> Any:
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 def test_samples_of_any_width_sign_and_place(data: st.DataObject) -> None:
     allocated = data.draw(st.sampled_from((8, 16, 32)))
     stored = data.draw(st.integers(1, min(16, allocated)))
@@ -151,7 +152,7 @@ def test_colours_that_nobody_codes_are_original(photometric: str, samples: int) 
 
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), frames=st.integers(1, 5), gaps=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 def test_frames_of_single_bits(rows: int, columns: int, frames: int, gaps: bool) -> None:
     bits = np.random.default_rng(rows * 100 + columns).integers(0, 2, (frames, rows * columns)).astype("u1")
     packed = [np.packbits(frame, bitorder="little").tobytes() for frame in bits]
@@ -312,7 +313,7 @@ def test_a_file_format_around_a_code_stream_is_left_away() -> None:
     flips=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=12),
     end=st.integers(0, 1 << 20),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 def test_bytes_that_were_changed_anywhere_make_something(kind: str, flips: list[tuple[int, int]], end: int) -> None:
     if kind == "native":
         data, syntax = encode(image(noise(12, 2, 16, 20).tobytes(), NumberOfFrames=2)), EXPLICIT

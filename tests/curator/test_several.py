@@ -3,7 +3,7 @@
 import os
 
 from curator_support import Cluster, check, ct, study_of
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.database.v1 import database_pb2
 

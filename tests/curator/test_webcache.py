@@ -281,7 +281,7 @@ def test_one_at_a_time_has_a_study(cache: WebCache) -> None:
         thread.start()
         put(cache, study="2.25.2")
         assert not entered.is_set()
-    thread.join(10)
+    thread.join(60)
     assert entered.is_set()
 
 

@@ -12,7 +12,7 @@ import pytest
 from curator_support import FAULTS
 from pixels_support import decoded, identity_of, make, open_file
 from pydicom.data import get_testdata_file
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.curator.worker.instance import Wish
 from radmesh.curator.workers import ClosedError, Worker, WorkerDiedError, WorkerUnavailableError
@@ -130,7 +130,7 @@ def test_a_process_that_others_kill(worker: Worker) -> None:
     thread.start()
     wait_for(lambda: sink.frames)
     os.kill(worker.pid, signal.SIGKILL)
-    thread.join(20)
+    thread.join(60)
     assert isinstance(failures[0], WorkerDiedError)
     assert failures[0].killed
 
@@ -150,7 +150,7 @@ def test_closing_ends_what_runs(worker: Worker) -> None:
     thread.start()
     wait_for(lambda: sink.frames)
     worker.close()
-    thread.join(20)
+    thread.join(60)
     assert isinstance(failures[0], ClosedError)
     with pytest.raises(ClosedError):
         ask(worker)

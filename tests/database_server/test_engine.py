@@ -99,15 +99,15 @@ def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
     def work(connection: sa.Connection) -> None:
         connection.execute(sa.insert(changes).values(revision=1, kind="x"))
         inside.set()
-        assert done.wait(10)
+        assert done.wait(60)
 
     writer = threading.Thread(target=database.write, args=(work,))
     writer.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     with database.read() as connection:
         assert connection.execute(sa.select(changes)).all() == []
     done.set()
-    writer.join(10)
+    writer.join(60)
 
 
 def test_a_deadlock_is_tried_again(database: Database) -> None:
@@ -186,7 +186,7 @@ def test_a_backup_of_a_database_in_use(tmp_path: Path) -> None:
     writer.start()
     database.backup(tmp_path / "copy.sqlite")
     stop.set()
-    writer.join(10)
+    writer.join(60)
     database.close()
     with sqlite3.connect(tmp_path / "copy.sqlite") as check:
         assert check.execute("PRAGMA integrity_check").fetchone() == ("ok",)

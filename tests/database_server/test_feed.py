@@ -98,12 +98,12 @@ def test_the_earlier_of_two_writers_commits_last(parts: Parts) -> None:
     def slow(connection: sa.Connection) -> int:
         revision = parts.feed.publish(connection, [("study", "slow")])
         took.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return revision
 
     slow_one = threading.Thread(target=lambda: seen.append(parts.database.write(slow)))
     slow_one.start()
-    assert took.wait(10)
+    assert took.wait(60)
     fast_one = threading.Thread(target=lambda: seen.append(publish(parts.feed, "fast")))
     fast_one.start()
     # The second cannot become visible before the first: it waits for the row of the feed (SQLite: for the writer).
@@ -111,8 +111,8 @@ def test_the_earlier_of_two_writers_commits_last(parts: Parts) -> None:
     assert fast_one.is_alive()
     assert parts.feed.revision() == 0
     go.set()
-    slow_one.join(10)
-    fast_one.join(10)
+    slow_one.join(60)
+    fast_one.join(60)
     assert seen == [1, 2]
     assert [c.key for c in take(parts.feed, 0, 2)] == ["slow", "fast"]
 
@@ -137,7 +137,7 @@ def test_a_watcher_misses_nothing_of_many_writers(parts: Parts) -> None:
         return run
 
     assert at_once(*(writer(number) for number in range(5))) == [None] * 5
-    watcher.join(20)
+    watcher.join(60)
     assert [c.revision for c in found] == list(range(1, 101))
     assert len({c.key for c in found}) == 100
 
@@ -149,7 +149,7 @@ def test_another_process_is_seen_by_polling(url: str) -> None:
     watcher = threading.Thread(target=lambda: found.extend(take(watching.feed, 0, 1)))
     watcher.start()
     publish(writing.feed, "a")
-    watcher.join(10)
+    watcher.join(60)
     assert [c.key for c in found] == ["a"]
     here.close()
     there.close()
@@ -193,8 +193,8 @@ def test_watches_end_with_the_feed_and_with_the_caller(parts: Parts) -> None:
     by_caller = drain(lambda: not gone.is_set())
     by_feed = drain(lambda: True)
     gone.set()
-    by_caller.join(5)
+    by_caller.join(60)
     assert not by_caller.is_alive()
     parts.feed.stop()
-    by_feed.join(5)
+    by_feed.join(60)
     assert not by_feed.is_alive()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from database_support import ALL, HELD, UNVERIFIED, VERIFIED, Parts, order, record, ris_patient, uid
+from depth import examples
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -364,7 +365,7 @@ def test_merges_in_any_order(back_end: str, request: pytest.FixtureRequest, tmp_
         run_state_machine_as_test(
             Hospital,
             settings=settings(
-                max_examples=30 if back_end == "sqlite" else 15,
+                max_examples=examples(30 if back_end == "sqlite" else 15),
                 stateful_step_count=14,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

@@ -125,7 +125,7 @@ def test_rows_that_come_meanwhile(parts: Parts, receiver: Receiver, dispatcher: 
     writer.start()
     while writer.is_alive():
         dispatcher.step()
-    writer.join(10)
+    writer.join(60)
     dispatcher.step()
     for key in "012":
         assert receiver.effects[key] == [str(n) for n in range(30) if str(n % 3) == key]

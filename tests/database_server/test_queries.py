@@ -23,6 +23,7 @@ from database_support import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from radmesh.database_server.prepared import Prepared
 from radmesh.database_server.queries import Cursor, StudyFilter, Viewer, _pattern, name_matches
 from radmesh.database_server.schema import MIGRATIONS, patients, studies
 from radmesh.database_server.texts import name_key
@@ -399,7 +400,9 @@ def test_what_is_seen_of_a_partly_held_study_is_its_worst(parts: Parts) -> None:
         digest = record(sop=sop, station=station).admission_key
         parts.hold(uid("study", 0), digest, state, "NO_ORDER" if state == HELD else "", "test")
     assert parts.study(0, ANYBODY)["verification"] == PENDING
-    parts.register(record(sop=9, station="S4", changes={"verification": UNVERIFIED}))
+    entry = record(sop=9, station="S4")
+    parts.register(entry)
+    parts.hold(uid("study", 0), entry.admission_key, UNVERIFIED, "TIMEOUT", "test")
     assert parts.study(0, ANYBODY)["verification"] == UNVERIFIED
 
 
@@ -433,15 +436,22 @@ def test_answers_are_corrected_and_found_by_what_they_say(parts: Parts) -> None:
 # -- indexes
 
 
-def _plan(parts: Parts, call: Callable[[], Any]) -> str:
+def _plan(parts: Parts, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> str:
     """How the back end runs the first statement of a query."""
     statements: list[tuple[str, Any]] = []
+    run = Prepared.execute
 
     def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
         statements.append((statement, parameters))
 
+    def note_prepared(self: Prepared, cursor: Any, parameters: Any) -> None:
+        statements.append((self.sql, parameters))
+        run(self, cursor, parameters)
+
     sa.event.listen(parts.database.engine, "before_cursor_execute", note)
-    call()
+    with monkeypatch.context() as patched:
+        patched.setattr(Prepared, "execute", note_prepared)
+        call()
     sa.event.remove(parts.database.engine, "before_cursor_execute", note)
     statement, parameters = next(entry for entry in statements if entry[0].startswith("SELECT"))
     with parts.database.engine.connect() as connection:
@@ -451,7 +461,7 @@ def _plan(parts: Parts, call: Callable[[], Any]) -> str:
         return "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
 
 
-def test_keyed_queries_use_their_indexes(parts: Parts) -> None:
+def test_keyed_queries_use_their_indexes(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     choose = random.Random(1)
     parts.register(record())
     study = {k: v for k, v in parts.rows(studies)[0].items() if k not in ("id", "patient", "study_instance_uid")}
@@ -514,7 +524,7 @@ def test_keyed_queries_use_their_indexes(parts: Parts) -> None:
             "patients_patient_id|patients_id",
         ),
     ):
-        plan = _plan(parts, call)
+        plan = _plan(parts, call, monkeypatch)
         assert re.search(index, plan), f"{name}:\n{plan}"
         assert not re.search(r"Seq Scan on (studies|patients)", plan), f"{name}:\n{plan}"
         if parts.database.sqlite:

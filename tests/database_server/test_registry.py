@@ -29,7 +29,8 @@ from database_support import (
     ris_patient,
     uid,
 )
-from hypothesis import HealthCheck, given, settings
+from depth import allowed, times
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radmesh.database_server.registry import Record, _Parsed
@@ -566,13 +567,13 @@ def test_a_waiter_is_woken_by_a_registration(database: Database) -> None:
     entry = record(sop=0)
     parts.beat()
     began = time.monotonic()
-    answers = at_once(lambda: parts.registry.wait_registered([_mark(entry)], 10.0), lambda: parts.register(entry))
+    answers = at_once(lambda: parts.registry.wait_registered([_mark(entry)], 60.0), lambda: parts.register(entry))
     assert answers[0] == []
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < allowed(5)
     late = record(sop=9)
     began = time.monotonic()
     assert parts.registry.wait_registered([_mark(late)], 0.2) == [_mark(late)]
-    assert 0.15 < time.monotonic() - began < 2
+    assert 0.15 < time.monotonic() - began < allowed(2)
 
 
 def test_a_waiter_does_not_hold_up_a_drain(database: Database) -> None:
@@ -580,8 +581,8 @@ def test_a_waiter_does_not_hold_up_a_drain(database: Database) -> None:
     parts.feed.stop()
     began = time.monotonic()
     late = record(sop=9)
-    assert parts.registry.wait_registered([_mark(late)], 10.0) == [_mark(late)]
-    assert time.monotonic() - began < 5
+    assert parts.registry.wait_registered([_mark(late)], 60.0) == [_mark(late)]
+    assert time.monotonic() - began < allowed(5)
 
 
 # -- stores
@@ -605,7 +606,7 @@ def test_heartbeats(parts: Parts) -> None:
     assert [store["alive"] for store in parts.registry.stores()] == [False, True]
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=times(6, 3))
 @given(data=st.data())
 def test_registered_in_any_pieces_it_is_the_same(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """However a store's rows are cut into requests, and whichever are repeated, the tables end up the same."""

@@ -31,9 +31,11 @@ from database_support import (
     record,
     uid,
 )
+from depth import allowed
 from google.protobuf.descriptor import FieldDescriptor as Field
 from google.protobuf.message_factory import GetMessageClass
-from runtime_support import World, wait_for
+from runtime_support import World
+from waiting import wait_for
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.connectivity.v1 import connectivity_pb2
@@ -173,7 +175,7 @@ def test_an_image_from_its_store_to_a_viewer(cluster: Cluster) -> None:
     marks[0].sequence = 4
     began = time.monotonic()
     assert list(waiting.WaitRegistered(pb.WaitRegisteredRequest(marks=marks)).missing) == marks
-    assert 1.5 < time.monotonic() - began < 6
+    assert 1.5 < time.monotonic() - began < allowed(6)
     # And it is found.
     studies = proxy.FindStudies(pb.FindStudiesRequest(patient_name="DOE*")).studies
     assert [(s.patient_id, s.instance_count, list(s.modalities), list(s.stations)) for s in studies] == [
@@ -498,8 +500,12 @@ class Reading:
         return approved
 
     def fares(self) -> list[tuple[int, int, str, str]]:
-        """(version, delivery, reason, control id), oldest first."""
-        listed = self.service.ListReports(pb.ListReportsRequest(**self.study)).reports
+        """(version, delivery, reason, control id), oldest first; none while the server cannot be asked."""
+        try:
+            listed = self.service.ListReports(pb.ListReportsRequest(**self.study)).reports
+        except RadmeshError as error:
+            assert error.transient, error
+            return []
         return [(r.version, r.delivery, r.delivery_reason, r.control_id) for r in reversed(listed)]
 
 
@@ -631,7 +637,7 @@ def test_a_manager_that_hangs_keeps_no_other_domain_waiting(cluster: Cluster) ->
     for manager in (hangs, works):
         manager.start()
     let_go = threading.Event()
-    hangs.before = lambda: let_go.wait(30)
+    hangs.before = lambda: let_go.wait(60)
     archive = cluster.call("RegistryService", "archive-server-0")
     archive.Heartbeat(beat())
     entries = [record(study=n, sop=n, IssuerOfPatientID=domains[n % 2].issuer) for n in range(12)]
@@ -913,7 +919,7 @@ def test_what_was_acknowledged_survives_kill_9(url: str) -> None:
         acknowledged += [int(writer.stdout.readline()) for _ in range(choose.randrange(1, 25))]
         threading.Event().wait(choose.random() * 0.01)
         writer.send_signal(signal.SIGKILL)
-        writer.wait(10)
+        writer.wait(60)
         acknowledged += [int(line) for line in writer.stdout.read().splitlines()]
         writer.stdout.close()
         first = acknowledged[-1] + 1

@@ -215,11 +215,12 @@ def test_a_decision_goes_before_what_the_ticket_said(
     assert parts.study()["held_count"] == (0 if seen else 2)
 
 
-def test_without_a_decision_a_verified_ticket_is_pending(parts: Parts) -> None:
-    # The order it was verified by is not known: it is asked for again.
-    parts.register(record(changes={"verification": VERIFIED}))
-    assert parts.study()["verification"] == PENDING
-    for number, state in enumerate((NOT_REQUIRED, PENDING, UNVERIFIED, HELD), 1):
+def test_without_a_decision_a_ticket_that_says_no_reason_is_pending(parts: Parts) -> None:
+    # The order it was verified by, or why it was not, is not known: it is asked for again.
+    for number, state in enumerate((VERIFIED, UNVERIFIED)):
+        parts.register(record(study=number, sop=number, changes={"verification": state}))
+        assert (parts.study(number)["verification"], parts.study(number)["verification_reason"]) == (PENDING, "")
+    for number, state in enumerate((NOT_REQUIRED, PENDING, HELD), 2):
         parts.register(record(study=number, sop=number, changes={"verification": state}))
         assert parts.study(number)["verification"] == state
 
@@ -458,7 +459,10 @@ def test_admissions_are_listed_oldest_first_with_what_is_compared(parts: Parts) 
 def test_pages_of_several_states_join(parts: Parts) -> None:
     states = [HELD, UNVERIFIED, PENDING, UNVERIFIED, HELD, VERIFIED, HELD, PENDING, UNVERIFIED]
     for number, state in enumerate(states):
-        parts.register(record(study=number, sop=number, changes={"verification": state}))
+        entry = record(study=number, sop=number, changes={"verification": state})
+        parts.register(entry)
+        if state == UNVERIFIED:
+            parts.decide(entry, UNVERIFIED, "NO_ORDER")
     for wanted in ((HELD, UNVERIFIED), (PENDING,), (PENDING, HELD, UNVERIFIED), ()):
         rows = parts.listed(2, verifications=wanted)
         expected = [

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pydicom.data
 import pytest
+from depth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
@@ -270,7 +271,7 @@ def test_a_frame_that_is_broken(decoder: FrameDecoder, name: str, syntax: str) -
     assert result(broken, syntax, decoder) == "FRAME_UNDECODABLE"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_flipped_bytes_have_a_result(data: st.DataObject) -> None:
     frames = [b"\xff\x4f" + bytes([n]) * 20 + b"\xff\xd9" for n in range(3)]
@@ -388,7 +389,7 @@ def test_closing_ends_a_frame_that_is_being_decoded() -> None:
     while not made.pid:
         pass
     made.close()
-    thread.join(20)
+    thread.join(60)
     assert isinstance(outcome[0], DecoderUnavailableError)
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pydicom
 import pytest
 from cluster_support import data_set, image, save
+from depth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import (
@@ -58,7 +59,7 @@ def cut(body, sizes):
         offset += size
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.integers(1, 400), max_size=40), st.booleans())
 def test_however_it_comes_it_is_the_same(sizes, latin):
     body = encoded(1, InstitutionName="Klinik", **({"SpecificCharacterSet": "ISO_IR 100"} if latin else {}))
@@ -141,7 +142,6 @@ def test_a_store_that_fails_says_so_itself():
     assert caught.value.reason == "OBJECT_CORRUPT"
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([ImplicitVRLittleEndian, ExplicitVRLittleEndian]), st.booleans())
 def test_any_bytes_are_corrected_or_refused(body, syntax, deflated):
     if deflated:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pydicom.data
 import pytest
+from depth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
@@ -174,7 +175,7 @@ def test_meta_information_is_bounded(length: int) -> None:
     assert all(0 <= size <= 1 << 20 for size in asked)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_flipped_bytes_have_a_result(data: st.DataObject) -> None:
     syntax = data.draw(st.sampled_from([EXPLICIT, IMPLICIT, BIG]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dicomweb_support import SERIES, STUDY, Web, picture, pixels
 from http_support import PASSWORD
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.application.v1 import application_pb2, application_pb2_grpc
 from radmesh.api.curator.v1 import curator_pb2

@@ -11,7 +11,7 @@ import pytest
 from curator_support import Cluster, ct, pixels_of
 from hypothesis import given
 from hypothesis import strategies as st
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.curator.v1 import curator_pb2

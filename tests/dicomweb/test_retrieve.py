@@ -13,7 +13,7 @@ from dicomweb_support import J2K, RLE, SERIES, STUDY, compressed, picture, pixel
 from http_support import PASSWORD
 from PIL import Image
 from pydicom.dataset import Dataset
-from transfer_support import wait_for
+from waiting import wait_for, within
 
 from radmesh_native import htj2k
 
@@ -277,7 +277,7 @@ def test_a_right_that_is_taken_away_is_gone_within_five_seconds(stored):
     stored.people.add("eve", "radiologist")
     assert stored.get(FRAME, "eve").status_code == 200
     stored.people.become("eve", "none")
-    wait_for(lambda: stored.get(FRAME, "eve").status_code == 403, 5.0)
+    within(lambda: stored.get(FRAME, "eve").status_code == 403, 5.0)
 
 
 def test_held_studies_are_read_by_whom_they_concern(stored, tmp_path):

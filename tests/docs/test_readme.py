@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster_support import RealCluster
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.mesh import cli
 

@@ -2,7 +2,8 @@
 
 import pydicom
 import pytest
-from faults_support import Running, check_everything, make_items, residences, send, wait_for
+from faults_support import Running, check_everything, make_items, residences, send
+from waiting import wait_for
 
 OBJECTS = 30
 

@@ -9,15 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from faults_support import Running, Sending, check_everything, make_items, wait_for
+from depth import times
+from faults_support import Running, Sending, check_everything, make_items
+from waiting import wait_for
 
-KILLS = 20
-OBJECTS = 500
-BATCH = OBJECTS // (KILLS + 1)
+BATCH = 23
 COMPONENTS = ("database-server", "archive-server", "network-gateway", "gateway-proxy", "application-server")
 # Of the gateway proxy: process 0 is the parent, the others accept associations; there are two at least.
 ACCEPTORS = {"acceptor 1": 1, "acceptor 2": 2}
 VICTIMS = (*COMPONENTS, *ACCEPTORS, "radmesh up")
+KILLS = {victim: times(20, 4) for victim in VICTIMS} | {"radmesh up": times(20, 2)}  # dear: it starts everything
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -46,12 +47,13 @@ def test_killed_while_objects_are_sent(victim: str) -> None:
     seed = 1000 + VICTIMS.index(victim)
     rng = random.Random(seed)
     began = time.monotonic()
-    busy = 0
+    busy, kills = 0, KILLS[victim]
+    objects = BATCH * (kills + 1)
     with Running() as running:
         gate = threading.Semaphore(0)
-        sending = Sending(running.dicom_port, make_items(OBJECTS, seed, large=2_500_000), gate=gate)
+        sending = Sending(running.dicom_port, make_items(objects, seed, large=2_500_000), gate=gate)
         sending.start()
-        for number in range(1, KILLS + 1):
+        for number in range(1, kills + 1):
             # Each kill meets objects on their way, after a progress and some milliseconds that the seed chooses.
             progress = len(sending.acknowledged) + rng.randrange(BATCH // 2)
             until = time.monotonic() + 60
@@ -61,11 +63,11 @@ def test_killed_while_objects_are_sent(victim: str) -> None:
             time.sleep(rng.uniform(0.0, 0.004))
             busy += len(sending.acknowledged) < BATCH * number
             kill(running, victim)
-        gate.release(OBJECTS)
+        gate.release(objects)
         sending.join(120)
         counts = check_everything(running, sending, read=50)
     seconds = time.monotonic() - began
-    print(f"\n{victim}: {KILLS} kills, {busy} of them amid objects, {counts}, {seconds:.0f} s, {sending.statuses}")
-    assert counts["acknowledged"] == counts["found"] == OBJECTS
+    print(f"\n{victim}: {kills} kills, {busy} of them amid objects, {counts}, {seconds:.0f} s, {sending.statuses}")
+    assert counts["acknowledged"] == counts["found"] == objects
     # What no object met would prove nothing.
-    assert busy >= KILLS // 2
+    assert busy >= kills // 2

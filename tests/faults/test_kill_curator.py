@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from cluster_support import image
 from curator_support import CODECS, encode
-from faults_support import Item, Running, Sending, wait_for
+from depth import times
+from faults_support import Item, Running, Sending
+from waiting import wait_for
 
 from radmesh.api.curator.v1 import curator_pb2
 from radmesh.api.database.v1 import database_pb2
@@ -28,8 +30,8 @@ from radmesh.runtime.metrics import Metrics
 from radmesh.runtime.security import Credentials
 from radmesh_native import htj2k
 
-KILLS = 16
-STUDIES, IMAGES = 12, 10
+KILLS = times(16, 6)
+STUDIES, IMAGES = 12, times(10, 5)
 SIZE = 320
 CONFIG = "[mesh]\ncurators = 2\n[curator]\nthreads = 1\nbusy_pause = 0\nsweep = 5\n"
 

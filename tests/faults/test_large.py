@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import raw_dicom
-from faults_support import Running, wait_for
+from faults_support import Running
+from waiting import wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 

@@ -7,7 +7,8 @@ import os
 import time
 
 import pytest
-from faults_support import Running, Sending, check_everything, make_items, residences, send, wait_for
+from faults_support import Running, Sending, check_everything, make_items, residences, send
+from waiting import wait_for
 
 MB = 1 << 20
 

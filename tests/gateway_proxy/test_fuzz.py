@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from depth import examples
 from edge_mesh import World
 from edge_support import LocalEdge
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_dicom import CT, DEFAULT_CONTEXTS, Client, associate_rq, image, message, pdu, store_rq
 
@@ -32,7 +33,7 @@ def edge() -> Iterator[LocalEdge]:
 
 def send_all(edge: LocalEdge, data: bytes) -> None:
     """Send, say goodbye, and read until the other side closes."""
-    with Client(edge.port, None, timeout=10) as client, contextlib.suppress(OSError):
+    with Client(edge.port, None, timeout=30) as client, contextlib.suppress(OSError):
         client.send(data)
         client.socket.shutdown(1)
         while client.socket.recv(65536):
@@ -46,7 +47,7 @@ def alive(edge: LocalEdge) -> None:
     assert "association failed" not in edge.output.getvalue()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150))
 @given(data=st.data())
 def test_a_damaged_conversation(edge: LocalEdge, data: st.DataObject) -> None:
     damaged = bytearray(GOOD)
@@ -57,7 +58,7 @@ def test_a_damaged_conversation(edge: LocalEdge, data: st.DataObject) -> None:
     alive(edge)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60))
 @given(kinds=st.lists(st.tuples(st.integers(0, 8), st.binary(max_size=60)), max_size=5), associated=st.booleans())
 def test_pdus_of_any_kind(edge: LocalEdge, kinds: list[tuple[int, bytes]], associated: bool) -> None:
     head = associate_rq(DEFAULT_CONTEXTS) if associated else b""
@@ -65,14 +66,14 @@ def test_pdus_of_any_kind(edge: LocalEdge, kinds: list[tuple[int, bytes]], assoc
     alive(edge)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(command=st.binary(max_size=200), has_data_set=st.booleans())
 def test_any_command_set(command: bytes, has_data_set: bool) -> None:
     with contextlib.suppress(CommandError):
         parse_request(command, has_data_set=has_data_set)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(data=st.data())
 def test_a_damaged_data_set_is_read_or_refused(data: st.DataObject) -> None:
     uid = data.draw(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from depth import allowed
 from edge_mesh import World
 from edge_support import LocalEdge
 from raw_dicom import (
@@ -355,6 +356,6 @@ def test_without_a_gateway_the_refusal_is_still_told(world: World) -> None:
     with LocalEdge(make_store=make) as edge, Client(edge.port) as client:
         start = time.monotonic()
         assert client.store(without(image(pixels=5 << 20), 0x0020000D)).status == 0xA900
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < allowed(5)
         assert client.store(image("2.25.112", "2.25.112.1"), "2.25.112.1").status == 0
         client.release()

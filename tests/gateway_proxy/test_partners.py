@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from depth import allowed
 from edge_mesh import World
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -119,7 +120,7 @@ def test_storescu_as_shipped_does_not_stall(world: World, port: int, files: list
     subprocess.run(
         [program("storescu"), "-aec", "RADMESH", "127.0.0.1", str(port), *[str(path)] * count], check=True, timeout=60
     )
-    assert time.monotonic() - start < count * 0.04
+    assert time.monotonic() - start < allowed(count * 0.04)
 
 
 @pytest.mark.partner

@@ -4,6 +4,7 @@ import contextlib
 import struct
 
 import pytest
+from depth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pynetdicom import pdu as theirs
@@ -188,7 +189,7 @@ def test_secrets_are_not_in_the_repr() -> None:
     assert "secret" not in repr(REQUEST)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400))
 @given(data=st.binary(max_size=400))
 def test_any_bytes_give_a_pdu_or_a_pdu_error(data: bytes) -> None:
     for parse in (
@@ -202,7 +203,7 @@ def test_any_bytes_give_a_pdu_or_a_pdu_error(data: bytes) -> None:
             parse(data)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600))
 @given(data=st.data())
 def test_a_damaged_request_gives_a_pdu_or_a_pdu_error(data: st.DataObject) -> None:
     body = bytearray(pdus.encode_associate_request(REQUEST)[6:])

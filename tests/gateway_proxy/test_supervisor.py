@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from depth import times
 from edge_mesh import World
 from raw_dicom import ASSOCIATE_RJ, CT, Client, associate_rq, image, message, store_rq
-from transfer_support import rss_anon, wait_for
+from transfer_support import rss_anon
+from waiting import wait_for
 
 from radmesh.dicom.stations import Station
 from radmesh.runtime.errors import RadmeshError
@@ -110,7 +112,7 @@ def test_associations_are_spread_and_limited_over_processes(run: Run) -> None:
     supervisor = run(max_associations=4)
     board = supervisor._board
     clients = [Client(supervisor.port) for _ in range(4)]
-    assert [board.get(row, OPEN) for row in range(2)] == [2, 2]
+    wait_for(lambda: [board.get(row, OPEN) for row in range(2)] == [2, 2])
     assert Client(supervisor.port).answer == (ASSOCIATE_RJ, bytes((0, 2, 3, 2)))
     for client in clients:
         client.close()
@@ -144,12 +146,12 @@ def test_drain_finishes_what_has_begun(world: World, run: Run) -> None:
     sent = message(1, store_rq(CT, "2.25.201.1"), data, max_pdu=4096)
     client = Client(port)
     client.send(sent[:10_000])
-    stopping = threading.Thread(target=supervisor.stop, args=(5.0,))
+    stopping = threading.Thread(target=supervisor.stop, args=(60.0,))
     stopping.start()
     wait_for(lambda: _refused(port))
     client.send(sent[10_000:])
     assert client.response().status == 0
-    stopping.join(10)
+    stopping.join(60)
     assert not stopping.is_alive()
     assert world.stored("2.25.201.1")[1] == data
     assert acceptors(supervisor) == []
@@ -225,21 +227,20 @@ def test_acceptors_end_with_a_parent_that_is_killed() -> None:
 
 def test_bare_probes_leave_memory_flat(run: Run) -> None:
     supervisor = run()
-    count = int(os.environ.get("RADMESH_TEST_PROBES", "10000"))
-
-    def probe(number: int) -> None:
-        for _ in range(number):
-            socket.create_connection(("127.0.0.1", supervisor.port)).close()
-
-    probe(2000)  # arenas and caches fill
+    count = int(os.environ.get("RADMESH_TEST_PROBES", times(10_000, 2_000)))
     pids = acceptors(supervisor)
-    before = [rss_anon(pid) for pid in pids]
-    probe(count)
-    with Client(supervisor.port) as client:
-        assert client.echo() == 0
-    grown = [rss_anon(pid) - was for pid, was in zip(pids, before, strict=True)]
-    print("RssAnon grew by", grown)
-    assert max(grown) < 8 << 20
+
+    def grown() -> int:
+        """By how much the processes grow over some probes, bytes."""
+        before = [rss_anon(pid) for pid in pids]
+        for _ in range(count):
+            socket.create_connection(("127.0.0.1", supervisor.port)).close()
+        with Client(supervisor.port) as client:
+            assert client.echo() == 0
+        return max(rss_anon(pid) - was for pid, was in zip(pids, before, strict=True))
+
+    # Arenas and caches fill, the more the busier the machine; what leaks grows each time.
+    assert any(grown() < count * 500 for _ in range(8))
     assert pids == acceptors(supervisor)
 
 

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from depth import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
@@ -70,7 +71,7 @@ def test_every_cut_inside_an_element_is_seen(form: dict[str, bool]) -> None:
     assert (whole[0], whole[-1]) == (0, len(data))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(data=st.data(), form=st.sampled_from([f.values[0] for f in FORMS]))
 def test_how_it_is_cut_into_chunks_does_not_matter(data: st.DataObject, form: dict[str, bool]) -> None:
     whole = data_set(**form)
@@ -79,7 +80,7 @@ def test_how_it_is_cut_into_chunks_does_not_matter(data: st.DataObject, form: di
     assert walk(whole[:end], form, sizes).ends_inside() == walk(whole[:end], form).ends_inside()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.lists(st.binary(max_size=40), max_size=20), st.booleans(), st.booleans())
 def test_any_bytes_are_borne(chunks: list[bytes], implicit: bool, big_endian: bool) -> None:
     tail = Tail(implicit=implicit, big_endian=big_endian, position=0)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from depth import examples
 from hl7apy.consts import VALIDATION_LEVEL
 from hl7apy.core import Message as Hl7apyMessage
 from hl7apy.parser import parse_message, parse_segments
@@ -275,7 +276,7 @@ def test_a_long_paragraph_is_cut_at_a_blank_and_loses_nothing():
         assert "".join(lines).rstrip() == text.rstrip()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=80),
     st.lists(st.sampled_from("|^~&\\FSTREX.br04 "), max_size=30),

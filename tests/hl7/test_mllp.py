@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mllp_support import CLOCK, RawPeer, accept, listening, next_frame, order, receiver
+from waiting import wait_for
 
 from radmesh.hl7 import charsets
 from radmesh.hl7.build import acknowledge
@@ -122,12 +123,12 @@ def test_the_next_message_waits_for_the_answer_to_the_last():
     def handle(raw, peer):
         seen.append(parse(raw).control_id)
         in_hand.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return accept(raw, peer)
 
     with listening(handle) as it, RawPeer(it.listener.port) as peer:
         peer.send(frame(order("1")) + frame(order("2")))
-        assert in_hand.wait(20)
+        assert in_hand.wait(60)
         assert seen == ["1"]
         go_on.set()
         assert [parse(peer.answer()).get("MSA-2") for _ in range(2)] == ["1", "2"]
@@ -219,7 +220,7 @@ def test_connections_that_work_give_way_to_nobody():
 
     def handle(raw, peer):
         in_hand.release()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return accept(raw, peer)
 
     with listening(handle, max_connections=2) as it:
@@ -240,19 +241,19 @@ def test_a_stop_lets_the_message_in_hand_be_answered_and_takes_no_other():
     def handle(raw, peer):
         seen.append(raw)
         in_hand.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return accept(raw, peer)
 
     with listening(handle) as it, RawPeer(it.listener.port) as peer, RawPeer(it.listener.port) as idle:
         peer.send(frame(order("1")) + frame(order("2")))
-        assert in_hand.wait(20)
+        assert in_hand.wait(60)
         stopping = threading.Thread(target=it.listener.stop, args=(20.0,))
         stopping.start()
         assert idle.answer() is None
         go_on.set()
         assert parse(peer.answer()).get("MSA-2") == "1"
         assert peer.answer() is None
-        stopping.join(20)
+        stopping.join(60)
         assert not stopping.is_alive()
         assert len(seen) == 1
         with pytest.raises(OSError, match=r"refused|reset"):
@@ -389,7 +390,7 @@ def test_a_late_answer_is_not_taken_for_the_next_message():
         raw = next_frame(connection)
         if number == 0:
             late.set()
-            assert sent.wait(20)
+            assert sent.wait(60)
             connection.sendall(answer_to(raw))
         else:
             connection.sendall(answer_to(raw))
@@ -397,7 +398,7 @@ def test_a_late_answer_is_not_taken_for_the_next_message():
 
     with receiver(serve) as port:
         client = MllpClient("127.0.0.1", port, ack_timeout=30, clock=clock)
-        threading.Thread(target=lambda: late.wait(20) and clock.advance(31)).start()
+        threading.Thread(target=lambda: late.wait(60) and clock.advance(31)).start()
         assert reason_of(client, order("1"), "1") == "HL7_ACK_TIMEOUT"
         sent.set()
         assert client.exchange(order("2"), "2").get("MSA-2") == "2"
@@ -421,7 +422,7 @@ def test_what_comes_unasked_closes_the_connection_before_the_next_message():
     with receiver(serve) as port:
         client = MllpClient("127.0.0.1", port, ack_timeout=20)
         client.exchange(order("1"), "1")
-        assert unasked.wait(20)
+        assert unasked.wait(60)
         assert client.exchange(order("2"), "2").get("MSA-1") == "AA"
         client.close()
     assert connections == [0, 1]
@@ -465,14 +466,7 @@ def test_a_wait_can_be_ended():
 
     with receiver(serve) as port:
         client = MllpClient("127.0.0.1", port, ack_timeout=600)
-        ending = threading.Thread(target=lambda: waiting.wait(20) and client.abort())
+        ending = threading.Thread(target=lambda: waiting.wait(60) and client.abort())
         ending.start()
         assert reason_of(client, order("1"), "1") == "HL7_CONNECTION_LOST"
         ending.join()
-
-
-def wait_for(condition):
-    """Wait until a condition holds; pytest's timeout ends what never does."""
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.01)

@@ -7,10 +7,12 @@ import threading
 
 import pytest
 from cluster_support import run
+from depth import examples
 from http_support import PASSWORD, HttpDoor, People, everything
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transfer_support import rss_anon, wait_for
+from transfer_support import rss_anon
+from waiting import wait_for
 
 from radmesh.application_server.http import app, server
 
@@ -108,7 +110,7 @@ def test_a_head_without_an_end_is_not_kept(door):
     assert rss_anon() - before < 32 << 20
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(
     st.binary(max_size=300),
     st.sampled_from(
@@ -229,7 +231,7 @@ def test_uids_that_are_none(visitors, uid):
         assert answer.json()["reason"] in ("FIELD_INVALID", "PATH_UNKNOWN", "STUDY_NOT_FOUND")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(st.text(max_size=60), st.sampled_from(["text", "patient_name", "cursor", "study_date", "modality"]))
 def test_whatever_is_asked_it_is_answered(visitors, value, name):
     answer = visitors["radiologist"].get("/api/v1/studies", params={name: value})

@@ -3,7 +3,7 @@
 import pytest
 from cluster_support import RealCluster, save
 from http_support import PASSWORD, People
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.database.v1 import database_pb2
 

@@ -14,7 +14,7 @@ from cluster_support import RealCluster, refused
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from http_support import PASSWORD, HttpDoor, People, curl, everything
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.application_server.http import server

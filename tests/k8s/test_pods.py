@@ -19,7 +19,7 @@ from kubernetes_api import KubernetesApi
 from pods import SERVED_BY, Network, Pod, Running, can_have_networks, hosts, of_kind, pods, with_components
 from pydicom import dcmread
 from pynetdicom import AE
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.mesh.certificates import keep
 from radmesh.mesh.kubernetes import Secrets
@@ -134,7 +134,7 @@ class Cluster:
 def healthy(address: str) -> bool:
     with grpc.insecure_channel(address) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -175,7 +175,7 @@ def test_components_serve_what_the_policies_stand_on(cluster):
         with cluster.mesh(pod) as channel:
             stub = reflection_pb2_grpc.ServerReflectionStub(channel)
             request = reflection_pb2.ServerReflectionRequest(list_services="")
-            (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=10)
+            (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=30)
         for service in answer.list_services_response.service:
             package = service.name.rpartition(".")[0]
             if package in served:

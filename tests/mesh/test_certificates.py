@@ -54,7 +54,7 @@ def secrets(request: pytest.FixtureRequest) -> Secrets:
 
 def remove(secrets: Secrets, name: str) -> None:
     connection = http.client.HTTPSConnection(
-        secrets._host, secrets._port, timeout=10, context=ssl.create_default_context(cafile=secrets._account / "ca.crt")
+        secrets._host, secrets._port, timeout=30, context=ssl.create_default_context(cafile=secrets._account / "ca.crt")
     )
     token = (secrets._account / "token").read_text()
     path = f"/api/v1/namespaces/{secrets.namespace}/secrets/{name}"

@@ -166,11 +166,11 @@ def test_a_pod_tells_others_where_it_is_and_a_kubelet_that_it_lives(tmp_path, po
         assert client.GetStatus(common_pb2.GetStatusRequest()).instance == "archive-server-0"
     Line(store.put_target, "/radmesh.api.transfer.v1.TransferService/Put", credentials).close()
     with grpc.insecure_channel(f"127.0.0.1:{health}") as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=5)
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=30.0)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         status = channel.unary_unary("/radmesh.api.common.v1.StatusService/GetStatus")
         with pytest.raises(grpc.RpcError) as caught:
-            status(b"", timeout=5)
+            status(b"", timeout=30.0)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 

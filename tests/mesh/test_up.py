@@ -20,7 +20,10 @@ from typing import Any
 
 import grpc
 import pytest
+import waiting
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from depth import allowed
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.mesh.place import Place
@@ -32,13 +35,8 @@ from radmesh.runtime.security import Authority, Credentials
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
-    until = time.monotonic() + seconds
-    while True:
-        if found := condition():
-            return found
-        assert time.monotonic() < until, f"waited {seconds} s for {what}"
-        time.sleep(0.01)
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    return waiting.wait_for(condition, what=what)
 
 
 def alive(pid: int) -> bool:
@@ -259,7 +257,7 @@ def test_a_child_that_hangs_at_start_is_killed_and_named(cluster):
     # One that hangs is not waited for: it has begun nothing.
     begin = time.monotonic()
     assert cluster.stop()[0] == 0
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < allowed(5)
 
 
 def test_a_child_that_ends_at_start_is_started_with_pauses(cluster):
@@ -280,7 +278,7 @@ def test_a_child_that_does_not_hear_is_killed_after_the_drain(cluster):
     code, output = cluster.stop()
     assert code == 1
     assert "killed: edge\n" in output
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < allowed(10)
     assert cluster.nobody_left()
 
 
@@ -291,7 +289,7 @@ def test_a_second_signal_ends_it_at_once(cluster):
     begin = time.monotonic()
     code, _ = cluster.stop(signal.SIGINT)
     assert code == 1
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < allowed(5)
 
 
 def test_all_addresses_are_told_as_one_that_can_be_used(cluster):
@@ -378,7 +376,7 @@ def test_the_view_of_a_terminal(cluster):
     )
     process.send_signal(signal.SIGINT)
     wait_for(lambda: shows(b"stopped\r\n"), "the end")
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     os.close(ours)
 
 
@@ -394,7 +392,7 @@ def test_a_closed_terminal_drains(cluster):
     cluster.process = process
     cluster.ready()
     os.close(ours)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert cluster.nobody_left()
 
 
@@ -406,7 +404,7 @@ def test_nobody_reads_the_console(cluster):
     os.kill(ready["pids"]["edge"][0], signal.SIGKILL)
     cluster.ready(lambda r: r["pids"]["edge"] and r["pids"]["edge"] != ready["pids"]["edge"])
     cluster.process.terminate()
-    assert cluster.process.wait(20) == 0
+    assert cluster.process.wait(60) == 0
 
 
 def certificate_of(address: str, credentials: Path) -> bytes:
@@ -433,8 +431,9 @@ def test_certificates_are_renewed_while_all_runs(cluster):
     before = cluster.up("--transport", "tls", *(f"--set={setting}" for setting in settings))
     credentials = cluster.data / "credentials"
     address = address_of(before["pids"]["archive-server"][0], "archive-server-0")
-    first = ssl.PEM_cert_to_DER_cert((credentials / "archive-server-0.pem").read_text())
-    end = ends((credentials / "archive-server-0.pem").read_bytes())
+    # The file has the authority's behind it: only a parser of certificates tells where the first ends.
+    found = x509.load_pem_x509_certificate((credentials / "archive-server-0.pem").read_bytes())
+    first, end = found.public_bytes(serialization.Encoding.DER), found.not_valid_after_utc.timestamp()
 
     def renewed() -> bool:
         with contextlib.suppress(OSError):
@@ -449,7 +448,7 @@ def test_certificates_are_renewed_while_all_runs(cluster):
     name = b'radmesh_certificate_end_seconds{instance="archive-server-0"} '
 
     def shown() -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{metrics + 1}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics + 1}/metrics", timeout=30.0) as answer:
             return next(float(row[len(name) :]) for row in answer if row.startswith(name))
 
     wait_for(lambda: shown() > end, "the metric")
@@ -524,7 +523,7 @@ def test_a_child_that_stands_still_is_started_again(cluster, transport):
     assert {k: v for k, v in after["pids"].items() if k != "archive-server"} == {
         k: v for k, v in before["pids"].items() if k != "archive-server"
     }
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics + 1}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics + 1}/metrics", timeout=30.0) as answer:
         rows = answer.read().decode().splitlines()
     assert 'radmesh_instance_starts{instance="archive-server-0"} 2.0' in rows
     assert 'radmesh_instance_hangs{instance="archive-server-0"} 1.0' in rows
@@ -564,7 +563,7 @@ def test_metrics(cluster):
         assert "PORT_IN_USE" in refused.stderr
     process = subprocess.Popen(command, env=cluster.environment(), stderr=subprocess.PIPE, text=True)
     process.stderr.readline()
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30.0) as answer:
         assert b"radmesh_rpc_seconds" in answer.read()
     process.terminate()
     process.communicate(timeout=20)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pydicom
 import pytest
+from depth import examples
 from htj2k_support import KINDS, Frame, assert_same, dtype_of, frames, limits, made, openjpeg_, openjph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ def check(frame: Frame, bits: int, levels: int | None = None) -> htj2k.Encoded:
     return encoded
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250))
 @given(frames(), st.one_of(st.none(), st.integers(0, 8)))
 def test_every_frame_is_exact_in_three_decoders(case: tuple[Frame, int], levels: int | None) -> None:
     check(*case, levels)

@@ -3,6 +3,7 @@
 import imagecodecs
 import numpy as np
 import pytest
+from depth import examples
 from htj2k_support import Frame, assert_same, limits, made, openjpeg_, openjph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from radmesh_native import htj2k
 DEPTHS = [(8, False), (8, True), (16, False), (16, True)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(
     shape=st.tuples(st.integers(1, 140), st.integers(1, 140)),
     colour=st.booleans(),
@@ -237,7 +238,7 @@ def refined(frame: Frame, passes: int, skipped: int = 0, causal: bool = False) -
     return bytes(main + part + body + b"\xff\xd9"), np.where(negative, -found, found)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(
     rows=st.integers(1, 64),
     columns=st.integers(1, 64),

@@ -5,6 +5,7 @@ import struct
 import imagecodecs
 import numpy as np
 import pytest
+from depth import examples
 from htj2k_support import made
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ edits = st.lists(
 )
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=examples(800))
 @given(st.sampled_from(STREAMS), edits, st.booleans(), st.sampled_from([0, 0, 1, 3]))
 def test_changed_bytes(stream: bytes, changes: list[tuple[int, int]], in_header: bool, reduce: int) -> None:
     broken = bytearray(stream)
@@ -47,14 +48,14 @@ def test_changed_bytes(stream: bytes, changes: list[tuple[int, int]], in_header:
     try_to_decode(bytes(broken), reduce)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500))
 @given(st.sampled_from(STREAMS), st.integers(0, 1 << 16), st.integers(0, 1 << 16), st.binary(max_size=20))
 def test_bytes_lost_and_put_in(stream: bytes, start: int, stop: int, more: bytes) -> None:
     start, stop = sorted((start % len(stream), stop % len(stream)))
     try_to_decode(stream[:start] + more + stream[stop:])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500))
 @given(st.sampled_from(STREAMS), st.binary(max_size=400))
 def test_any_bytes_behind_a_good_header(stream: bytes, data: bytes) -> None:
     try_to_decode(data)

@@ -11,7 +11,7 @@ import lmdb
 import pytest
 from component_mesh import Components, item
 from database_support import at_once, uid
-from transfer_support import wait_for
+from waiting import wait_for, within
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
@@ -91,7 +91,7 @@ class World:
             accepting=accepting,
         )
         who = f"archive-server-{number}"
-        self.mesh.client(who, database_pb2, "RegistryService", "database-server").Heartbeat(request, timeout=5.0)
+        self.mesh.client(who, database_pb2, "RegistryService", "database-server").Heartbeat(request, timeout=30.0)
 
     def target(self, number: int) -> str:
         return self.mesh.mesh.addresses[f"archive-server-{number}"]
@@ -364,7 +364,7 @@ def test_a_change_of_stores_revokes_within_a_second(world: World) -> None:
     world.admit()
     assert world.admission._known(key().digest())
     world.beat(0, accepting=False)
-    wait_for(lambda: world.admission._known(key().digest()) is None, 1.0)
+    within(lambda: world.admission._known(key().digest()) is None, 1.0)
     assert where(world.admit()) == ("spool-0", "gateway")
 
 
@@ -377,7 +377,7 @@ def test_a_hold_revokes_its_study_within_a_second(world: World) -> None:
     world.admit("b")
     feed = world.mesh.running["database-server"]._feed
     feed.write(lambda _connection: (None, [("hold", uid("study", "a"))]))
-    wait_for(lambda: world.admission._known(key("a").digest()) is None, 1.0)
+    within(lambda: world.admission._known(key("a").digest()) is None, 1.0)
     assert world.admission._known(key("b").digest())
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from component_mesh import BOTH, SPOOL, Components, Item, item
 from database_support import uid
-from transfer_support import CHUNK, wait_for
+from transfer_support import CHUNK
+from waiting import wait_for
 
 from radmesh.dicom.uids import study_hash
 from radmesh.network_gateway.drain import Drain

@@ -5,8 +5,8 @@ from component_mesh import item
 from connectivity_support import a40, adt, orm, pid
 from database_support import uid
 from manager_support import order
-from transfer_support import wait_for
 from verification_support import Hospital, World, study
+from waiting import wait_for
 
 from radmesh.api.database.v1 import database_pb2 as db
 from radmesh.network_gateway import healing
@@ -208,7 +208,7 @@ def test_a_real_manager_that_is_down_for_a_while(world: World, hospital: Hospita
     hospital.say(*(orm(f"A{n}", pid(f"P{n}")) for n in range(10)))
     # All are told: none of their events comes after the restart, and heals one study before its turn.
     orders = world.client("network-gateway", "OrderService")
-    wait_for(lambda: len(orders.FindOrders(db.FindOrdersRequest(), timeout=5.0).orders) == 10)
+    wait_for(lambda: len(orders.FindOrders(db.FindOrdersRequest(), timeout=30.0).orders) == 10)
     hospital.stop()
     names = [f"s{n}" for n in range(10)]
     world.send(*(study(name, accession=f"A{n}", patient=f"P{n}") for n, name in enumerate(names)))

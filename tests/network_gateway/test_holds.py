@@ -6,8 +6,8 @@ import pytest
 from component_mesh import item
 from database_support import uid
 from manager_support import order
-from transfer_support import wait_for
 from verification_support import World, study
+from waiting import wait_for
 
 from radmesh.network_gateway.policy import HELD, UNVERIFIED, VERIFIED
 from radmesh.runtime.errors import RadmeshError

@@ -3,8 +3,8 @@
 import pytest
 from database_support import at_once
 from manager_support import order
-from transfer_support import wait_for
 from verification_support import World, study
+from waiting import wait_for
 
 from radmesh.api.database.v1 import database_pb2 as db
 from radmesh.network_gateway import verifier
@@ -76,7 +76,7 @@ def test_each_domain_is_asked_about_its_own(world: World) -> None:
     found = [world.shown(name) for name in "abc"]
     assert [s.patient_name for s in found] == ["Doe^John", "Roe^Jane", "Roe^Jane"]
     queries = world.client("application-server", "QueryService")
-    patients = queries.FindPatients(db.FindPatientsRequest(patient_id="P1"), timeout=5.0).patients
+    patients = queries.FindPatients(db.FindPatientsRequest(patient_id="P1"), timeout=30.0).patients
     assert sorted(p.study_count for p in patients) == [1, 2]
 
 
@@ -123,7 +123,7 @@ def test_silent_past_the_deadline_is_a_timeout_and_then_nobody_waits(world: Worl
 def test_what_makes_no_sense_is_no_answer(world: World, mood: str) -> None:
     world.manager.orders = [order("default", "A1", "P1")]
     world.manager.mood = mood
-    assert world.admit(study("a")).verification == UNVERIFIED
+    wait_for(lambda: world.admit(study("a")).verification == UNVERIFIED)
     world.send(study("a"), study("b", "CAREFUL"))
     world.wait("a", UNVERIFIED, "RIS_UNAVAILABLE")
     world.wait("b", HELD, "RIS_UNAVAILABLE")

@@ -363,6 +363,7 @@ def test_a_door_that_was_away_is_waited_for(cluster, people, stored, store, visi
     page = visit(cluster.ready["urls"]["http"]).sign_in("radiologist").page
     live = page.locator(".live")
     expect(live).to_have_text("live")
+    expect(rows(page)).to_have_count(50)
     [pid] = cluster.ready["pids"]["application-server"]
     os.kill(pid, signal.SIGKILL)
     expect(live).to_have_text("reconnecting …")

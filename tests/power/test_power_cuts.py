@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from depth import times
 from power_cuts import Disk, cuts, operations
 
 HERE = Path(__file__).parent
-SEEDS = int(os.environ.get("POWER_SEEDS", "2"))
-CUTS = int(os.environ.get("POWER_CUTS", "50"))
+SEEDS = int(os.environ.get("POWER_SEEDS", times(2, 1)))
+CUTS = int(os.environ.get("POWER_CUTS", times(50, 25)))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ class Checker:
         line = process.stdout.readline()
         if not line:
             self._process = None
-            return [f"the reader died: {process.wait(10)}"], 0
+            return [f"the reader died: {process.wait(60)}"], 0
         answer = json.loads(line)
         return answer["faults"], answer["objects"]
 
@@ -172,6 +173,6 @@ def test_what_counts_as_registered_is_in_the_database(recorder, work, capsys):
 
 @pytest.mark.parametrize("fault", ["nosync", "nodirsync", "nonamesync", "markfirst"])
 def test_a_writer_that_does_not_sync_is_found_out(recorder, work, fault, capsys):
-    counts = cut_everywhere(work, record(recorder, work, fault, fault, steps=4, kill=False), fault, 20)
+    counts = cut_everywhere(work, record(recorder, work, fault, fault, steps=4, kill=False), fault, times(20, 12))
     say(capsys, f"negative control, {fault}", counts)
     assert counts["faults"]

@@ -23,7 +23,7 @@ from ris_support import (
     orm,
     write,
 )
-from transfer_support import wait_for
+from waiting import wait_for
 
 # -- other people's senders
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 from hl7_partners import NodeReceiver, PythonReceiver, receiving
 from ris_support import Hospital, ct, new_id, new_study, orm
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.client import Report
 from radmesh.runtime.errors import RadmeshError

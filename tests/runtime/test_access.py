@@ -62,7 +62,7 @@ def outcome(channel: grpc.Channel, method: Any, metadata: Any = ()) -> str:
     raw: Any = getattr(channel, kind)(f"/{method.containing_service.full_name}/{method.name}")
     request = GetMessageClass(method.input_type)().SerializeToString()
     try:
-        answer = raw(iter([request]) if method.client_streaming else request, timeout=10, metadata=metadata)
+        answer = raw(iter([request]) if method.client_streaming else request, timeout=30, metadata=metadata)
         list(answer)
     except grpc.RpcError as error:
         return rpc.from_rpc_error(error).reason

@@ -56,7 +56,7 @@ class Served:
 def call(channel: grpc.Channel, method: str, *metadata: tuple[str, str], service: str = "Door") -> str:
     raw = channel.unary_unary(f"/{PACKAGE}.{service}/{method}", StringValue.SerializeToString, StringValue.FromString)
     try:
-        return str(raw(text(""), metadata=metadata, timeout=5).value)
+        return str(raw(text(""), metadata=metadata, timeout=30.0).value)
     except grpc.RpcError as error:
         raise rpc.from_rpc_error(error) from None
 
@@ -136,7 +136,7 @@ def test_a_defect_of_the_authenticator_opens_nothing(door: Served) -> None:
 def test_the_door_tells_its_health(door: Served) -> None:
     with grpc.insecure_channel(door.server.target) as channel:
         request = health_pb2.HealthCheckRequest(service=f"{PACKAGE}.Door")
-        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=30.0)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

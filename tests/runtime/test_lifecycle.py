@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from runtime_support import wait_for
+from depth import allowed
+from waiting import wait_for
 
 from radmesh.runtime.clock import Clock, ManualClock, SystemClock
 from radmesh.runtime.errors import RadmeshError
@@ -65,7 +66,7 @@ def test_the_grace_is_for_the_whole_group() -> None:
     group.start()
     start = time.monotonic()
     group.stop(0.4)
-    assert 0.3 < time.monotonic() - start < 1.2
+    assert 0.3 < time.monotonic() - start < allowed(1.2)
 
 
 # -- workers ---------------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def test_a_worker_stops_during_a_long_wait_and_before_its_start(bench: Bench) ->
     wait_for(lambda: bench.calls == 1)
     start = time.monotonic()
     bench.worker.stop(5)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < allowed(1)
     never = Bench(SystemClock())
     never.worker.stop(1)
     assert never.calls == 0
@@ -196,7 +197,7 @@ def test_the_manual_clock_moves_when_told() -> None:
     thread = threading.Thread(target=lambda: waited.append(clock.wait(event, 10)))
     thread.start()
     clock.advance(11)
-    thread.join(5)
+    thread.join(60)
     assert waited == [False]
     assert clock.now() - begin == timedelta(seconds=11)
     event.set()

@@ -18,8 +18,9 @@ from typing import Any
 
 import grpc
 import pytest
+from depth import examples
 from google.protobuf.wrappers_pb2 import StringValue
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_support import PROBE, TRANSPORTS, World
 
@@ -48,7 +49,7 @@ class Probe:
                 if word == "break":
                     raise ValueError("secret")
                 if word == "wait":
-                    self.go.wait(30)
+                    self.go.wait(60)
                 if word == "silence":
                     continue
                 yield StringValue(value=f"{call.caller}:{len(word)}" if len(word) > 100 else f"{call.caller}:{word}")
@@ -338,7 +339,7 @@ def test_a_caller_that_leaves_ends_the_call(lines: Lines) -> None:
     made = lines.line()
     assert ask(made, "hello") == "gateway-proxy:hello"
     made.close()
-    assert lines.probe.ended.wait(10)
+    assert lines.probe.ended.wait(60)
 
 
 def test_stop_ends_between_two_messages(lines: Lines) -> None:
@@ -355,7 +356,7 @@ def test_stop_ends_between_two_messages(lines: Lines) -> None:
     lines.probe.go.set()
     # What was being worked on is answered.
     assert hear(waiting) == "gateway-proxy:wait"
-    stopper.join(20)
+    stopper.join(60)
     assert not stopper.is_alive()
 
 
@@ -417,7 +418,7 @@ def test_a_broken_rule_ends_the_connection_and_nothing_else(unix: Lines, name: s
     with contextlib.suppress(ConnectionError):
         opening = HELLO + http2.frame(http2.HEADERS, 4, 1, known_block(unix))
         sock.sendall(BROKEN[name].replace(KNOWN, opening))
-    reader.join(20)
+    reader.join(60)
     assert not reader.is_alive(), "the server closes"
     sock.close()
     assert ask(other, "hello") == "gateway-proxy:hello"
@@ -452,7 +453,7 @@ def test_padding_priority_and_small_frames_are_understood(unix: Lines) -> None:
     sock.close()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), derandomize=True)
 @given(st.data())
 def test_flipped_bytes_end_at_most_their_own_connection(unix: Lines, data: st.DataObject) -> None:
     opening = HELLO + http2.frame(http2.HEADERS, 4, 1, known_block(unix))

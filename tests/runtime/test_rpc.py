@@ -8,10 +8,12 @@ from typing import Any
 
 import grpc
 import pytest
+from depth import allowed
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from runtime_support import PACKAGE, PROBE, SECOND, Probe, Second, World, text, wait_for
+from runtime_support import PACKAGE, PROBE, SECOND, Probe, Second, World, text
+from waiting import wait_for
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.runtime import rpc
@@ -131,7 +133,7 @@ def bare_channel(pair: Pair, metadata: tuple[tuple[str, str | bytes], ...] = ())
     def call() -> Any:
         with channel:
             try:
-                return raw(text(""), metadata=metadata, timeout=5)
+                return raw(text(""), metadata=metadata, timeout=30)
             except grpc.RpcError as error:
                 raise rpc.from_rpc_error(error) from None
 
@@ -193,12 +195,12 @@ def test_tls_needs_a_certificate_of_this_cluster(world: World, tmp_path: Any) ->
         with grpc.secure_channel(pair.server.target, credentials) as channel:
             raw = channel.unary_unary(f"/{PACKAGE}.Probe/Read", StringValue.SerializeToString, StringValue.FromString)
             with pytest.raises(grpc.RpcError) as caught:
-                raw(text(""), timeout=2)
+                raw(text(""), timeout=30)
             assert rpc.from_rpc_error(caught.value).reason in ("PEER_UNAVAILABLE", "PEER_TIMEOUT")
     with grpc.insecure_channel(pair.server.target) as channel:
         raw = channel.unary_unary(f"/{PACKAGE}.Probe/Read", StringValue.SerializeToString, StringValue.FromString)
         with pytest.raises(grpc.RpcError):
-            raw(text(""), timeout=2)
+            raw(text(""), timeout=30)
     assert pair.probe.calls == []
 
 
@@ -224,7 +226,7 @@ def test_a_status_carries_exactly_one_error_info(pair: Pair) -> None:
     channel = pair.caller.channels.get(pair.server.target)
     raw = channel.unary_unary(f"/{PACKAGE}.Probe/Nobody", StringValue.SerializeToString, StringValue.FromString)
     with pytest.raises(grpc.RpcError) as caught:
-        raw(text(""), timeout=5)
+        raw(text(""), timeout=30)
     status = rpc_status.from_call(caught.value)
     assert [detail.type_url for detail in status.details] == ["type.googleapis.com/google.rpc.ErrorInfo"]
 
@@ -265,7 +267,7 @@ def test_what_a_peer_of_a_peer_says_is_passed_on(pair: Pair) -> None:
     raw = channel.unary_unary(f"/{PACKAGE}.Probe/Nobody", StringValue.SerializeToString, StringValue.FromString)
 
     def nested() -> None:
-        raw(text(""), timeout=5)
+        raw(text(""), timeout=30)
 
     pair.probe.queue = [nested]
     refused("CALLER_REFUSED", lambda: pair.client.Write(text("")))
@@ -279,12 +281,12 @@ def test_bytes_that_are_no_message_are_the_callers_fault(pair: Pair) -> None:
     for path, make in (("Write", channel.unary_unary), ("List", channel.unary_stream)):
         raw = make(f"/{PACKAGE}.Probe/{path}", bytes, bytes)
         with pytest.raises(grpc.RpcError) as caught:
-            list(raw(b"\xff\xff\xff", timeout=5))
+            list(raw(b"\xff\xff\xff", timeout=30))
         assert rpc.from_rpc_error(caught.value).reason == "FIELD_INVALID"
     for path, make in (("Collect", channel.stream_unary), ("Talk", channel.stream_stream)):
         raw = make(f"/{PACKAGE}.Probe/{path}", bytes, bytes)
         with pytest.raises(grpc.RpcError) as caught:
-            list(raw(iter([b"\xff\xff\xff"]), timeout=5))
+            list(raw(iter([b"\xff\xff\xff"]), timeout=30))
         assert rpc.from_rpc_error(caught.value).reason == "FIELD_INVALID"
     assert pair.client.Read(text("a")).value == "read a"
 
@@ -299,7 +301,7 @@ def test_a_message_that_is_too_long_is_named_and_not_taken_for_load(pair: Pair) 
 def test_an_unknown_rpc_is_an_error_not_a_hang(pair: Pair) -> None:
     channel = pair.caller.channels.get(pair.server.target)
     with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(f"/{PACKAGE}.Probe/Missing")(b"", timeout=5)
+        channel.unary_unary(f"/{PACKAGE}.Probe/Missing")(b"", timeout=30)
     assert rpc.from_rpc_error(caught.value).reason == "INTERNAL"
 
 
@@ -343,7 +345,7 @@ def test_a_call_ends_at_its_deadline(pair: Pair) -> None:
     pair.probe.queue = [lambda: pair.probe.hold.wait(10)]
     start = time.monotonic()
     refused("PEER_TIMEOUT", lambda: pair.client.Write(text(""), timeout=0.3))
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < allowed(3)
     pair.probe.hold.set()
 
 
@@ -442,7 +444,7 @@ def test_many_streams_at_once(world: World) -> None:
 
 def health(pair: Pair, service: str = "") -> Any:
     stub = health_pb2_grpc.HealthStub(pair.caller.channels.get(pair.server.target))
-    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+    return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=30).status
 
 
 def test_health_is_told_of_the_whole_and_of_every_service(pair: Pair) -> None:
@@ -483,7 +485,7 @@ def test_stop_does_not_wait_for_those_who_watch(pair: Pair) -> None:
     pair.client.Read(text("a"))
     start = time.monotonic()
     pair.server.stop(10)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < allowed(3)
 
 
 def test_watchers_that_come_and_go_do_not_stop_a_server(pair: Pair) -> None:
@@ -508,7 +510,7 @@ def test_stop_ends_what_does_not_finish_in_time(pair: Pair) -> None:
     next(talk)
     start = time.monotonic()
     pair.server.stop(0.3)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < allowed(3)
     with pytest.raises(RadmeshError):
         next(talk)
 
@@ -549,7 +551,7 @@ def test_status_tells_figures_and_alarms(pair: Pair) -> None:
 def test_reflection_lists_the_services(pair: Pair) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(pair.caller.channels.get(pair.server.target))
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    answer = next(iter(stub.ServerReflectionInfo(iter([request]), timeout=5)))
+    answer = next(iter(stub.ServerReflectionInfo(iter([request]), timeout=30)))
     names = {service.name for service in answer.list_services_response.service}
     assert {f"{PACKAGE}.Probe", "grpc.health.v1.Health", "radmesh.api.common.v1.StatusService"} <= names
 
@@ -560,13 +562,13 @@ def test_a_plaintext_port_tells_health_and_nothing_else(world: World) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{pair.server.health_port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=f"{PACKAGE}.Probe")
-        assert stub.Check(request, timeout=5).status == health_pb2.HealthCheckResponse.SERVING
+        assert stub.Check(request, timeout=30).status == health_pb2.HealthCheckResponse.SERVING
         raw = channel.unary_unary(f"/{PACKAGE}.Probe/Read", StringValue.SerializeToString, StringValue.FromString)
         with pytest.raises(grpc.RpcError) as caught:
-            raw(text(""), timeout=5)
+            raw(text(""), timeout=30)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
         pair.server.drain()
-        assert stub.Check(request, timeout=5).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert stub.Check(request, timeout=30).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------
@@ -598,7 +600,7 @@ def test_nobody_there_is_unavailable_at_once(world: World) -> None:
     start = time.monotonic()
     error = refused("PEER_UNAVAILABLE", lambda: context.client(PROBE, where).Write(text("")))
     assert error.transient
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < allowed(3)
 
 
 @pytest.mark.parametrize("world", ["unix"], indirect=True)

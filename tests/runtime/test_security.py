@@ -12,7 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
-from runtime_support import INSTANCES, PROBE, Probe, World, text, wait_for
+from runtime_support import INSTANCES, PROBE, Probe, World, text
+from waiting import wait_for
 
 from radmesh.runtime.clock import ManualClock, SystemClock
 from radmesh.runtime.errors import RadmeshError
@@ -156,7 +157,7 @@ def test_key_and_certificate_are_read_as_a_pair(tmp_path: Path) -> None:
     reading.start()
     chain = new.read_bytes()
     new.replace(old)
-    reading.join(10)
+    reading.join(60)
     assert answers == [chain]
 
 
@@ -175,7 +176,7 @@ def test_channels_of_two_renewals_ago_are_closed(tmp_path: Path) -> None:
     call = "/radmesh.test.v1.Probe/Read"
     for channel, reason in zip(channels, ("closed", "closed", "UNAVAILABLE"), strict=True):
         with pytest.raises((ValueError, grpc.RpcError)) as caught:
-            channel.unary_unary(call)(b"", timeout=5)
+            channel.unary_unary(call)(b"", timeout=30.0)
         assert reason in str(caught.value)
     world.close()
 

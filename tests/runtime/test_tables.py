@@ -168,7 +168,7 @@ def test_metrics_are_served_on_loopback() -> None:
     made = Metrics()
     made.counter("radmesh_rejects").labels("BAD_VR").inc(2)
     port = made.serve(0)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         assert 'radmesh_rejects_total{reason="BAD_VR"} 2.0' in answer.read().decode()
     for address in addresses():
         if not address.startswith("127."):

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from depth import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radmesh.runtime.config import Configuration, Duration, Schema, Size, load, read, setting, write_value
@@ -205,7 +206,7 @@ def test_written_form(hint, value, text):
     assert write_value(hint, value) == text
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200))
 @given(st.one_of(st.binary(max_size=200), st.text(alphabet="[]dor.=\"'{}#\n1tstaion ", max_size=80).map(str.encode)))
 def test_any_file_gives_a_configuration_or_problems(tmp_path, data):
     file = tmp_path / "any.toml"

@@ -10,7 +10,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from store_support import CHUNK, all_rows, body, digest_of, header, open_store, put, send, sha256, wait_for
+from store_support import CHUNK, all_rows, body, digest_of, header, open_store, put, send, sha256
+from waiting import wait_for
 
 from radmesh.runtime.errors import RadmeshError
 

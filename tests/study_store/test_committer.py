@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from store_support import wait_for
+from waiting import wait_for
 
 from radmesh.runtime.errors import RadmeshError
 from radmesh.study_store.committer import BATCH_BYTES, BATCH_COUNT, Budget, Committer, Operation
@@ -32,7 +32,7 @@ class Disk:
 
     def commit(self, batch):
         self.entered.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         if self.errors:
             raise self.errors.pop(0)
         for operation in batch:
@@ -65,13 +65,13 @@ def test_what_comes_meanwhile_is_one_batch_in_order(disk):
     results = []
     first = threading.Thread(target=lambda: results.append(disk.committer.run(operation("first"), 10)))
     first.start()
-    assert disk.entered.wait(5)
+    assert disk.entered.wait(60)
     others = [operation(n) for n in range(10)]
     for one in others:
         disk.committer.submit(one)
     disk.go.set()
-    assert [one.wait(5) for one in others] == list(range(10))
-    first.join(5)
+    assert [one.wait(60) for one in others] == list(range(10))
+    first.join(60)
     assert results == ["first"]
     assert disk.batches == [["first"], list(range(10))]
     wait_for(lambda: disk.committer.idle)
@@ -89,12 +89,12 @@ def test_what_comes_meanwhile_is_one_batch_in_order(disk):
 def test_batches_are_bounded(disk, sizes, batches):
     disk.go.clear()
     threading.Thread(target=disk.committer.run, args=(operation("first"), 10)).start()
-    assert disk.entered.wait(5)
+    assert disk.entered.wait(60)
     made = [operation(n, size) for n, size in enumerate(sizes)]
     for one in made:
         disk.committer.submit(one)
     disk.go.set()
-    made[-1].wait(5)
+    made[-1].wait(60)
     assert [len(batch) for batch in disk.batches[1:]] == batches
 
 
@@ -114,14 +114,14 @@ def test_an_operation_that_is_refused_fails_alone(disk):
 
     disk.go.clear()
     threading.Thread(target=disk.committer.run, args=(operation("first"), 10)).start()
-    assert disk.entered.wait(5)
+    assert disk.entered.wait(60)
     bad, good = Operation(refuse, 0), operation("good")
     disk.committer.submit(bad)
     disk.committer.submit(good)
     disk.go.set()
-    assert good.wait(5) == "good"
+    assert good.wait(60) == "good"
     with pytest.raises(RadmeshError):
-        bad.wait(5)
+        bad.wait(60)
 
 
 def test_an_interrupt_of_the_leader_leaves_nobody_waiting(disk):
@@ -138,12 +138,12 @@ def test_any_number_of_threads_wait_for_one_operation(disk):
     one = operation("x")
     disk.committer.submit(one)
     results = []
-    threads = [threading.Thread(target=lambda: results.append(one.wait(10))) for _ in range(5)]
+    threads = [threading.Thread(target=lambda: results.append(one.wait(60))) for _ in range(5)]
     for thread in threads:
         thread.start()
     disk.go.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert results == ["x"] * 5
 
 
@@ -155,7 +155,7 @@ def test_waiting_ends_with_a_reason(disk):
         one.wait(0.01)
     assert caught.value.reason == "STORE_BUSY"
     disk.go.set()
-    assert one.wait(5) == "x"
+    assert one.wait(60) == "x"
 
 
 def test_many_threads_lose_nothing(disk):
@@ -190,7 +190,7 @@ def test_a_fast_sender_does_not_starve_the_others(pool):
     busy.committer.submit(Operation(more, BATCH_BYTES))
     late = operation("other")
     other.committer.submit(late)
-    assert late.wait(5) == "other"
+    assert late.wait(60) == "other"
     stop.set()
     wait_for(lambda: busy.committer.idle)
     one_thread.shutdown()

@@ -18,8 +18,8 @@ from store_support import (
     sha256,
     transfer_id,
     uid,
-    wait_for,
 )
+from waiting import wait_for
 
 from radmesh.dicom.uids import study_hash
 from radmesh.runtime.clock import ManualClock
@@ -341,7 +341,7 @@ def test_records_in_flight_when_a_transfer_is_taken_over_are_no_harm(store):
         for offset in range(new.acknowledged_offset, len(data), CHUNK):
             new.write(offset, data[offset : offset + CHUNK])
         ref = new.commit(len(data), sha256(data), queryable=b"", remarks=()).ref
-        waiting.join(5)
+        waiting.join(60)
         assert not waiting.is_alive()
         assert digest_of(store, ref) == sha256(data)
 

@@ -6,7 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from store_support import CHUNK, body, digest_of, header, put, read, send, sha256, wait_for
+from store_support import CHUNK, body, digest_of, header, put, read, send, sha256
+from waiting import wait_for
 
 from radmesh.runtime.errors import RadmeshError
 from radmesh.study_store import LmdbStudyStore, Outcome, Ref, Residence, environment

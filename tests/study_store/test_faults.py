@@ -26,8 +26,8 @@ from store_support import (
     sha256,
     transfer_id,
     uid,
-    wait_for,
 )
+from waiting import wait_for
 
 from radmesh.dicom.uids import study_hash
 from radmesh.runtime.clock import ManualClock
@@ -538,7 +538,7 @@ def test_uncommitted_bytes_are_bounded_and_waited_for(store, monkeypatch):
         transfer = store.begin(transfer_id(study), header(study))
         transfers.append(transfer)
         there = transfer.environment
-        there.committer._commit = lambda batch, there=there: (hold.wait(20), commit(there, batch))
+        there.committer._commit = lambda batch, there=there: (hold.wait(60), commit(there, batch))
         with pytest.raises(RadmeshError) as caught:
             for number in range(100):
                 transfer.write(number * CHUNK, data)
@@ -560,14 +560,14 @@ def test_a_write_that_waits_for_room_hears_why_there_is_none(store, monkeypatch)
 
     def failing(batch):
         begun.set()
-        hold.wait(20)
+        hold.wait(60)
         raise OSError(28, "No space left on device")
 
     transfer.environment.committer._commit = failing
     data = body(CHUNK)
     for number in range(16):
         transfer.write(number * CHUNK, data)
-    begun.wait(10)
+    begun.wait(60)
     threading.Timer(0.05, hold.set).start()
     with pytest.raises(RadmeshError) as caught:
         transfer.write(16 * CHUNK, data)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from store_support import CHUNK, all_rows, body, header, put, read, transfer_id, uid, wait_for
+from store_support import CHUNK, all_rows, body, header, put, read, transfer_id, uid
+from waiting import wait_for
 
 from radmesh.dicom.uids import study_hash
 from radmesh.runtime.errors import RadmeshError

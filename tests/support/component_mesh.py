@@ -172,14 +172,14 @@ class Components:
             verification=common_pb2.VERIFICATION_STATE_NOT_REQUIRED,
             avoid_store_id=avoid,
         )
-        return Ticket.parse(placement.PlaceStudy(request, timeout=2.0).ticket)
+        return Ticket.parse(placement.PlaceStudy(request, timeout=30.0).ticket)
 
     def admit(self, key: AdmissionKey, avoid: str = "", header: bytes = b"", address: str = "") -> Ticket:
         admission = self.client("gateway-proxy", gateway_pb2, "AdmissionService", "network-gateway")
         request = gateway_pb2.AdmitRequest(
             admission_key=key_message(key), avoid_store_id=avoid, header=header, source_address=address
         )
-        return Ticket.parse(admission.Admit(request, timeout=3.0).ticket)
+        return Ticket.parse(admission.Admit(request, timeout=30.0).ticket)
 
     def sender(self, by: str = "database", **options: Any) -> Sender:
         """A sender with tickets of the database, or of the gateway."""
@@ -219,7 +219,7 @@ class Components:
         request = archive_pb2.EvictStudyRequest(study_instance_uid=uid("study", study))
         while True:
             try:
-                return int(self.archive_service(number).EvictStudy(request, timeout=10.0).bytes)
+                return int(self.archive_service(number).EvictStudy(request, timeout=30.0).bytes)
             except RadmeshError as error:
                 if error.reason != "PEER_UNAVAILABLE":
                     raise  # else it was started a moment ago

@@ -18,7 +18,8 @@ from typing import Any
 
 from hl7_partners import free_port
 from mllp_support import RawPeer
-from transfer_support import Mesh, wait_for
+from transfer_support import Mesh
+from waiting import wait_for
 
 from radmesh.api.connectivity.v1 import connectivity_pb2 as pb
 from radmesh.api.database.v1 import database_pb2
@@ -315,7 +316,7 @@ class Process(_Calls):
     def died(self) -> None:
         """Wait for the death that was asked for."""
         assert self.process is not None
-        assert self.process.wait(30) == -signal.SIGKILL, (self.folder / "out.log").read_text()[-2000:]
+        assert self.process.wait(60) == -signal.SIGKILL, (self.folder / "out.log").read_text()[-2000:]
         self.process = None
 
     def kill(self) -> None:
@@ -332,7 +333,7 @@ class Process(_Calls):
         if self.process is not None:
             self.process.terminate()
             try:
-                self.process.wait(15)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

@@ -8,7 +8,8 @@ from cluster_support import image
 from component_mesh import Components, Item
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from transfer_support import object_header, wait_for
+from transfer_support import object_header
+from waiting import wait_for
 
 from radmesh.api.curator.v1 import curator_pb2
 from radmesh.api.database.v1 import database_pb2

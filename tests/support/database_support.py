@@ -291,7 +291,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     answers: list[Any] = [None] * len(calls)
 
     def run(number: int, call: Callable[[], Any]) -> None:
-        barrier.wait(10)
+        barrier.wait(60)
         try:
             answers[number] = call()
         except Exception as error:

@@ -10,7 +10,7 @@ from cluster_support import RealCluster, image
 from dicomweb_client.api import DICOMwebClient
 from http_support import People
 from pydicom.uid import JPEG2000Lossless, RLELossless
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.runtime.errors import RadmeshError
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,21 +19,13 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import raw_dicom
+from waiting import wait_for
 
 from radmesh.client import Cluster
 from radmesh.runtime.errors import RadmeshError
 
 RADMESH = Path(sys.executable).with_name("radmesh")
 SHM = Path("/dev/shm")
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    until = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > until:
-            raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.02)
-    return value
 
 
 class Running:

@@ -97,7 +97,7 @@ class PythonReceiver(Received):
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,))
         self._thread.start()
-        assert started.wait(20)
+        assert started.wait(60)
 
     def _run(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
@@ -142,7 +142,7 @@ class PythonReceiver(Received):
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
 
@@ -167,8 +167,8 @@ class NodeReceiver(Received):
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait(20)
-        self._reader.join(20)
+        self._process.wait(60)
+        self._reader.join(60)
         assert self._process.stdout is not None
         self._process.stdout.close()
 

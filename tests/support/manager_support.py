@@ -63,7 +63,7 @@ class Manager:
         self.asked.append(request)
         mood = self.mood
         if mood == "late":
-            assert self.go.wait(30)
+            assert self.go.wait(60)
         if mood == "unavailable":
             raise RadmeshError("RIS_UNAVAILABLE", "the feed is old")
         if mood == "nonsense":
@@ -94,7 +94,7 @@ class Manager:
     def ListDomains(self, _request: pb.ListDomainsRequest, _call: Any) -> pb.ListDomainsResponse:
         self.probed += 1
         if self.mood == "late":
-            assert self.go.wait(30)
+            assert self.go.wait(60)
         return pb.ListDomainsResponse(
             domains=[pb.Domain(name=name, available=self.mood != "unavailable") for name in self._domains]
         )

@@ -25,6 +25,7 @@ _SETTINGS = (
     "max_connections=200",
     "shared_buffers=32MB",
     "deadlock_timeout=200ms",
+    "jit=off",
 )
 
 
@@ -133,5 +134,5 @@ class Postgres:
     def stop(self) -> None:
         """End the server and remove its folder."""
         self._process.send_signal(signal.SIGQUIT)
-        self._process.wait(20)
+        self._process.wait(60)
         shutil.rmtree(self.folder)

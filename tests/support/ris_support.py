@@ -15,7 +15,7 @@ from hl7_partners import free_port
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from raw_dicom import Client as Modality
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2

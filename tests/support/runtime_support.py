@@ -8,7 +8,6 @@ import io
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,18 +218,6 @@ class World:
     def close(self) -> None:
         while self._ends:
             self._ends.pop()()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """Return the condition's value as soon as it is true."""
-    never = threading.Event()
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        value = condition()
-        if value:
-            return value
-        never.wait(0.01)
-    raise AssertionError(f"not true within {seconds} s")
 
 
 def main() -> None:

@@ -4,8 +4,7 @@ import hashlib
 import os
 import random
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,17 +105,6 @@ def digest_of(store: StudyStore, ref: Ref) -> bytes:
         for piece in reader:
             digest.update(piece)
     return digest.digest()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """The condition's value as soon as it is true."""
-    never = threading.Event()
-    for _ in range(int(seconds / 0.005)):
-        value = condition()
-        if value:
-            return value
-        never.wait(0.005)
-    raise AssertionError(f"not true within {seconds} s")
 
 
 def rss_anon() -> int:

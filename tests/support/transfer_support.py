@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class Mesh:
         """End a server as abruptly as a thread can: no drain, nothing told to those who watch its health."""
         if server._line is not None:
             server._line.stop(0)
-        server._server.stop(0).wait(10)
+        server._server.stop(0).wait(60)
 
     def ticket(self, store: Any, target: str, key: AdmissionKey, seconds: float = 60.0, **changes: Any) -> Ticket:
         """A ticket as the Database Server signs it."""
@@ -260,20 +260,6 @@ def object_header(study: str, sop: str, key: AdmissionKey) -> ObjectHeader:
         admission_key=key.digest(),
         verification=common_pb2.VERIFICATION_STATE_NOT_REQUIRED,
     )
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """The condition's value as soon as it is true."""
-    never = threading.Event()
-    # Longer and longer: a question that costs something must not starve what it waits for.
-    waited, pause = 0.0, 0.01
-    while waited < seconds:
-        value = condition()
-        if value:
-            return value
-        never.wait(pause)
-        waited, pause = waited + pause, min(pause * 1.1, 0.2)
-    raise AssertionError(f"not true within {seconds} s: {condition}")
 
 
 def rss_anon(pid: int | None = None) -> int:

@@ -9,7 +9,7 @@ from connectivity_support import code
 from database_support import uid
 from manager_support import Manager
 from mllp_support import RawPeer
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.api.database.v1 import database_pb2 as db
 from radmesh.api.gateway.v1 import gateway_pb2 as gw
@@ -67,7 +67,7 @@ class World:
             self.sequences[manager] = self.sequences.get(manager, 0) + 1
             news.append(db.RisEvent(sequence=self.sequences[manager], domain=domain, **event))
         request = db.ApplyRisEventsRequest(manager=manager, manager_epoch=EPOCH, events=news)
-        self.client(manager, "OrderService").ApplyRisEvents(request, timeout=5.0)
+        self.client(manager, "OrderService").ApplyRisEvents(request, timeout=30.0)
 
     def order(self, *orders: db.Order) -> None:
         """Orders come: to the manager, and by it to the database."""
@@ -81,7 +81,7 @@ class World:
         request = db.ListAdmissionsRequest(
             study_instance_uid=uid("study", study) if study != "" else "", page_size=1000, **filters
         )
-        return list(self.client("network-gateway", "StudyService").ListAdmissions(request, timeout=5.0).admissions)
+        return list(self.client("network-gateway", "StudyService").ListAdmissions(request, timeout=30.0).admissions)
 
     def is_(self, study: object, state: int, reason: str = "", admissions: int = 1) -> bool:
         try:
@@ -100,12 +100,12 @@ class World:
     def moves(self, study: object) -> list[tuple[str, str, str]]:
         """The history of the verification axis."""
         request = db.ListHistoryRequest(study_instance_uid=uid("study", study))
-        entries = self.client("network-gateway", "StudyService").ListHistory(request, timeout=5.0).entries
+        entries = self.client("network-gateway", "StudyService").ListHistory(request, timeout=30.0).entries
         return [(getattr(e, "from"), e.to, e.reason) for e in entries if e.axis == "verification"]
 
     def shown(self, study: object) -> db.Study:
         request = db.GetStudyRequest(study_instance_uid=uid("study", study))
-        detail = self.client("application-server", "QueryService").GetStudy(request, timeout=5.0)
+        detail = self.client("application-server", "QueryService").GetStudy(request, timeout=30.0)
         found: db.Study = detail.study
         return found
 
@@ -124,7 +124,7 @@ class World:
 
     def audit(self, action: str) -> list[tuple[str, str, dict[str, Any]]]:
         accounts = self.client("application-server", "AccountService")
-        events = accounts.ListAudit(db.ListAuditRequest(action=action), timeout=5.0).events
+        events = accounts.ListAudit(db.ListAuditRequest(action=action), timeout=30.0).events
         return [(e.actor, e.object, json.loads(e.detail)) for e in events]
 
     def close(self) -> None:

@@ -5,7 +5,8 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from depth import times
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transfer_support import CHUNK, CutProxy, uid
 
@@ -15,9 +16,7 @@ from radmesh.transfer.reader import Location, read_object, read_range
 
 BIG = os.urandom(3 * CHUNK + 12_345)
 SMALL = os.urandom(300_000)
-FEW = settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
+FEW = settings(max_examples=times(10, 5), derandomize=True)
 
 
 def everything(world: Any) -> list[Any]:

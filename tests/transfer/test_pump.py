@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from transfer_support import REGISTRY, Mesh, Registry, admission_key, object_header, open_store, uid, wait_for
+from transfer_support import REGISTRY, Mesh, Registry, admission_key, object_header, open_store, uid
+from waiting import wait_for
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.dicom.uids import study_hash

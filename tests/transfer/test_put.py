@@ -10,7 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
-from transfer_support import CHUNK, TRANSFER, Mesh, admission_key, object_header, uid, wait_for
+from transfer_support import CHUNK, TRANSFER, Mesh, admission_key, object_header, uid
+from waiting import wait_for
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.transfer.v1 import transfer_pb2, transfer_pb2_grpc
@@ -126,7 +127,7 @@ def test_a_plain_protobuf_client_puts_and_reads(plain: Plain) -> None:
         crc32c=crc32c(data),
     )
     stub = transfer_pb2_grpc.TransferServiceStub(plain.world.client.channels.get(plain.world.target))
-    messages = list(stub.ReadRange(transfer_pb2.ReadRangeRequest(object=answer.committed.object, offset=7), timeout=10))
+    messages = list(stub.ReadRange(transfer_pb2.ReadRangeRequest(object=answer.committed.object, offset=7), timeout=30))
     assert b"".join(message.data for message in messages) == data[7:]
     assert messages[0].size == len(data)
     assert messages[0].crc32c == crc32c(messages[0].data)
