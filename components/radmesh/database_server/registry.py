@@ -660,8 +660,12 @@ class Admitted(Protocol):
 
 
 def _begins(verification: int) -> int:
-    """Return what an admission begins with: a ticket's VERIFIED waits for the decision that names the order."""
-    return PENDING if verification == VERIFIED else verification
+    """Return what an admission begins with.
+
+    A ticket's VERIFIED and UNVERIFIED wait for the decision that names the order, or says why. HELD waits for
+    nothing: what contradicts must not be seen for a moment.
+    """
+    return PENDING if verification in (VERIFIED, UNVERIFIED) else verification
 
 
 def derive_verification(connection: sa.Connection, study: int, *, actor: str, now: int, note: str = "") -> None:
