@@ -7,7 +7,7 @@ PYPATHS := components/radmesh native/radmesh_native gateway_proxy/radmesh_gatewa
 PATHS ?= $(PYPATHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast lint lint-fast format bench protos native partners docs clean
+.PHONY: help up test test-full test-fast lint lint-fast format bench protos native partners docs clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,9 +34,12 @@ native: $(VENV)/.run ## compile native/ in place
 up: native ## set up and run a whole cluster on this machine (data in ./radmesh-data, or RADMESH_DATA)
 	@exec $(BIN)/radmesh up
 
-test: $(VENV)/.dev native ## set up and run every test
+test: $(VENV)/.dev native ## set up and run every test (a quarter of an hour on two cores)
 	@tools/partners
 	@$(BIN)/python tools/run_tests.py
+
+test-full: ## the same at full depth: every kill twenty times, every case on every back end; an hour, on a quiet machine
+	@RADMESH_TEST_DEPTH=full $(MAKE) --no-print-directory test
 
 test-fast: $(VENV)/.dev native ## the tests without the fault injection
 	@$(BIN)/python -m pytest -m 'not faults'

@@ -1,11 +1,13 @@
-"""Runs every test: pytest in lanes at once, since much of the time of a whole cluster's test is waiting.
+"""Runs every test: some pytests beside each other, since much of the time of a whole cluster's test is waiting.
 
     .venv/bin/python tools/run_tests.py [PYTEST-ARGUMENTS]
 
-What is not named in CLUSTERS is in the last lane, so that a new folder is never left out. Each lane's output is shown
-whole when it has ended; the exit code is that of the first lane that failed. One core has one lane after the other.
+Who is free takes the next of JOBS, one more than there are cores. What is not named there is the last, so that a new
+folder is never left out. Each job's output is shown whole when it has ended; one that does not end is ended, and named.
+The exit code is that of the first job that failed.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,30 +17,79 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Whole clusters that are killed, stopped, filled up, and waited for; and those that are asked. tests/page and tests/k8s
-# share a lane, the last: a browser drops its connections when network namespaces come and go beside it.
-CLUSTERS = (
+# The longest first. tests/page and tests/k8s are one job: a browser drops its connections when network namespaces come
+# and go beside it.
+JOBS = (
     ("tests/faults", "tests/power"),
-    ("tests/ris", "tests/client", "tests/docs", "tests/mesh", "tests/application_server", "tests/connectivity_manager"),
-    ("tests/curator", "tests/dicomweb", "tests/http", "tests/archive_server", "tests/network_gateway"),
+    ("tests/database_server",),
+    ("tests/page", "tests/k8s"),
+    ("tests/client", "tests/docs"),
+    ("tests/dicomweb",),
+    ("tests/curator",),
+    ("tests/ris",),
+    ("tests/mesh", "tests/application_server"),
+    ("tests/http",),
+    ("tests/network_gateway", "tests/archive_server"),
+    ("tests/connectivity_manager",),
 )
+FULL = os.environ.get("RADMESH_TEST_DEPTH", "ci") == "full"
+# Far more than any job takes: pytest itself ends a test after some minutes.
+MOST_SECONDS = 7200 if FULL else 1000
 _NOT_TESTS = ("support", "__pycache__", "partners")
 
 
-def lanes() -> list[list[str]]:
-    """Return the folders of each lane."""
+def jobs() -> list[list[str]]:
+    """Return the folders of each job."""
     every = sorted(
         f"tests/{path.name}" for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name not in _NOT_TESTS
     )
-    named = [[folder for folder in lane if folder in every] for lane in CLUSTERS]
-    return [*named, [folder for folder in every if not any(folder in lane for lane in named)]]
+    named = [[folder for folder in job if folder in every] for job in JOBS]
+    return [*named, [folder for folder in every if not any(folder in job for job in named)]]
 
 
-def begin(folders: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a lane; its output goes to `log`."""
-    command = [sys.executable, "-m", "pytest", "-q", *sys.argv[1:], *folders]
-    with log.open("wb") as file:
-        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603 - our own
+class Job:
+    """One pytest, in a session of its own with all that it starts."""
+
+    def __init__(self, folders: list[str], log: Path) -> None:
+        self.name = " ".join(folders)
+        self._log = log
+        self._began = time.monotonic()
+        self.late = False
+        command = [sys.executable, "-m", "pytest", "-q", "--durations=10", *sys.argv[1:], *folders]
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(  # noqa: S603 - our own
+                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        print(f"begins: {self.name}", flush=True)
+
+    def ended(self) -> bool:
+        """Whether it has ended; one that takes too long is told to say where it stands, and ended."""
+        if self._process.poll() is None and time.monotonic() - self._began > MOST_SECONDS:
+            self.late = True
+            self._process.send_signal(signal.SIGABRT)  # faulthandler writes where every thread is
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
+            self.stop()
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does, so that it cleans up; then whatever is left of it."""
+        self._process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def show(self) -> int:
+        """Print what it said; return its exit code."""
+        how = f"did not end within {MOST_SECONDS} s" if self.late else f"ended with {self._process.returncode}"
+        print(f"\n== {self.name}: {how} after {time.monotonic() - self._began:.0f} s", flush=True)
+        sys.stdout.buffer.write(self._log.read_bytes())
+        sys.stdout.flush()
+        # A folder of which nothing was asked for (-m, -k) has not failed.
+        nothing = self._process.returncode == 5 and bool(sys.argv[1:])
+        return 0 if nothing else self._process.returncode
 
 
 def main() -> int:
@@ -46,30 +97,22 @@ def main() -> int:
     # Whoever starts this in the background lets it ignore these, and so would everything that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    start, code = time.monotonic(), 0
+    cores = len(os.sched_getaffinity(0))
+    beside = 1 if cores == 1 else cores + 1
+    code, waiting, running = 0, jobs(), list[Job]()
     with tempfile.TemporaryDirectory(prefix="radmesh-tests-") as logs:
-        running: dict[subprocess.Popen[bytes], tuple[str, Path]] = {}
         try:
-            for number, folders in enumerate(lanes()):
-                log = Path(logs, f"{number}.log")
-                process = begin(folders, log)
-                running[process] = (" ".join(folders), log)
-                print(f"lane {number + 1}: {' '.join(folders)}", flush=True)
-                if (os.cpu_count() or 1) == 1:
-                    process.wait()
-            while running:
-                for process in [process for process in running if process.poll() is not None]:
-                    name, log = running.pop(process)
-                    seconds = time.monotonic() - start
-                    print(f"\n== {name}: ended with {process.returncode} after {seconds:.0f} s", flush=True)
-                    sys.stdout.buffer.write(log.read_bytes())
-                    sys.stdout.flush()
-                    code = code or process.returncode
+            while waiting or running:
+                while waiting and len(running) < beside:
+                    folders = waiting.pop(0)
+                    running.append(Job(folders, Path(logs, folders[0].replace("/", "-"))))
+                for job in [job for job in running if job.ended()]:
+                    running.remove(job)
+                    code = job.show() or code
                 time.sleep(0.2)
         finally:
-            for process in running:
-                process.terminate()
-                process.wait()
+            for job in running:
+                job.stop()
     return code
 
 

@@ -298,7 +298,7 @@ def test_a_report_under_way_does_not_swallow_a_change(
     def changing(*arguments: Any) -> Any:
         # Meanwhile the reporter runs: what it says now is what was before.
         reporter.wake()
-        comes(lambda: not len(archive._reports))
+        comes(lambda: not len(archive._reports), 0.5)
         calls.append(1)
         return real(*arguments)
 

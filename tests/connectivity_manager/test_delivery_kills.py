@@ -10,7 +10,7 @@ from waiting import wait_for
 from radmesh.connectivity_manager.delivery import control_id
 from radmesh.hl7.message import parse
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 STUDY = "2.25.1"
 DELIVERED = 2
 

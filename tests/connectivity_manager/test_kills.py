@@ -7,7 +7,7 @@ from waiting import wait_for
 
 from radmesh.runtime.errors import RadmeshError
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 def told(process: Process, *accessions: str) -> None:

@@ -7,7 +7,7 @@ from waiting import wait_for
 
 OBJECTS = 30
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 
 def test_evicted_objects_come_from_the_permanent_tier() -> None:

@@ -13,7 +13,7 @@ import raw_dicom
 from faults_support import Running
 from waiting import wait_for
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 SIZE = 2_147_483_648 if os.environ.get("RADMESH_TEST_LARGE") == "1" else 256 << 20
 PIECE = 131_066

@@ -12,7 +12,7 @@ from waiting import wait_for
 
 MB = 1 << 20
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 how_it_is_down = pytest.mark.parametrize("how", ["silent", "gone"])
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 
