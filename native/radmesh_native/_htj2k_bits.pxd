@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Bit streams of a JPEG 2000 code stream: each kind as a struct, its writer and its reader, all inline.
+"""Bit streams of a JPEG 2000 code stream: each kind as a struct and its reader, and the writer of packet headers.
 
 Writers never check for room: whoever starts one gives it a buffer for the worst case. Readers never read outside their
-bytes: past the end they give what the standard says a decoder is to see there.
+bytes: past the end they give what the standard says a decoder is to see there. Those of a block are written by
+htj2k_encode_block.h.
 
 | stream | bytes | bits | seven bits follow | clause |
 | --- | --- | --- | --- | --- |
@@ -17,44 +18,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from radmesh_native._htj2k_tables cimport HTJ2K_MEL_EXPONENT
 
 # MagSgn and SigProp -------------------------------------------------------------------------------------------------
-
-cdef struct ForwardWriter:
-    uint8_t *p
-    uint64_t bits
-    int used
-    # 8, or 7 after 0xFF.
-    int room
-
-
-cdef inline void forward_write_start(ForwardWriter *w, uint8_t *p) noexcept nogil:
-    w.p = p
-    w.bits = 0
-    w.used = 0
-    w.room = 8
-
-
-cdef inline void forward_write(ForwardWriter *w, uint32_t value, int length) noexcept nogil:
-    """Write `length` <= 32 bits; those of `value` above them are zero."""
-    cdef uint8_t byte
-    w.bits |= <uint64_t> value << w.used
-    w.used += length
-    while w.used >= w.room:
-        byte = <uint8_t> (w.bits & ((1 << w.room) - 1))
-        w.p[0] = byte
-        w.p += 1
-        w.bits >>= w.room
-        w.used -= w.room
-        w.room = 7 if byte == 0xFF else 8
-
-
-cdef inline uint8_t *forward_write_end(ForwardWriter *w) noexcept nogil:
-    """Fill the last byte with ones; return the end. A last 0xFF goes: the reader supplies it."""
-    if w.used:
-        forward_write(w, (1 << (w.room - w.used)) - 1, w.room - w.used)
-    if w.room == 7:
-        w.p -= 1
-    return w.p
-
 
 cdef struct ForwardReader:
     const uint8_t *p
@@ -96,41 +59,6 @@ cdef inline uint32_t forward_read(ForwardReader *r, int length) noexcept nogil:
 
 
 # VLC and MagRef -----------------------------------------------------------------------------------------------------
-
-cdef struct BackwardWriter:
-    # Where the last byte written lies; the next goes below it.
-    uint8_t *p
-    uint64_t bits
-    int used
-    bint over
-
-
-cdef inline void backward_write_start(BackwardWriter *w, uint8_t *end) noexcept nogil:
-    """The last byte, and the low half of the one before, are the length of MEL and VLC: ones, for now."""
-    w.p = end - 1
-    w.p[0] = 0xFF
-    w.bits = 0xF
-    w.used = 4
-    w.over = True
-
-
-cdef inline void backward_write(BackwardWriter *w, uint32_t value, int length) noexcept nogil:
-    """Write `length` <= 32 bits; those of `value` above them are zero."""
-    cdef uint8_t byte
-    cdef int room
-    w.bits |= <uint64_t> value << w.used
-    w.used += length
-    while w.used >= 7:
-        room = 7 if w.over and (w.bits & 0x7F) == 0x7F else 8
-        if w.used < room:
-            return
-        byte = <uint8_t> (w.bits & ((1 << room) - 1))
-        w.p -= 1
-        w.p[0] = byte
-        w.bits >>= room
-        w.used -= room
-        w.over = byte > 0x8F
-
 
 cdef struct BackwardReader:
     # The byte that comes next, and the lowest that may.
@@ -186,53 +114,6 @@ cdef inline uint32_t backward_read(BackwardReader *r, int length) noexcept nogil
 
 # MEL ----------------------------------------------------------------------------------------------------------------
 
-cdef struct MelWriter:
-    uint8_t *p
-    int byte
-    # Bits that the byte still takes.
-    int room
-    int run
-    int state
-
-
-cdef inline void mel_write_start(MelWriter *w, uint8_t *p) noexcept nogil:
-    w.p = p
-    w.byte = 0
-    w.room = 8
-    w.run = 0
-    w.state = 0
-
-
-cdef inline void mel_write_bit(MelWriter *w, int bit) noexcept nogil:
-    w.byte = (w.byte << 1) | bit
-    w.room -= 1
-    if w.room == 0:
-        w.p[0] = <uint8_t> w.byte
-        w.p += 1
-        w.room = 7 if w.byte == 0xFF else 8
-        w.byte = 0
-
-
-cdef inline void mel_write(MelWriter *w, bint event) noexcept nogil:
-    """Code one event of the adaptive run length code: runs of zeros, each but a full one ended by a one."""
-    cdef int exponent = HTJ2K_MEL_EXPONENT[w.state]
-    if not event:
-        w.run += 1
-        if w.run == 1 << exponent:
-            mel_write_bit(w, 1)
-            w.run = 0
-            if w.state < 12:
-                w.state += 1
-        return
-    mel_write_bit(w, 0)
-    while exponent:
-        exponent -= 1
-        mel_write_bit(w, (w.run >> exponent) & 1)
-    w.run = 0
-    if w.state > 0:
-        w.state -= 1
-
-
 cdef struct MelReader:
     const uint8_t *p
     const uint8_t *end
@@ -287,29 +168,6 @@ cdef inline bint mel_read(MelReader *r) noexcept nogil:
         return False
     r.one = False
     return True
-
-
-cdef inline void mel_vlc_end(MelWriter *mel, BackwardWriter *vlc) noexcept nogil:
-    """Finish both. Their last bytes become one, where both readers find their bits in it."""
-    cdef int mel_mask, vlc_mask, both
-    if mel.run:
-        mel_write_bit(mel, 1)
-    # The seven bits after 0xFF end a byte whose first bit is zero: that one is used as well.
-    mel_mask = (0xFF << mel.room) & 0xFF
-    mel.byte <<= mel.room
-    vlc_mask = (1 << vlc.used) - 1
-    both = mel.byte | <int> vlc.bits
-    if mel_mask and vlc_mask and not (both ^ mel.byte) & mel_mask and not (both ^ <int> vlc.bits) & vlc_mask:
-        if both != 0xFF:
-            mel.p[0] = <uint8_t> both
-            mel.p += 1
-            return
-    if mel_mask:
-        mel.p[0] = <uint8_t> mel.byte
-        mel.p += 1
-    if vlc_mask:
-        vlc.p -= 1
-        vlc.p[0] = <uint8_t> vlc.bits
 
 
 # Packet headers -----------------------------------------------------------------------------------------------------

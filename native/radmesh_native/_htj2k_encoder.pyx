@@ -3,11 +3,10 @@
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from radmesh_native._htj2k_block_encoder cimport BLOCK_BYTES, encode_block
-from radmesh_native._htj2k_cpu cimport HTJ2K_PATH_NAMES, HTJ2K_PATHS, htj2k_choose_path, htj2k_use_path
+from radmesh_native._htj2k_cpu cimport HTJ2K_PATH_NAMES, HTJ2K_PATHS, htj2k_choose_path, htj2k_path, htj2k_use_path
 from radmesh_native._htj2k_layout cimport (
     FINE,
     MAX_LEVELS,
@@ -38,8 +37,24 @@ from radmesh_native._htj2k_samples cimport sample
 from radmesh_native._htj2k_wavelet cimport analyse
 
 
+cdef extern from "htj2k_encode_block.h" nogil:
+    const int HTJ2K_BLOCK_BYTES
+    ctypedef struct htj2k_block_work:
+        pass
+    void htj2k_fill_encoder_tables()
+    Py_ssize_t htj2k_encode_block(
+        const void *samples, Py_ssize_t stride, int narrow, int width, int height, htj2k_block_work *work, uint8_t *out
+    )
+
+
 if htj2k_choose_path() < 0:
     raise ImportError("RADMESH_NATIVE_SIMD is none of portable, sse41, avx2, avx512")
+htj2k_fill_encoder_tables()
+
+
+def path():
+    """Return the name of the path in use (htj2k_cpu.h)."""
+    return HTJ2K_PATH_NAMES[htj2k_path].decode()
 
 
 def use_path(str name):
@@ -129,6 +144,7 @@ cdef struct Encoder:
     Layout layout
     Planes planes
     Trees trees
+    htj2k_block_work *block
     # The code stream; the code blocks of a packet, and their lengths.
     Bytes out
     Bytes body
@@ -138,6 +154,7 @@ cdef struct Encoder:
 
 cdef void release_encoder(Encoder *e) noexcept nogil:
     free(e.planes.whole)
+    free(e.block)
     release_trees(&e.trees)
     free(e.out.p)
     free(e.body.p)
@@ -173,14 +190,16 @@ cdef int encode_packet(Encoder *e, int r, int component, int32_t px, int32_t py)
         samples = e.planes.at[component][resolution.plane] + band.top * e.planes.stride + band.left
         for y in range(grids[n].down):
             for x in range(grids[n].across):
-                if make_room(&e.body, BLOCK_BYTES) != FINE:
+                if make_room(&e.body, HTJ2K_BLOCK_BYTES) != FINE:
                     return NO_MEMORY
                 lay_block(resolution, &grids[n], x, y, &area)
-                length = encode_block(
+                length = htj2k_encode_block(
                     samples + (area.y0 - band.area.y0) * e.planes.stride + area.x0 - band.area.x0,
                     e.planes.stride,
+                    False,
                     width_of(&area),
                     height_of(&area),
+                    e.block,
                     e.body.p + e.body.size,
                 )
                 e.lengths[k] = <uint32_t> length
@@ -290,6 +309,9 @@ def encode(const sample[:, :, ::1] frame, int bits, int levels):
         with nogil:
             lay_out(&e.header, &e.header.image, &e.layout)
             fault = make_planes(&e.planes, e.header.components, frame.shape[1], frame.shape[0])
+            e.block = <htj2k_block_work *> malloc(sizeof(htj2k_block_work))
+            if e.block == NULL:
+                fault = NO_MEMORY
             if fault == FINE:
                 within = load(frame, &e.planes, bits)
                 if within:
