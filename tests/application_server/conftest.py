@@ -1,4 +1,4 @@
-"""One real cluster for each module that asks for it."""
+"""One real cluster for all."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 from cluster_support import RealCluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
     cluster = RealCluster(tmp_path_factory.mktemp("cluster") / "data")
     try:

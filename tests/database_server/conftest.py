@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from database_support import Parts
+from database_support import Parts, new_sqlite
 from postgres_support import Postgres
 
 from radmesh.database_server.schema import MIGRATIONS
@@ -74,9 +74,9 @@ def back_end(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def url(back_end: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a database of the test's own: empty on SQLite, migrated on PostgreSQL."""
+    """The URL of a database of the test's own, migrated."""
     if back_end == "sqlite":
-        yield f"sqlite:///{tmp_path}/radmesh.sqlite"
+        yield new_sqlite(tmp_path)
         return
     server: Postgres = request.getfixturevalue("postgres")
     made = server.create("template")

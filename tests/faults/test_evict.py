@@ -15,12 +15,14 @@ def test_evicted_objects_come_from_the_permanent_tier() -> None:
         sending = send(running, make_items(OBJECTS, 35, studies=2, large=1_500_000))
         check_everything(running, sending)
         wait_for(
-            lambda: residences(running) == {"archive CACHE_AND_PERMANENT": OBJECTS}, 60, "all is in the permanent tier"
+            lambda: residences(running, sending) == {"archive CACHE_AND_PERMANENT": OBJECTS},
+            60,
+            "all is in the permanent tier",
         )
         with running.cluster() as cluster:
             freed = sum(cluster.evict(study.study_instance_uid) for study in cluster.find())
         assert freed > sum(len(item.data_set) for item in sending.items)
-        wait_for(lambda: residences(running) == {"archive PERMANENT": OBJECTS}, 20, "the database knows")
+        wait_for(lambda: residences(running, sending) == {"archive PERMANENT": OBJECTS}, 20, "the database knows")
         assert check_everything(running, sending, read=OBJECTS)["found"] == OBJECTS
 
         sent = {item.sop_instance_uid: item for item in sending.items}

@@ -43,29 +43,28 @@ def kill(running: Running, victim: str) -> None:
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_killed_while_objects_are_sent(victim: str) -> None:
+def test_killed_while_objects_are_sent(running: Running, victim: str) -> None:
     seed = 1000 + VICTIMS.index(victim)
     rng = random.Random(seed)
     began = time.monotonic()
     busy, kills = 0, KILLS[victim]
     objects = BATCH * (kills + 1)
-    with Running() as running:
-        gate = threading.Semaphore(0)
-        sending = Sending(running.dicom_port, make_items(objects, seed, large=2_500_000), gate=gate)
-        sending.start()
-        for number in range(1, kills + 1):
-            # Each kill meets objects on their way, after a progress and some milliseconds that the seed chooses.
-            progress = len(sending.acknowledged) + rng.randrange(BATCH // 2)
-            until = time.monotonic() + 60
-            gate.release(BATCH)
-            while len(sending.acknowledged) < progress and time.monotonic() < until:
-                time.sleep(0.0005)
-            time.sleep(rng.uniform(0.0, 0.004))
-            busy += len(sending.acknowledged) < BATCH * number
-            kill(running, victim)
-        gate.release(objects)
-        sending.join(120)
-        counts = check_everything(running, sending, read=50)
+    gate = threading.Semaphore(0)
+    sending = Sending(running.dicom_port, make_items(objects, seed, large=2_500_000), gate=gate)
+    sending.start()
+    for number in range(1, kills + 1):
+        # Each kill meets objects on their way, after a progress and some milliseconds that the seed chooses.
+        progress = len(sending.acknowledged) + rng.randrange(BATCH // 2)
+        until = time.monotonic() + 60
+        gate.release(BATCH)
+        while len(sending.acknowledged) < progress and time.monotonic() < until:
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0.0, 0.004))
+        busy += len(sending.acknowledged) < BATCH * number
+        kill(running, victim)
+    gate.release(objects)
+    sending.join(300)
+    counts = check_everything(running, sending, read=50)
     seconds = time.monotonic() - began
     print(f"\n{victim}: {kills} kills, {busy} of them amid objects, {counts}, {seconds:.0f} s, {sending.statuses}")
     assert counts["acknowledged"] == counts["found"] == objects

@@ -155,7 +155,7 @@ def test_two_curators_are_killed_while_they_work(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
             wait_for(lambda victim=victim, pid=pid: pid_of(running, victim) not in (0, pid), 30, f"{victim} is back")
         gate.release(len(wanted))
-        sending.join(120)
+        sending.join(300)
         assert set(sending.acknowledged) == wanted
 
         made = check_pictures(calls, wanted)
@@ -186,7 +186,7 @@ def test_a_web_cache_whose_disk_is_full() -> None:
     with Running(*arguments, room={"curator-0": 6 << 20}) as running, inside(running) as calls:
         sending = Sending(running.dicom_port, items())
         sending.start()
-        sending.join(120)
+        sending.join(300)
         assert (set(sending.acknowledged), set(sending.statuses)) == (wanted, {0})
         jobs = calls.database("JobService")
 

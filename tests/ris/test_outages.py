@@ -4,10 +4,11 @@ import random
 import threading
 
 import pytest
+from depth import times
 from ris_support import Hospital, acknowledgement, adt, ask, ct, new_id, new_study, orm
 from waiting import wait_for
 
-STUDIES = 100
+STUDIES = times(100, 30)
 
 
 @pytest.mark.parametrize("how", ["gone", "silent"])

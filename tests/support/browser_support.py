@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 _FLAGS = ("--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
 # Generous: a machine that is busy with other tests is no reason to fail.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 def _chromium() -> str:
@@ -37,7 +37,7 @@ class Visitor:
         self.context = browser.new_context(
             base_url=url, viewport={"width": 1280, "height": 760}, ignore_https_errors=True, **options
         )
-        self.context.set_default_timeout(20_000)
+        self.context.set_default_timeout(60_000)
         self.faults: list[str] = []
         self.hosts: set[str] = set()
         self.page: Page = self.context.new_page()

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from database_support import header as header_blob
-from database_support import uid
+from database_support import new_sqlite, uid
 from transfer_support import Mesh, object_header
 
 from radmesh.api.archive.v1 import archive_pb2
@@ -110,6 +110,7 @@ class Components:
         context = self.contexts[instance] = self.mesh.context(instance)
         made: Any
         if instance == "database-server":
+            new_sqlite(context.data)
             made = database_module.module(database_config.Section(**{"store_timeout": 1.5, **settings}), context)
         elif instance == "network-gateway":
             made = gateway_module.module(

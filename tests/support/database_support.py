@@ -1,13 +1,16 @@
 """What tests of the Database Server share: headers, records of a store, and every part over one database."""
 
+import functools
 import hashlib
 import itertools
 import struct
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +27,7 @@ from radmesh.database_server.queries import Queries, StudyFilter, Viewer
 from radmesh.database_server.registry import Record, Registry
 from radmesh.database_server.renditions import Renditions
 from radmesh.database_server.reports import Reports
+from radmesh.database_server.schema import MIGRATIONS
 from radmesh.database_server.statuses import Statuses
 from radmesh.database_server.verification import AdmissionFilter, Decision, Verifications
 from radmesh.dicom.admission import AdmissionKey
@@ -43,6 +47,21 @@ ALL = Viewer(include_held=True)
 ANYBODY = Viewer()
 TIME = datetime(2026, 1, 1, tzinfo=UTC)
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+
+
+@functools.cache
+def _migrated() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        Database(f"sqlite:///{folder}/radmesh.sqlite", MIGRATIONS).close()
+        return Path(folder, "radmesh.sqlite").read_bytes()
+
+
+def new_sqlite(folder: Path) -> str:
+    """The URL of `radmesh.sqlite` in a folder, empty and migrated if it is new: to migrate each time costs most."""
+    path = folder / "radmesh.sqlite"
+    if not path.exists():
+        path.write_bytes(_migrated())
+    return f"sqlite:///{path}"
 
 
 def uid(*parts: object) -> str:

@@ -9,7 +9,12 @@ import openjpeg
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from radmesh_native import _htj2k_decoder, htj2k
+
 Frame = np.ndarray[Any, Any]
+
+# Those that decoders have; the processor may have less, and takes the best below.
+PATHS = ("portable", "sse41", "avx2")
 
 
 def limits(bits: int, signed: bool) -> tuple[int, int]:
@@ -56,6 +61,21 @@ def frames(draw: st.DrawFn, largest: int = 150) -> tuple[Frame, int]:
         small = (min(shape[0], 12), min(shape[1], 12), *shape[2:])
         return draw(hnp.arrays(dtype_of(bits, signed), small, elements=st.integers(low, high))), bits
     return made(shape, bits, signed, draw(st.sampled_from(KINDS)), draw(st.integers(0, 2**32 - 1))), bits
+
+
+def decoded(codestream: bytes, reduce: int = 0) -> Frame:
+    """Decoded by ours, on every path: they agree."""
+    frames = []
+    try:
+        for path in PATHS:
+            _htj2k_decoder.use_path(path)
+            frames.append(htj2k.decode(codestream, reduce=reduce))
+    finally:
+        _htj2k_decoder.use_path("avx512")
+    for frame in frames[1:]:
+        assert frame.dtype == frames[0].dtype
+        assert np.array_equal(frame, frames[0])
+    return frames[0]
 
 
 def openjph(codestream: bytes, reduce: int = 0) -> Frame:

@@ -126,8 +126,9 @@ class Hospital(RealCluster):
 
     def seen_by(self, name: str, study: str) -> dict[str, Any] | None:
         """The study as a person finds it, if so."""
-        found = self.as_user(name, "find", "--limit", "1000").json["studies"]
-        return next((s for s in found if s["study_instance_uid"] == study), None)
+        answer = self.as_user(name, "find", "--limit", "1000")
+        assert answer.code == 0, answer
+        return next((s for s in answer.json["studies"] if s["study_instance_uid"] == study), None)
 
     def study(self, uid: str) -> Study:
         return self.admin.study(uid).study
