@@ -7,11 +7,13 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from radmesh.database_server.prepared import Prepared, PreparedForRows, number, text
 from radmesh.database_server.registry import HELD, WEB_CACHE, WORST, sort_number
 from radmesh.database_server.schema import (
     admissions,
@@ -34,6 +36,8 @@ _ROW_BYTES: Final = 500
 _LATER: Final = 1 << 52
 # Characters in a row that the trigram indexes can look up.
 _INDEXED: Final = re.compile(r"[^*?%_]{3,}")
+# Forms of a query that are kept ready, each with its statement.
+_FORMS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +92,10 @@ def fitting(
 ) -> tuple[list[dict[str, Any]], bool]:
     """Return the same, where `length` tells the bytes of a row's long fields."""
     room = _PAGE_BYTES
-    for number, row in enumerate(rows[:size]):
+    for fitted, row in enumerate(rows[:size]):
         room -= _ROW_BYTES + length(row)
-        if room < 0 and number:
-            return rows[:number], True
+        if room < 0 and fitted:
+            return rows[:fitted], True
     return rows[:size], len(rows) > size
 
 
@@ -138,12 +142,14 @@ def _expression(group: str) -> str:
     return "=" + "".join(letters.get(letter) or re.escape(letter) for letter in group) + "="
 
 
+def _has_wildcard(value: str) -> bool:
+    return "*" in value or "?" in value
+
+
 def matches(column: Any, value: str) -> Any:
     """Return the condition that a column matches a value, with wildcards if it has any."""
     value = value.replace("\0", "")
-    if "*" not in value and "?" not in value:
-        return column == value
-    return column.like(_pattern(value), escape="\\")
+    return column.like(_pattern(value), escape="\\") if _has_wildcard(value) else column == value
 
 
 def name_matches(database: Database, name: str) -> Any:
@@ -182,7 +188,7 @@ def visible(viewer: Viewer) -> Any:
         .where(admissions.c.verification != HELD)
     )
     seen = sa.or_(studies.c.instance_count > studies.c.held_count, sa.and_(studies.c.instance_count == 0, beside))
-    sent = sa.exists().where(admissions.c.study == studies.c.id, admissions.c.station == viewer.station)
+    sent = sa.exists().where(admissions.c.study == studies.c.id, admissions.c.station == _station(viewer))
     return sa.or_(seen, sent) if viewer.station else seen
 
 
@@ -203,35 +209,56 @@ def curated_count(caches: Sequence[str]) -> Any:
     return sa.case((elsewhere == 0, sa.func.max(curated.c.instance_count)), else_=sa.func.max(one))
 
 
-def curated_counts(connection: sa.Connection, studies_of: Sequence[int], caches: Sequence[str]) -> dict[int, int]:
-    """Return how many current instances of studies (row ids) any of the caches has; studies with none are left out."""
-    living = curated.c.store_id.in_(caches)
-    counts: dict[int, int] = {}
-    parted: list[int] = []
-    for row in connection.execute(
-        sa.select(
-            curated.c.study,
-            curated_count(caches).label("most"),
-            sa.func.sum(sa.case((living, 1), else_=0)).label("living"),
-            sa.func.sum(sa.case((living, 0), else_=1)).label("others"),
+class CuratedCounts:
+    """How much the web caches that live have of studies."""
+
+    def __init__(self, database: Database) -> None:
+        living = sa.and_(stores.c.kind == WEB_CACHE, stores.c.heartbeat_time >= number("since"))
+        self._select = PreparedForRows(
+            database,
+            lambda of: (
+                sa.select(
+                    curated.c.study,
+                    curated.c.store_id,
+                    curated.c.instance_count,
+                    sa.case((living, 1), else_=0).label("living"),
+                )
+                .join(stores, stores.c.store_id == curated.c.store_id, isouter=True)
+                .where(curated.c.study.in_(of), curated.c.instance_count > 0)
+            ),
         )
-        .where(curated.c.study.in_(studies_of), curated.c.instance_count > 0)
-        .group_by(curated.c.study)
-    ):
-        counts[row.study] = row.most
-        # The other is "".
-        if row.living > 1 and row.others > 1:
-            parted.append(row.study)
-    # What several caches have parts of, while yet another is silent, is counted one by one.
-    if parted:
-        either = sa.exists().where(renditions.c.instance == instances.c.id, renditions.c.store_id.in_(caches))
-        for row in connection.execute(
-            sa.select(instances.c.study, sa.func.count().label("counted"))
-            .where(instances.c.study.in_(parted), instances.c.current, either)
-            .group_by(instances.c.study)
-        ):
-            counts[row.study] = row.counted
-    return counts
+
+    def of(self, connection: sa.Connection, studies_of: Sequence[int], since: int) -> dict[int, int]:
+        """Return how many current instances of studies (row ids) any of the caches has; those with none are left out.
+
+        `since`: the last heartbeat that counts.
+        """
+        every: dict[int, int] = {}
+        most: dict[int, int] = {}
+        living: dict[int, int] = {}
+        silent: dict[int, int] = {}
+        for study, store_id, count, lives in self._select.rows(connection, studies_of, since=since):
+            if not store_id:
+                # What all have together.
+                every[study] = count
+            elif lives:
+                most[study] = max(most.get(study, 0), count)
+                living[study] = living.get(study, 0) + 1
+            else:
+                silent[study] = silent.get(study, 0) + 1
+        counts = {study: count if study in silent else every.get(study, count) for study, count in most.items()}
+        # What several caches have parts of, while yet another is silent, is counted one by one.
+        parted = [study for study, caches_of in living.items() if caches_of > 1 and study in silent]
+        if parted:
+            caches = web_caches(connection, since)
+            either = sa.exists().where(renditions.c.instance == instances.c.id, renditions.c.store_id.in_(caches))
+            for row in connection.execute(
+                sa.select(instances.c.study, sa.func.count().label("counted"))
+                .where(instances.c.study.in_(parted), instances.c.current, either)
+                .group_by(instances.c.study)
+            ):
+                counts[row.study] = row.counted
+        return counts
 
 
 class Queries:
@@ -243,6 +270,25 @@ class Queries:
     def __init__(self, database: Database, living_since: Callable[[], int]) -> None:
         self._database = database
         self._living_since = living_since
+        self.curated = CuratedCounts(database)
+        self._studies = lru_cache(_FORMS)(self._prepare_studies)
+        self._instances = lru_cache(_FORMS)(self._prepare_instances)
+        self._sent = PreparedForRows(
+            database,
+            lambda of: sa.select(
+                admissions.c.study, admissions.c.station, admissions.c.verification, admissions.c.reason
+            ).where(admissions.c.study.in_(of)),
+        )
+        self._series = Prepared(database, sa.select(series).where(series.c.study == number("study")))
+        self._places = PreparedForRows(
+            database,
+            lambda of: (
+                sa.select(locations, stores.c.target, stores.c.heartbeat_time)
+                .join(stores, stores.c.store_id == locations.c.store_id, isouter=True)
+                .where(locations.c.instance.in_(of))
+                .order_by(locations.c.id)
+            ),
+        )
 
     def _has_modality(self, modalities: Sequence[str], viewer: Viewer) -> Any:
         texts = (studies.c.modalities.like(f"%\\\\{_pattern(m)}\\\\%", escape="\\") for m in modalities)
@@ -278,74 +324,73 @@ class Queries:
         """Return a page of studies, newest first, and the next token."""
         cursor = Cursor(wanted)
         position = cursor.read(token)
-        conditions = [visible(wanted.viewer)]
-        for column, value in (
-            (patients.c.patient_id, wanted.patient_id),
-            (patients.c.issuer_of_patient_id, wanted.issuer_of_patient_id),
-            (studies.c.accession_number, wanted.accession_number),
-            (studies.c.study_description, wanted.study_description),
-        ):
-            if value and value.strip("*"):
-                conditions.append(matches(column, value))
-        if wanted.patient_name:
-            conditions.append(name_matches(self._database, wanted.patient_name))
-        if wanted.study_instance_uids:
-            conditions.append(studies.c.study_instance_uid.in_(wanted.study_instance_uids))
-        if wanted.study_date_from:
-            conditions.append(studies.c.study_date >= wanted.study_date_from)
-        if wanted.study_date_to:
-            conditions.append(studies.c.study_date <= wanted.study_date_to)
-            if not wanted.study_date_from:
-                conditions.append(studies.c.study_date != "")
-        if wanted.modalities:
-            conditions.append(self._has_modality(wanted.modalities, wanted.viewer))
-        if wanted.verification:
-            conditions.append(self._is_verified(wanted.verification, wanted.viewer))
-        for column, number in ((studies.c.reading, wanted.reading), (studies.c.acquisition, wanted.acquisition)):
-            if number:
-                conditions.append(column == number)
+        form, values = _form(wanted)
         if position:
-            conditions.append(
-                sa.tuple_(studies.c.study_date, studies.c.id)
-                < sa.tuple_(sa.literal(position[0]), sa.literal(position[1]))
-            )
+            values["date_before"], values["id_before"] = position
+        select = self._studies(form, later=position is not None)
+        with self._database.read() as connection:
+            found = select.mappings(connection, **values, size=size + 1)
+            rows, more = page(found, size, *_STUDY_TEXTS)
+            self._complete(connection, rows, wanted.viewer)
+        return rows, cursor.write(rows[-1]["study_date"], rows[-1]["id"]) if more else ""
+
+    def _prepare_studies(self, form: StudyFilter, *, later: bool) -> Prepared:
+        """Return the statement of all queries of a form; `later`: of pages behind the first."""
+        conditions = [visible(form.viewer)]
+        for name, column in _TEXTS.items():
+            if value := getattr(form, name):
+                place = text(name)
+                conditions.append(column.like(place, escape="\\") if _has_wildcard(value) else column == place)
+        if form.patient_name:
+            conditions.append(name_matches(self._database, form.patient_name))
+        if form.study_instance_uids:
+            conditions.append(studies.c.study_instance_uid.in_([text(name) for name in form.study_instance_uids]))
+        if form.study_date_from:
+            conditions.append(studies.c.study_date >= text("study_date_from"))
+        if form.study_date_to:
+            conditions.append(studies.c.study_date <= text("study_date_to"))
+            if not form.study_date_from:
+                conditions.append(studies.c.study_date != "")
+        if form.modalities:
+            conditions.append(self._has_modality(form.modalities, form.viewer))
+        if form.verification:
+            conditions.append(self._is_verified(form.verification, form.viewer))
+        for axis, state in ((studies.c.reading, form.reading), (studies.c.acquisition, form.acquisition)):
+            if state:
+                conditions.append(axis == state)
+        if later:
+            before = sa.tuple_(text("date_before"), number("id_before"))
+            conditions.append(sa.tuple_(studies.c.study_date, studies.c.id) < before)
         query = (
             sa.select(studies, *_PATIENT)
             .join(patients, patients.c.id == studies.c.patient)
             .where(*conditions)
             .order_by(studies.c.study_date.desc(), studies.c.id.desc())
-            .limit(size + 1)
+            .limit(number("size"))
         )
-        with self._database.read() as connection:
-            rows, more = page([dict(row) for row in connection.execute(query).mappings()], size, *_STUDY_TEXTS)
-            self._complete(connection, rows, wanted.viewer)
-        return rows, cursor.write(rows[-1]["study_date"], rows[-1]["id"]) if more else ""
+        return Prepared(self._database, query)
 
     def _complete(self, connection: sa.Connection, rows: Sequence[dict[str, Any]], viewer: Viewer) -> None:
         """Add stations and what is curated, and leave out what held instances must not show."""
         ids = [row["id"] for row in rows]
         if not ids:
             return
-        caches = web_caches(connection, self._living_since())
-        counts = curated_counts(connection, ids, caches) if caches else {}
+        since = self._living_since()
+        counts = self.curated.of(connection, ids, since)
         sent: dict[int, list[Any]] = {}
-        for row in connection.execute(
-            sa.select(admissions.c.study, admissions.c.station, admissions.c.verification, admissions.c.reason).where(
-                admissions.c.study.in_(ids)
-            )
-        ):
-            sent.setdefault(row.study, []).append(row)
-        for study in rows:
-            every = sent.get(study["id"], [])
-            seen = [a for a in every if a.verification != HELD or viewer.sees_held_of(a.station)]
-            study["stations"] = sorted({admission.station for admission in seen})
-            study["modalities"] = sorted(m for m in study["modalities"].split("\\") if m)
-            study["partly_held"] = len(seen) < len(every)
-            study["curated_count"] = counts.get(study["id"], 0)
-            if study["partly_held"]:
-                self._without_held(connection, study, viewer, caches)
-                worst = min(seen, key=lambda a: WORST.index(a.verification) if a.verification in WORST else len(WORST))
-                study["verification"], study["verification_reason"] = worst.verification, worst.reason
+        for study, *admission in self._sent.rows(connection, ids):
+            sent.setdefault(study, []).append(admission)
+        for row in rows:
+            every = sent.get(row["id"], [])
+            seen = [one for one in every if one[1] != HELD or viewer.sees_held_of(one[0])]
+            row["stations"] = sorted({station for station, _, _ in seen})
+            row["modalities"] = sorted(m for m in row["modalities"].split("\\") if m)
+            row["partly_held"] = len(seen) < len(every)
+            row["curated_count"] = counts.get(row["id"], 0)
+            if row["partly_held"]:
+                self._without_held(connection, row, viewer, web_caches(connection, since))
+                worst = min(seen, key=lambda one: WORST.index(one[1]) if one[1] in WORST else len(WORST))
+                _, row["verification"], row["verification_reason"] = worst
 
     def _without_held(
         self, connection: sa.Connection, study: dict[str, Any], viewer: Viewer, caches: Sequence[str]
@@ -395,8 +440,7 @@ class Queries:
     def series(self, study: Mapping[str, Any], viewer: Viewer) -> list[dict[str, Any]]:
         """Return the series of a study, by number."""
         with self._database.read() as connection:
-            query = sa.select(series).where(series.c.study == study["id"])
-            rows = [dict(row) for row in connection.execute(query).mappings()]
+            rows = self._series.mappings(connection, study=study["id"])
             if study["partly_held"]:
                 counts: dict[int, int] = {
                     row.series: row.counted
@@ -433,13 +477,47 @@ class Queries:
         study = self.study(study_instance_uid, viewer)
         cursor = Cursor((study_instance_uid, series_instance_uid, sop_instance_uid, viewer, variants))
         position = cursor.read(token)
-        conditions = [instances.c.study == study["id"]]
+        select = self._instances(
+            one_series=bool(series_instance_uid),
+            one=bool(sop_instance_uid),
+            viewer=_eyes(viewer),
+            variants=variants,
+            later=position is not None,
+        )
+        values = dict(zip(_INSTANCE_ORDER, position, strict=False)) if position else {}
+        with self._database.read() as connection:
+            found = select.mappings(
+                connection,
+                study=study["id"],
+                series_instance_uid=series_instance_uid,
+                sop_instance_uid=sop_instance_uid,
+                viewer_station=viewer.station,
+                size=size + 1,
+                **values,
+            )
+            rows, more = page(found, size, "remarks")
+            places: dict[int, list[dict[str, Any]]] = {}
+            for place in self._places.mappings(connection, [row["id"] for row in rows]):
+                places.setdefault(place["instance"], []).append(place)
+        for row in rows:
+            row["locations"] = places.get(row["id"], [])
+        if not more:
+            return rows, ""
+        last = rows[-1]
+        return rows, cursor.write(
+            last["series_instance_uid"], last["sort_number"], last["sop_instance_uid"], last["beside"], last["id"]
+        )
+
+    def _prepare_instances(
+        self, *, one_series: bool, one: bool, viewer: Viewer, variants: bool, later: bool
+    ) -> Prepared:
+        conditions = [instances.c.study == number("study")]
         if not variants:
             conditions.append(instances.c.current)
-        if series_instance_uid:
-            conditions.append(series.c.series_instance_uid == series_instance_uid)
-        if sop_instance_uid:
-            conditions.append(instances.c.sop_instance_uid == sop_instance_uid)
+        if one_series:
+            conditions.append(series.c.series_instance_uid == text("series_instance_uid"))
+        if one:
+            conditions.append(instances.c.sop_instance_uid == text("sop_instance_uid"))
         if not viewer.include_held:
             conditions.append(not_held(viewer))
         order = (
@@ -449,8 +527,9 @@ class Queries:
             sa.case((instances.c.current, 0), else_=1),
             instances.c.id,
         )
-        if position:
-            conditions.append(sa.tuple_(*order) > sa.tuple_(*(sa.literal(value) for value in position)))
+        if later:
+            places = (text(_INSTANCE_ORDER[0]), number(_INSTANCE_ORDER[1]), text(_INSTANCE_ORDER[2]))
+            conditions.append(sa.tuple_(*order) > sa.tuple_(*places, *map(number, _INSTANCE_ORDER[3:])))
         query = (
             sa.select(
                 instances,
@@ -462,28 +541,9 @@ class Queries:
             .join(admissions, admissions.c.id == instances.c.admission)
             .where(*conditions)
             .order_by(*order)
-            .limit(size + 1)
+            .limit(number("size"))
         )
-        with self._database.read() as connection:
-            rows, more = page([dict(row) for row in connection.execute(query).mappings()], size, "remarks")
-            places: dict[int, list[dict[str, Any]]] = {}
-            by_id = [row["id"] for row in rows]
-            for start in range(0, len(by_id), 500):
-                for place in connection.execute(
-                    sa.select(locations, stores.c.target, stores.c.heartbeat_time)
-                    .join(stores, stores.c.store_id == locations.c.store_id, isouter=True)
-                    .where(locations.c.instance.in_(by_id[start : start + 500]))
-                    .order_by(locations.c.id)
-                ).mappings():
-                    places.setdefault(place["instance"], []).append(dict(place))
-        for row in rows:
-            row["locations"] = places.get(row["id"], [])
-        if not more:
-            return rows, ""
-        last = rows[-1]
-        return rows, cursor.write(
-            last["series_instance_uid"], last["sort_number"], last["sop_instance_uid"], last["beside"], last["id"]
-        )
+        return Prepared(self._database, query)
 
     # -- patients
 
@@ -530,9 +590,50 @@ class Queries:
 def not_held(viewer: Viewer) -> Any:
     """Return the condition that an admission is not held from a viewer."""
     free = admissions.c.verification != HELD
-    return sa.or_(free, admissions.c.station == viewer.station) if viewer.station else free
+    return sa.or_(free, admissions.c.station == _station(viewer)) if viewer.station else free
 
 
+def _station(viewer: Viewer) -> Any:
+    # By name: a statement that is kept serves every station.
+    return sa.bindparam("viewer_station", viewer.station, sa.String)
+
+
+def _eyes(viewer: Viewer) -> Viewer:
+    """Return what a statement must know of a viewer: not which station it is."""
+    return Viewer("*" if viewer.station else "", viewer.include_held)
+
+
+def _form(wanted: StudyFilter) -> tuple[StudyFilter, dict[str, Any]]:
+    """Return the form of a query, which all have that differ in values only, and the values.
+
+    Names, modalities and states are part of the form: conditions are made of them.
+    """
+    values: dict[str, Any] = {"viewer_station": wanted.viewer.station}
+    form: dict[str, Any] = {}
+    for name in _TEXTS:
+        value = getattr(wanted, name).replace("\0", "")
+        wild = _has_wildcard(value)
+        form[name] = ("*" if wild else "=") if value.strip("*") else ""
+        values[name] = _pattern(value) if wild else value
+    uids = wanted.study_instance_uids
+    # As many places as the next power of two.
+    places = tuple(f"uid_{place}" for place in range(1 << (len(uids) - 1).bit_length() if uids else 0))
+    values |= {name: uids[min(place, len(uids) - 1)] for place, name in enumerate(places)}
+    for name in ("study_date_from", "study_date_to"):
+        values[name] = getattr(wanted, name)
+        form[name] = "=" if values[name] else ""
+    return replace(wanted, **form, study_instance_uids=places, viewer=_eyes(wanted.viewer)), values
+
+
+# What an equal or wildcard match is of: field of StudyFilter -> column.
+_TEXTS: Final[Mapping[str, Any]] = {
+    "patient_id": patients.c.patient_id,
+    "issuer_of_patient_id": patients.c.issuer_of_patient_id,
+    "accession_number": studies.c.accession_number,
+    "study_description": studies.c.study_description,
+}
+# Where a page of instances ends.
+_INSTANCE_ORDER: Final = ("series_before", "number_before", "sop_before", "beside_before", "id_before")
 _PATIENT: Final = (
     patients.c.patient_id,
     patients.c.issuer_of_patient_id,

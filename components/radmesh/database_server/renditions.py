@@ -14,7 +14,6 @@ from radmesh.database_server.queries import (
     Queries,
     Viewer,
     curated_count,
-    curated_counts,
     not_held,
     page,
     web_caches,
@@ -314,7 +313,8 @@ class Renditions:
         key = (studies.c.first_receive_time, studies.c.id)
         found: list[str] = []
         with self._database.read() as c:
-            caches = web_caches(c, self._living_since())
+            since = self._living_since()
+            caches = web_caches(c, since)
             most = sa.select(curated_count(caches)).where(curated.c.study == studies.c.id).scalar_subquery()
             while True:
                 rows = c.execute(
@@ -326,7 +326,7 @@ class Renditions:
                     .order_by(*key)
                     .limit(size + 1)
                 ).all()
-                counts = curated_counts(c, [row.id for row in rows], caches) if caches else {}
+                counts = self._queries.curated.of(c, [row.id for row in rows], since)
                 for row in rows:
                     if row.instance_count <= counts.get(row.id, 0):
                         continue
