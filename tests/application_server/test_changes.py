@@ -122,10 +122,17 @@ def test_a_database_that_restarts_is_followed_on(site: Site) -> None:
 
 def test_a_feed_that_cannot_go_on_says_look_again(site: Site) -> None:
     with site.changes.watcher(reconcile=False) as eyes:
-        site.changes._revision = 1 << 40
-        site.changes._call.cancel()
+
+        def from_where_nothing_is() -> bool:
+            # What is just coming in says again where the feed is: then it is cut once more.
+            site.changes._revision = 1 << 40
+            if site.changes._call is not None:
+                site.changes._call.cancel()
+            eyes.take(1.0)
+            return False
+
         with pytest.raises(RadmeshError, match="RESYNC"):
-            wait_for(lambda: eyes.take(0.1) and False)
+            wait_for(from_where_nothing_is)
         with pytest.raises(RadmeshError, match="RESYNC"):
             eyes.take(0)
     with site.changes.watcher(reconcile=False) as eyes:

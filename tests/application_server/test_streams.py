@@ -41,6 +41,12 @@ def message(data: bytes, label: str = "", syntax: str = "", *, last: bool = Fals
     return pb.StoreInstancesRequest(transfer_syntax_uid=syntax, label=label, data=data, last=last)
 
 
+def found(cluster: RealCluster) -> set[str]:
+    """Which studies there are of those that were sent in pieces."""
+    studies = {s["study_instance_uid"] for s in cluster.run("find", "--json").json["studies"]}
+    return studies & {"2.25.501", "2.25.502", "2.25.503", "2.25.504"}
+
+
 def test_an_object_that_begins_within_another_ends_the_stream(cluster, door):
     one, two = image("2.25.501"), image("2.25.502")
     answers, reason = call(
@@ -48,7 +54,7 @@ def test_an_object_that_begins_within_another_ends_the_stream(cluster, door):
         [message(one[:100], "a", EXPLICIT), message(two, "b", EXPLICIT, last=True)],
     )
     assert (answers, reason) == ([], "TRANSFER_INVALID")
-    assert not cluster.run("find", "--json", "--patient-id", "P1").json["studies"]
+    assert found(cluster) == set()
 
 
 def test_a_stream_that_ends_within_an_object_stores_nothing_of_it(cluster, door):
@@ -58,7 +64,7 @@ def test_a_stream_that_ends_within_an_object_stores_nothing_of_it(cluster, door)
         door, [message(good, "good", EXPLICIT, last=True), message(whole[:200_000], "cut", EXPLICIT)]
     )
     assert ([a.outcome for a in answers], reason) == (["STORED"], "TRANSFER_INVALID")
-    assert [s["study_instance_uid"] for s in cluster.run("find", "--json").json["studies"]] == ["2.25.504"]
+    assert found(cluster) == {"2.25.504"}
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -80,7 +80,7 @@ class RealCluster:
             [*COMMAND, "up", "--data", str(data), *arguments],
             env=environment(**FREE_PORTS), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while not (data / "ready.json").exists():
             if self.process.poll() is not None or time.monotonic() > until:
                 self.process.kill()
@@ -97,7 +97,7 @@ class RealCluster:
         done = subprocess.run(
             [*COMMAND, *map(str, arguments)],
             env=environment(RADMESH_DATA=str(self.data), **variables),
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         return Answer(done.returncode, done.stdout, done.stderr)
 
@@ -139,7 +139,7 @@ class RealCluster:
             context.channels.close()
         self.process.terminate()
         try:
-            self.process.communicate(timeout=30)
+            self.process.communicate(timeout=120)
         finally:
             self.process.kill()
 

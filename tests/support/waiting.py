@@ -34,11 +34,14 @@ def comes(condition: Callable[[], Any], seconds: float) -> bool:
 def _true(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     never = threading.Event()
     until = time.monotonic() + seconds
-    # Longer and longer: a question that costs something must not starve what it waits for.
+    # Longer and longer, and longer than the question takes: asking must not starve what it waits for.
     pause = 0.005
-    while not (value := condition()):
-        if time.monotonic() > until:
+    while True:
+        asked = time.monotonic()
+        if value := condition():
+            return value
+        now = time.monotonic()
+        if now > until:
             raise AssertionError(f"not true within {seconds} s: {what or condition}")
-        never.wait(pause)
+        never.wait(max(pause, min(2 * (now - asked), 1.0)))
         pause = min(pause * 1.2, 0.2)
-    return value
