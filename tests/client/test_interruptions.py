@@ -48,7 +48,7 @@ def interrupt(process: "subprocess.Popen[str]", when) -> tuple[int, str, str]:
     process.send_signal(signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
 
@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_is_said_and_what_fits_is_there(cluster, large, tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
     process = start(cluster, "get", "2.25.77.1", "--out", tmp_path, preexec_fn=small_files_only)
-    said, err = process.communicate(timeout=30)
+    said, err = process.communicate(timeout=120)
     assert process.returncode == PARTIAL
     assert said == f"1 file in {tmp_path}, 4 failed\n"
     assert err.count(f"FILE_NOT_WRITTEN: cannot write {tmp_path}/2.25.77.1.1.") == 4

@@ -321,7 +321,7 @@ def test_changes_are_printed_as_they_happen(curated: RealCluster, tmp_path: Path
     assert watching.stdout
     assert json.loads(watching.stdout.readline()) == {"studies": []}
     assert curated.run("store", save(tmp_path, 930)).code == OK
-    out, err = watching.communicate(timeout=30)
+    out, err = watching.communicate(timeout=120)
     assert (watching.returncode, json.loads(out), err) == (OK, {"studies": ["2.25.77.930"]}, "")
 
 

@@ -13,20 +13,20 @@ from radmesh.sql.outbox import Dispatcher
 
 
 class Receiver:
-    """A consumer that is idempotent by id, and fails when told to."""
+    """A consumer that is idempotent by what a row says, and fails when told to."""
 
     def __init__(self) -> None:
         self.effects: dict[str, list[str]] = defaultdict(list)
         self.calls: list[tuple[int, str, str]] = []
         self.fails: set[str] = set()
-        self._done: set[int] = set()
+        self._done: set[tuple[str, str]] = set()
 
     def __call__(self, number: int, key: str, payload: str) -> None:
         self.calls.append((number, key, payload))
         if key in self.fails:
             raise ConnectionError("nobody there, and a patient's name")
-        if number not in self._done:
-            self._done.add(number)
+        if (key, payload) not in self._done:
+            self._done.add((key, payload))
             self.effects[key].append(payload)
 
 

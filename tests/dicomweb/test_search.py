@@ -111,7 +111,7 @@ def test_curl_searches(stored):
     token = stored.people.tokens["radiologist"]
     done = subprocess.run(
         ["curl", "-sS", "--fail", "-H", f"Authorization: Bearer {token}", f"{stored.url}/studies?PatientID=P2"],
-        capture_output=True, text=True, timeout=30, check=True,
+        capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert uids(json.loads(done.stdout)) == ["2.25.77.2"]
 

@@ -23,7 +23,7 @@ def radmesh(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RADMESH_")}
     return subprocess.run(
         [sys.executable, "-P", "-m", "radmesh.mesh", *arguments],
-        env={**kept, **environment}, capture_output=True, text=True, timeout=30, check=False,
+        env={**kept, **environment}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 

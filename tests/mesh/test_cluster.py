@@ -101,7 +101,7 @@ def test_the_whole_cluster(up):
     password = up.data / "admin-password"
     assert password.stat().st_mode & 0o777 == 0o600
     up.process.terminate()
-    output, _ = up.process.communicate(timeout=30)
+    output, _ = up.process.communicate(timeout=120)
     assert up.process.returncode == 0
     assert password.read_text().strip() not in output
     assert f"password in {password}" in output
@@ -140,7 +140,7 @@ def pods(tmp_path: Path) -> Iterator[Callable[..., None]]:
     yield start
     for process in reversed(running):
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def test_a_pod_tells_others_where_it_is_and_a_kubelet_that_it_lives(tmp_path, pods):

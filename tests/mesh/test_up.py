@@ -92,7 +92,7 @@ class Cluster:
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         assert self.process is not None
         self.process.send_signal(number)
-        output, _ = self.process.communicate(timeout=30)
+        output, _ = self.process.communicate(timeout=120)
         return self.process.returncode, output
 
     def nobody_left(self) -> bool:
@@ -209,7 +209,7 @@ def test_two_clusters_in_one_directory(cluster):
         env=cluster.environment(),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
     assert second.returncode == 1
@@ -218,7 +218,7 @@ def test_two_clusters_in_one_directory(cluster):
     # A single component is refused too.
     third = subprocess.run(
         cluster.command("serve", "--target=database-server", "--data", str(cluster.data)),
-        env=cluster.environment(), capture_output=True, text=True, timeout=20, check=False,
+        env=cluster.environment(), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert third.returncode == 1
     assert "database-server in" in third.stderr
@@ -240,7 +240,7 @@ def test_a_port_in_use_is_said(cluster):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         cluster.start("--dicom-port", str(port))
-        output, _ = cluster.process.communicate(timeout=20)
+        output, _ = cluster.process.communicate(timeout=120)
     assert cluster.process.returncode == 1
     assert f"edge cannot start: cannot listen on port {port}" in output
     assert "PORT_IN_USE" in output
@@ -323,7 +323,7 @@ def test_one_process_with_many_components(cluster):
     ]
     assert status_of(cluster, "archive-server-0").pid == process.pid
     process.send_signal(signal.SIGTERM)
-    _, rest = process.communicate(timeout=20)
+    _, rest = process.communicate(timeout=120)
     assert process.returncode == 0
     assert [json.loads(line)["instance"] for line in rest.splitlines()] == [
         "edge",
@@ -505,7 +505,7 @@ def test_a_certificate_that_nobody_renews_is_an_alarm(cluster):
     Authority(folder, SystemClock()).issue(["database-server", "edge"])
     wait_for(lambda: alarms() == [], "its end")
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 0
 
 
@@ -557,7 +557,7 @@ def test_metrics(cluster):
         command = cluster.command("serve", "--target=database-server", "--data", str(cluster.data))
         command += ["--set", f"mesh.metrics_port={port}"]
         refused = subprocess.run(
-            command, env=cluster.environment(), capture_output=True, text=True, timeout=20, check=False
+            command, env=cluster.environment(), capture_output=True, text=True, timeout=120, check=False
         )
         assert refused.returncode == 1
         assert "PORT_IN_USE" in refused.stderr
@@ -566,5 +566,5 @@ def test_metrics(cluster):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30.0) as answer:
         assert b"radmesh_rpc_seconds" in answer.read()
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 0

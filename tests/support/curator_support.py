@@ -173,13 +173,13 @@ class Cluster(Components):
             study_instance_uid=study,
             ranges=[curator_pb2.FrameRange(sop_instance_uid=sop, frame=frame, **part)],
         )
-        messages = list(self.web_cache(number).ReadFrames(request, timeout=20.0))
+        messages = list(self.web_cache(number).ReadFrames(request, timeout=60.0))
         assert [m.fields.last for m in messages] == [False] * (len(messages) - 1) + [True]
         return messages[0].fields, b"".join(bytes(m.data) for m in messages)
 
     def metadata(self, study: str, series: str, number: int = 0) -> tuple[Any, bytes]:
         request = curator_pb2.ReadSeriesMetadataRequest(study_instance_uid=study, series_instance_uid=series)
-        messages = list(self.web_cache(number).ReadSeriesMetadata(request, timeout=20.0))
+        messages = list(self.web_cache(number).ReadSeriesMetadata(request, timeout=60.0))
         return messages[0].fields, b"".join(bytes(m.data) for m in messages)
 
 

@@ -28,7 +28,7 @@ def mllp_send(port: int, path: Path) -> str:
     """Send a file of messages with python-hl7's command; return what it prints, the answers."""
     done = subprocess.run(
         [MLLP_SEND, "-p", str(port), "--loose", "-f", str(path), "127.0.0.1"],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -46,7 +46,7 @@ def _node(script: str, *arguments: object) -> tuple[list[str], dict[str, str]]:
 def node_send(port: int, *paths: Path) -> list[str]:
     """Send files with node-hl7-client, a message each; return the answers."""
     command, environment = _node("send.cjs", port, *paths)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     answers: list[str] = json.loads(done.stdout)
     return answers

@@ -120,7 +120,7 @@ class World:
     def release(self, study: object, **fields: Any) -> list[db.Admission]:
         holds = self.mesh.client("application-server", gw, "HoldService", "network-gateway")
         request = gw.ReleaseHoldRequest(study_instance_uid=uid("study", study), actor="jane", **fields)
-        return list(holds.ReleaseHold(request, timeout=20.0).admissions)
+        return list(holds.ReleaseHold(request, timeout=60.0).admissions)
 
     def audit(self, action: str) -> list[tuple[str, str, dict[str, Any]]]:
         accounts = self.client("application-server", "AccountService")

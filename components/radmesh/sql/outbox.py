@@ -1,8 +1,8 @@
 """The transactional outbox: what must be told outside is a row of the transaction that decided it.
 
 A topic's consumer is called with (id, key, payload), in order for each key, again after a failure with a pause that
-grows; the row goes when
-it returns. A crash between its effect and that makes it see the row again: it must be idempotent by the id.
+grows; the row goes when it returns. A crash between its effect and that makes it see the row again: it must be
+idempotent by what the row says. An id tells rows that wait apart; SQLite gives it again when its row has gone.
 """
 
 from collections.abc import Callable
