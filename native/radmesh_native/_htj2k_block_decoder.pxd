@@ -1,7 +1,7 @@
 # cython: language_level=3
 """The HT block decoder: cleanup, SigProp and MagRef (T.814 clause 7)."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 
 # A code block as packets give it.
@@ -17,5 +17,6 @@ cdef struct Coded:
 
 
 cdef int decode_block(
-    const Coded *coded, int bits, bint causal, int32_t *samples, Py_ssize_t stride, int width, int height
+    const Coded *coded, int bits, bint causal, bint narrow, void *samples, Py_ssize_t stride, int width, int height
 ) noexcept nogil
+cdef int use_block_path(int path) noexcept nogil

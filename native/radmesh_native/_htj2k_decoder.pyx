@@ -4,11 +4,11 @@
 import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, qsort, realloc
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memset
 
-from radmesh_native._htj2k_block_decoder cimport Coded, decode_block
+from radmesh_native._htj2k_block_decoder cimport Coded, decode_block, use_block_path
 from radmesh_native._htj2k_cpu cimport HTJ2K_PATH_NAMES, HTJ2K_PATHS, htj2k_choose_path, htj2k_use_path
 from radmesh_native._htj2k_layout cimport (
     BAD_BLOCK,
@@ -51,8 +51,6 @@ from radmesh_native._htj2k_layout cimport (
 )
 from radmesh_native._htj2k_markers cimport Parts, find_parts, read_main_header, release_parts
 from radmesh_native._htj2k_packets cimport Trees, read_packet_header, release_trees
-from radmesh_native._htj2k_samples cimport minus, plus, sample
-from radmesh_native._htj2k_wavelet cimport synthesise
 
 cdef enum:
     # The blocks of one packet, at most.
@@ -98,67 +96,121 @@ def use_path(str name):
     cdef int path
     for path in range(HTJ2K_PATHS):
         if HTJ2K_PATH_NAMES[path] == name.encode():
+            use_block_path(path)
             return HTJ2K_PATH_NAMES[htj2k_use_path(path)].decode()
     raise ValueError("the paths are portable, sse41, avx2, avx512")
 
 
-# Planes -------------------------------------------------------------------------------------------------------------
+cdef extern from "htj2k_decode_wavelet.h" nogil:
+    enum:
+        HTJ2K_RING
+        HTJ2K_MARGIN
+    ctypedef struct htj2k_level:
+        const void *source
+        void *target
+        Py_ssize_t stride
+        Py_ssize_t target_stride
+        Py_ssize_t columns
+        Py_ssize_t rows
+        int odd_x
+        int odd_y
+    ctypedef struct htj2k_output:
+        uint8_t *p
+        Py_ssize_t pitch
+        int bytes
+        int components
+        int colour
+        int32_t low
+        int32_t high
+        int32_t shift
+    void htj2k_synthesise(int narrow, const htj2k_level *level, void *work)
+    void htj2k_finish(int narrow, const htj2k_level *levels, const htj2k_output *out, void *work)
+    void htj2k_emit(int narrow, const htj2k_level *levels, const htj2k_output *out)
+
+
+# Work space ---------------------------------------------------------------------------------------------------------
+# Fresh memory costs more than decoding into it: what one frame needed is kept for the next. Whoever touches the shelf
+# has the GIL.
+
+cdef enum:
+    SHELF = 4
+    LARGEST_KEPT = 1 << 26
+
+cdef struct Space:
+    void *memory
+    size_t size
+
+cdef Space shelf[SHELF]
+
+
+cdef Space take_space(size_t size):
+    """Memory of `size` bytes at least, whatever is in it; NULL if there is none."""
+    cdef Space found
+    cdef int n, best = -1
+    for n in range(SHELF):
+        if shelf[n].size >= size and (best < 0 or shelf[n].size < shelf[best].size):
+            best = n
+    if best >= 0:
+        found = shelf[best]
+        shelf[best].memory = NULL
+        shelf[best].size = 0
+        return found
+    found.memory = malloc(size)
+    found.size = size if found.memory != NULL else 0
+    return found
+
+
+cdef void give_space(Space space):
+    """Keep it in place of the smallest that is kept, unless it is smaller still."""
+    cdef int n, least = 0
+    for n in range(SHELF):
+        if shelf[n].size < shelf[least].size:
+            least = n
+    if space.size > LARGEST_KEPT or space.size <= shelf[least].size:
+        free(space.memory)
+        return
+    free(shelf[least].memory)
+    shelf[least] = space
+
 
 cdef struct Planes:
-    # Two of each component; all the same size, in one piece.
-    int32_t *whole
-    int32_t *at[3][2]
-    Py_ssize_t stride
+    # Two of each component, as _htj2k_layout has them; coefficients of 2 or of 4 bytes.
+    char *at[3][2]
+    Py_ssize_t stride[2]
+    char *work
 
 
-cdef int make_planes(Planes *planes, int components, int64_t width, int64_t height) noexcept nogil:
-    cdef int c, k
-    planes.whole = <int32_t *> calloc(<size_t> (2 * components * width * height), sizeof(int32_t))
-    if planes.whole == NULL:
-        return NO_MEMORY
-    planes.stride = width
-    for c in range(components):
-        for k in range(2):
-            planes.at[c][k] = planes.whole + (2 * c + k) * width * height
-    return FINE
-
-cdef inline int32_t clip(int32_t value, int32_t low, int32_t high) noexcept nogil:
-    return low if value < low else high if value > high else value
+cdef inline Py_ssize_t padded(Py_ssize_t count) noexcept nogil:
+    """A row of coefficients begins where a vector does, and no two rows where their lines of cache collide."""
+    return ((count + 31) & ~31) + 32
 
 
-cdef void store(
-    sample[:, :, ::1] frame, const Planes *planes, int plane, int bits, bint colour, const Rect *area,
-    Py_ssize_t left, Py_ssize_t top
-) noexcept nogil:
-    """Planes to samples: the inverse RCT, within `bits` (G.1.2, G.2.2)."""
-    cdef Py_ssize_t x, y, columns = width_of(area), count = frame.shape[2]
-    cdef int32_t low = -(1 << (bits - 1)), high = (1 << (bits - 1)) - 1
-    cdef int32_t shift = 0 if sample is int8_t or sample is int16_t else 1 << (bits - 1)
-    cdef int32_t red, green, blue
-    cdef const int32_t *first
-    cdef const int32_t *second
-    cdef const int32_t *third
-    cdef sample *p
-    for y in range(height_of(area)):
-        p = &frame[top + y, left, 0]
-        first = planes.at[0][plane] + y * planes.stride
-        if count == 1:
-            for x in range(columns):
-                p[x] = <sample> (clip(first[x], low, high) + shift)
-            continue
-        second = planes.at[1][plane] + y * planes.stride
-        third = planes.at[2][plane] + y * planes.stride
-        for x in range(columns):
-            red = first[x]
-            green = second[x]
-            blue = third[x]
-            if colour:
-                green = minus(first[x], plus(second[x], third[x]) >> 2)
-                red = plus(third[x], green)
-                blue = plus(second[x], green)
-            p[3 * x] = <sample> (clip(red, low, high) + shift)
-            p[3 * x + 1] = <sample> (clip(green, low, high) + shift)
-            p[3 * x + 2] = <sample> (clip(blue, low, high) + shift)
+cdef size_t lay_planes(Planes *planes, char *memory, const Header *header, int reduce, Py_ssize_t size) noexcept nogil:
+    """Lay the planes of a tile of any place into memory, or count their bytes where that is NULL."""
+    cdef int64_t width = header.tile_width, height = header.tile_height
+    cdef Py_ssize_t rows
+    cdef size_t at = 0
+    cdef int c, k, last
+    if width > width_of(&header.image):
+        width = width_of(&header.image)
+    if height > height_of(&header.image):
+        height = height_of(&header.image)
+    # Wherever a tile begins, its lower resolution is not larger than this.
+    width = ceil_shift(width, reduce) + 1
+    height = ceil_shift(height, reduce) + 1
+    # The last level goes to samples, so only one plane is as large: that of its subbands.
+    last = (reduce if reduce == header.levels else reduce + 1) & 1
+    for k in range(2):
+        planes.stride[k] = padded(width if k == last else (width >> 1) + 2)
+        rows = height if k == last else (height >> 1) + 2
+        for c in range(header.components):
+            if memory != NULL:
+                planes.at[c][k] = memory + at
+            at += <size_t> (planes.stride[k] * rows * size)
+    if memory != NULL:
+        planes.work = memory + at
+    return at + <size_t> ((HTJ2K_RING * header.components + 2) * (padded(width) + 2 * HTJ2K_MARGIN) * size)
+
 
 # Decoding -----------------------------------------------------------------------------------------------------------
 
@@ -180,7 +232,8 @@ cdef struct Decoder:
     Planes planes
     Trees trees
     int reduce
-    int32_t *work
+    # Coefficients have two bytes.
+    bint narrow
     Coded *blocks
     Py_ssize_t blocks_room
     Place *places
@@ -193,8 +246,6 @@ cdef struct Decoder:
 cdef void release_decoder(Decoder *d) noexcept nogil:
     release_parts(&d.parts)
     release_trees(&d.trees)
-    free(d.planes.whole)
-    free(d.work)
     free(d.blocks)
     free(d.places)
 
@@ -212,9 +263,13 @@ cdef int read_packet(Decoder *d, int r, int component, int32_t px, int32_t py) n
     cdef Grid grids[3]
     cdef Rect area
     cdef Coded *block
-    cdef int32_t *samples
+    cdef char *samples
+    cdef char *at
+    cdef Py_ssize_t row
+    cdef Py_ssize_t stride = d.planes.stride[resolution.plane], size = 2 if d.narrow else 4
     cdef int32_t x, y
     cdef int n, fault
+    cdef bint wanted = r <= d.header.levels - d.reduce
     cdef int64_t count = 0
     cdef uint64_t length
     while d.p == d.end:
@@ -243,23 +298,32 @@ cdef int read_packet(Decoder *d, int r, int component, int32_t px, int32_t py) n
     block = d.blocks
     for n in range(resolution.count):
         band = &resolution.bands[n]
-        samples = d.planes.at[component][resolution.plane] + band.top * d.planes.stride + band.left
+        samples = d.planes.at[component][resolution.plane]
         for y in range(grids[n].down):
             for x in range(grids[n].across):
+                length = 0
                 if block.passes:
                     length = <uint64_t> block.cleanup + block.refinement
                     if length > <uint64_t> (d.end - d.p):
                         return TRUNCATED
                     block.data = d.p
                     d.p += length
-                    if block.cleanup and r <= d.header.levels - d.reduce:
-                        lay_block(resolution, &grids[n], x, y, &area)
+                if wanted:
+                    lay_block(resolution, &grids[n], x, y, &area)
+                    at = samples + size * (
+                        (band.top + area.y0 - band.area.y0) * stride + band.left + area.x0 - band.area.x0
+                    )
+                    if length == 0 or block.cleanup == 0:
+                        for row in range(height_of(&area)):
+                            memset(at + row * stride * size, 0, width_of(&area) * size)
+                    else:
                         fault = decode_block(
                             block,
                             bit_planes(&d.header, component, band),
                             d.header.causal,
-                            samples + (area.y0 - band.area.y0) * d.planes.stride + area.x0 - band.area.x0,
-                            d.planes.stride,
+                            d.narrow,
+                            at,
+                            stride,
                             width_of(&area),
                             height_of(&area),
                         )
@@ -348,13 +412,30 @@ cdef int read_by_resolution(Decoder *d) noexcept nogil:
     return FINE
 
 
-cdef int decode_tile(Decoder *d, Py_ssize_t tile) noexcept nogil:
-    """Decode a tile to plane `reduce & 1` of each component."""
+cdef void lay_level(const Decoder *d, int r, int component, htj2k_level *level) noexcept nogil:
+    """The level that makes resolution r of what is below it."""
+    cdef const Resolution *resolution = &d.layout.resolutions[r]
+    cdef int plane = resolution.plane
+    level.source = d.planes.at[component][plane]
+    level.target = d.planes.at[component][1 - plane]
+    level.stride = d.planes.stride[plane]
+    level.target_stride = d.planes.stride[1 - plane]
+    level.columns = width_of(&resolution.area)
+    level.rows = height_of(&resolution.area)
+    level.odd_x = resolution.area.x0 & 1
+    level.odd_y = resolution.area.y0 & 1
+
+
+cdef int decode_tile(Decoder *d, Py_ssize_t tile, htj2k_output *out) noexcept nogil:
+    """Decode a tile to its place in the frame, whose first sample is at out.p."""
     cdef Rect area
-    cdef int c, r, fault
+    cdef int c, r, fault, top = d.header.levels - d.reduce
     cdef int64_t available = 0
     cdef Py_ssize_t part = d.parts.first[tile]
-    cdef const Resolution *resolution
+    cdef uint8_t *frame = out.p
+    cdef const Rect *lower
+    cdef htj2k_level level
+    cdef htj2k_level last[3]
     if part < 0:
         return TRUNCATED
     while part >= 0:
@@ -370,90 +451,48 @@ cdef int decode_tile(Decoder *d, Py_ssize_t tile) noexcept nogil:
     if fault != FINE:
         return fault
     for c in range(d.header.components):
-        for r in range(1, d.header.levels - d.reduce + 1):
-            resolution = &d.layout.resolutions[r]
-            synthesise(
-                d.planes.at[c][resolution.plane],
-                d.planes.at[c][1 - resolution.plane],
-                d.planes.stride,
-                &resolution.area,
-                d.work,
-            )
+        for r in range(1, top):
+            lay_level(d, r, c, &level)
+            htj2k_synthesise(d.narrow, &level, d.planes.work)
+        lay_level(d, top, c, &last[c])
+    lower = &d.layout.resolutions[top].area
+    out.p = (
+        frame
+        + (lower.y0 - ceil_shift(d.header.image.y0, d.reduce)) * out.pitch
+        + <Py_ssize_t> (lower.x0 - ceil_shift(d.header.image.x0, d.reduce)) * out.components * out.bytes
+    )
+    if top:
+        htj2k_finish(d.narrow, last, out, d.planes.work)
+    else:
+        htj2k_emit(d.narrow, last, out)
+    out.p = frame
     return FINE
 
 
-cdef int decode_tiles(Decoder *d, sample[:, :, ::1] frame) noexcept nogil:
+cdef int decode_tiles(Decoder *d, htj2k_output *out) noexcept nogil:
     cdef Py_ssize_t tile
     cdef int fault
-    cdef int64_t width = d.header.tile_width, height = d.header.tile_height
-    cdef const Rect *area
-    if width > width_of(&d.header.image):
-        width = width_of(&d.header.image)
-    if height > height_of(&d.header.image):
-        height = height_of(&d.header.image)
-    # Wherever a tile begins, its lower resolution is not larger than this.
-    width = ceil_shift(width, d.reduce) + 1
-    height = ceil_shift(height, d.reduce) + 1
-    d.work = <int32_t *> malloc(<size_t> width * sizeof(int32_t))
-    if d.work == NULL:
-        return NO_MEMORY
-    fault = make_planes(&d.planes, d.header.components, width, height)
     for tile in range(d.parts.tiles):
-        if tile:
-            memset(d.planes.whole, 0, <size_t> (2 * d.header.components * width * height) * sizeof(int32_t))
-        if fault == FINE:
-            fault = decode_tile(d, tile)
+        fault = decode_tile(d, tile, out)
         if fault != FINE:
             return fault
-        area = &d.layout.resolutions[d.header.levels - d.reduce].area
-        store(
-            frame,
-            &d.planes,
-            d.reduce & 1,
-            d.header.bits,
-            d.header.colour,
-            area,
-            area.x0 - ceil_shift(d.header.image.x0, d.reduce),
-            area.y0 - ceil_shift(d.header.image.y0, d.reduce),
-        )
     return FINE
-
-
-cdef int decode_into(Decoder *d, frame):
-    cdef int fault
-    cdef uint8_t[:, :, ::1] unsigned_bytes
-    cdef int8_t[:, :, ::1] signed_bytes
-    cdef uint16_t[:, :, ::1] unsigned_words
-    cdef int16_t[:, :, ::1] signed_words
-    if d.header.bits <= 8 and d.header.has_sign:
-        signed_bytes = frame
-        with nogil:
-            fault = decode_tiles(d, signed_bytes)
-    elif d.header.bits <= 8:
-        unsigned_bytes = frame
-        with nogil:
-            fault = decode_tiles(d, unsigned_bytes)
-    elif d.header.has_sign:
-        signed_words = frame
-        with nogil:
-            fault = decode_tiles(d, signed_words)
-    else:
-        unsigned_words = frame
-        with nogil:
-            fault = decode_tiles(d, unsigned_words)
-    return fault
 
 
 def decode(codestream, int reduce, int64_t max_samples):
     """Return an array of (rows, columns, 1 or 3); 0 <= reduce <= 32."""
     cdef Decoder d
     cdef Py_buffer view
+    cdef Space space
+    cdef htj2k_output out
     cdef const uint8_t *p
     cdef const uint8_t *end
     cdef int fault
     cdef int64_t samples
     cdef Py_ssize_t rows, columns
+    cdef uint8_t[::1] frame_bytes
     memset(&d, 0, sizeof(Decoder))
+    memset(&space, 0, sizeof(Space))
     d.reduce = reduce
     PyObject_GetBuffer(codestream, &view, PyBUF_SIMPLE)
     try:
@@ -474,16 +513,34 @@ def decode(codestream, int reduce, int64_t max_samples):
             raise error_of(fault)
         rows = ceil_shift(d.header.image.y1, reduce) - ceil_shift(d.header.image.y0, reduce)
         columns = ceil_shift(d.header.image.x1, reduce) - ceil_shift(d.header.image.x0, reduce)
+        out.bytes = 1 if d.header.bits <= 8 else 2
+        out.components = d.header.components
         frame = np.empty(
-            (rows, columns, d.header.components),
-            np.dtype(f"{'i' if d.header.has_sign else 'u'}{1 if d.header.bits <= 8 else 2}"),
+            (rows, columns, d.header.components), np.dtype(f"{'i' if d.header.has_sign else 'u'}{out.bytes}")
         )
         if rows == 0 or columns == 0:
             return frame
-        fault = decode_into(&d, frame)
+        frame_bytes = frame.reshape(-1).view(np.uint8)
+        out.p = &frame_bytes[0]
+        out.pitch = columns * d.header.components * out.bytes
+        out.colour = d.header.colour
+        out.low = -(1 << (d.header.bits - 1))
+        out.high = (1 << (d.header.bits - 1)) - 1
+        out.shift = 0 if d.header.has_sign else 1 << (d.header.bits - 1)
+        # The sum of two coefficients, each eight times the range at most, has to fit.
+        d.narrow = d.header.bits + (1 if d.header.colour else 0) <= 12
+        space = take_space(lay_planes(&d.planes, NULL, &d.header, reduce, 2 if d.narrow else 4) + 64)
+        if space.memory == NULL:
+            raise MemoryError
+        lay_planes(
+            &d.planes, <char *> ((<size_t> space.memory + 63) & ~<size_t> 63), &d.header, reduce, 2 if d.narrow else 4
+        )
+        with nogil:
+            fault = decode_tiles(&d, &out)
         if fault != FINE:
             raise error_of(fault)
         return frame
     finally:
+        give_space(space)
         release_decoder(&d)
         PyBuffer_Release(&view)
