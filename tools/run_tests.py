@@ -3,8 +3,8 @@
     .venv/bin/python tools/run_tests.py [PYTEST-ARGUMENTS]
 
 Who is free takes the next of JOBS, one more than there are cores. What is not named there is one job more, so that a
-new folder is never left out. Each job's output is shown whole when it has ended; one that does not end is ended, and named.
-The exit code is that of the first job that failed.
+new folder is never left out. Each job's output is shown whole when it has ended; one that does not end is ended, and
+named. The exit code is that of the first job that failed.
 """
 
 import contextlib
