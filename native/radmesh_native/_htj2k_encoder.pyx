@@ -2,7 +2,7 @@
 """Frames to HTJ2K code streams, lossless (T.814, T.800): samples to planes, wavelet, blocks, packets."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -16,11 +16,9 @@ from radmesh_native._htj2k_layout cimport (
     Grid,
     Header,
     Layout,
-    Rect,
     Resolution,
     bit_planes,
     height_of,
-    lay_block,
     lay_grid,
     lay_out,
     width_of,
@@ -34,16 +32,42 @@ from radmesh_native._htj2k_markers cimport (
 )
 from radmesh_native._htj2k_packets cimport Trees, header_bound, release_trees, write_packet_header
 from radmesh_native._htj2k_samples cimport sample
-from radmesh_native._htj2k_wavelet cimport analyse
 
 
-cdef extern from "htj2k_encode_block.h" nogil:
-    const int HTJ2K_BLOCK_BYTES
-    ctypedef struct htj2k_block_work:
-        pass
+cdef extern from "htj2k_encode_frame.h" nogil:
+    const int HTJ2K_NARROW
+    const int HTJ2K_UINT8
+    const int HTJ2K_INT8
+    const int HTJ2K_UINT16
+    const int HTJ2K_INT16
+    const int HTJ2K_PLANE
+    ctypedef struct htj2k_coded:
+        size_t at
+        size_t length
+    ctypedef struct htj2k_arena:
+        uint8_t *bytes
+        size_t size
+        size_t room
+        size_t space_room
+    ctypedef struct htj2k_component:
+        const void *source
+        int kind
+        int width
+        int height
+        int levels
+        int32_t middle
+        int32_t back
+        int checked
+        int32_t low
+        int32_t high
+        int outside
+        htj2k_coded *blocks[33][3]
     void htj2k_fill_encoder_tables()
-    Py_ssize_t htj2k_encode_block(
-        const void *samples, Py_ssize_t stride, int narrow, int width, int height, htj2k_block_work *work, uint8_t *out
+    void htj2k_release_arena(htj2k_arena *arena)
+    int htj2k_encode_component(htj2k_arena *arena, htj2k_component *component, int narrow)
+    void htj2k_range(const void *samples, int kind, size_t count, int32_t *limits)
+    void htj2k_colours(
+        const void *samples, int kind, int narrow, int32_t middle, size_t count, void *const *planes
     )
 
 
@@ -66,56 +90,41 @@ def use_path(str name):
     raise ValueError("the paths are portable, sse41, avx2, avx512")
 
 
-# Planes -------------------------------------------------------------------------------------------------------------
+# Room ---------------------------------------------------------------------------------------------------------------
 
-cdef struct Planes:
-    # Two of each component; all the same size, in one piece.
-    int32_t *whole
-    int32_t *at[3][2]
-    Py_ssize_t stride
+cdef enum:
+    # Arenas that are kept for who comes next, each no larger than this.
+    KEPT = 4
+    KEPT_BYTES = 1 << 24
+
+cdef htj2k_arena *kept_arenas[KEPT]
+cdef int kept = 0
 
 
-cdef int make_planes(Planes *planes, int components, int64_t width, int64_t height) noexcept nogil:
-    cdef int c, k
-    planes.whole = <int32_t *> calloc(<size_t> (2 * components * width * height), sizeof(int32_t))
-    if planes.whole == NULL:
-        return NO_MEMORY
-    planes.stride = width
-    for c in range(components):
-        for k in range(2):
-            planes.at[c][k] = planes.whole + (2 * c + k) * width * height
-    return FINE
+cdef htj2k_arena *take_arena() except NULL:
+    """An arena of nobody else. The GIL is held, here and where it is given back."""
+    global kept
+    cdef htj2k_arena *arena
+    if kept:
+        kept -= 1
+        arena = kept_arenas[kept]
+        arena.size = 0
+        return arena
+    arena = <htj2k_arena *> calloc(1, sizeof(htj2k_arena))
+    if arena == NULL:
+        raise MemoryError()
+    return arena
 
-cdef bint load(const sample[:, :, ::1] frame, Planes *planes, int bits) noexcept nogil:
-    """Samples to planes, around zero and through the RCT (G.1.1, G.2.1). False if one is outside of `bits`."""
-    cdef Py_ssize_t x, y, columns = frame.shape[1]
-    cdef int32_t low = -(1 << (bits - 1)), high = (1 << (bits - 1)) - 1, outside = 0
-    cdef int32_t shift = 0 if sample is int8_t or sample is int16_t else 1 << (bits - 1)
-    cdef int32_t red, green, blue
-    cdef int32_t *first
-    cdef int32_t *second
-    cdef int32_t *third
-    cdef const sample *p
-    for y in range(frame.shape[0]):
-        p = &frame[y, 0, 0]
-        first = planes.at[0][0] + y * planes.stride
-        if frame.shape[2] == 1:
-            for x in range(columns):
-                red = p[x] - shift
-                outside |= (red < low) | (red > high)
-                first[x] = red
-        else:
-            second = planes.at[1][0] + y * planes.stride
-            third = planes.at[2][0] + y * planes.stride
-            for x in range(columns):
-                red = p[3 * x] - shift
-                green = p[3 * x + 1] - shift
-                blue = p[3 * x + 2] - shift
-                outside |= (red < low) | (red > high) | (green < low) | (green > high) | (blue < low) | (blue > high)
-                first[x] = (red + 2 * green + blue) >> 2
-                second[x] = blue - green
-                third[x] = red - green
-    return not outside
+
+cdef void give_back(htj2k_arena *arena) noexcept:
+    global kept
+    if kept < KEPT and arena.room + arena.space_room <= KEPT_BYTES:
+        kept_arenas[kept] = arena
+        kept += 1
+        return
+    htj2k_release_arena(arena)
+    free(arena)
+
 
 # Encoding -----------------------------------------------------------------------------------------------------------
 
@@ -142,37 +151,62 @@ cdef int make_room(Bytes *out, Py_ssize_t more) noexcept nogil:
 cdef struct Encoder:
     Header header
     Layout layout
-    Planes planes
+    htj2k_arena *arena
+    htj2k_component components[3]
+    # All code blocks of the components, and three planes of colours.
+    htj2k_coded *blocks
+    uint8_t *planes
     Trees trees
-    htj2k_block_work *block
-    # The code stream; the code blocks of a packet, and their lengths.
+    # The code stream; the lengths of the code blocks of a packet.
     Bytes out
-    Bytes body
     uint32_t *lengths
     Py_ssize_t lengths_room
 
 
 cdef void release_encoder(Encoder *e) noexcept nogil:
-    free(e.planes.whole)
-    free(e.block)
+    free(e.blocks)
+    free(e.planes)
     release_trees(&e.trees)
     free(e.out.p)
-    free(e.body.p)
     free(e.lengths)
 
 
-cdef int encode_packet(Encoder *e, int r, int component, int32_t px, int32_t py) noexcept nogil:
-    cdef const Resolution *resolution = &e.layout.resolutions[r]
+cdef inline size_t blocks_across(const Band *band) noexcept nogil:
+    return <size_t> (width_of(&band.area) + 63) >> 6
+
+
+cdef int make_blocks(Encoder *e) noexcept nogil:
+    """Give every component its tables of code blocks."""
+    cdef size_t count = 0
+    cdef int c, r, n, step
     cdef const Band *band
+    # Count, then hand out.
+    for step in range(2):
+        if step:
+            e.blocks = <htj2k_coded *> calloc(count, sizeof(htj2k_coded))
+            if e.blocks == NULL:
+                return NO_MEMORY
+            count = 0
+        for c in range(e.header.components):
+            for r in range(e.header.levels + 1):
+                for n in range(e.layout.resolutions[r].count):
+                    band = &e.layout.resolutions[r].bands[n]
+                    if step:
+                        e.components[c].blocks[r][n] = e.blocks + count
+                    count += blocks_across(band) * (<size_t> (height_of(&band.area) + 63) >> 6)
+    return FINE
+
+
+cdef int write_packet(Encoder *e, int r, int component, int32_t px, int32_t py) noexcept nogil:
+    cdef const Resolution *resolution = &e.layout.resolutions[r]
     cdef Grid grids[3]
     cdef int missing[3]
     cdef int n
     cdef int32_t x, y
-    cdef Py_ssize_t blocks = 0, k = 0, length
+    cdef Py_ssize_t blocks = 0, k = 0, body = 0
     cdef uint32_t *lengths
-    cdef const int32_t *samples
     cdef uint8_t *end
-    cdef Rect area
+    cdef const htj2k_coded *row
     for n in range(resolution.count):
         lay_grid(resolution, n, px, py, &grids[n])
         # Every bit plane is in the one pass.
@@ -184,55 +218,45 @@ cdef int encode_packet(Encoder *e, int r, int component, int32_t px, int32_t py)
             return NO_MEMORY
         e.lengths = lengths
         e.lengths_room = blocks
-    e.body.size = 0
     for n in range(resolution.count):
-        band = &resolution.bands[n]
-        samples = e.planes.at[component][resolution.plane] + band.top * e.planes.stride + band.left
         for y in range(grids[n].down):
+            row = block_row(e, component, r, n, &grids[n], y)
             for x in range(grids[n].across):
-                if make_room(&e.body, HTJ2K_BLOCK_BYTES) != FINE:
-                    return NO_MEMORY
-                lay_block(resolution, &grids[n], x, y, &area)
-                length = htj2k_encode_block(
-                    samples + (area.y0 - band.area.y0) * e.planes.stride + area.x0 - band.area.x0,
-                    e.planes.stride,
-                    False,
-                    width_of(&area),
-                    height_of(&area),
-                    e.block,
-                    e.body.p + e.body.size,
-                )
-                e.lengths[k] = <uint32_t> length
+                e.lengths[k] = <uint32_t> row[x].length
+                body += row[x].length
                 k += 1
-                e.body.size += length
-    if make_room(&e.out, header_bound(grids, resolution.count) + e.body.size) != FINE:
+    if make_room(&e.out, header_bound(grids, resolution.count) + body) != FINE:
         return NO_MEMORY
     end = write_packet_header(grids, missing, resolution.count, e.lengths, &e.trees, e.out.p + e.out.size)
     if end == NULL:
         return NO_MEMORY
-    if e.body.size:
-        memcpy(end, e.body.p, e.body.size)
-    e.out.size = end + e.body.size - e.out.p
+    for n in range(resolution.count):
+        for y in range(grids[n].down):
+            row = block_row(e, component, r, n, &grids[n], y)
+            for x in range(grids[n].across):
+                if row[x].length:
+                    memcpy(end, e.arena.bytes + row[x].at, row[x].length)
+                    end += row[x].length
+    e.out.size = end - e.out.p
     return FINE
 
 
-cdef int encode_planes(Encoder *e, Py_ssize_t *ends) noexcept nogil:
-    """Write the code stream of what is in plane 0 of each component; `ends`: where each resolution is complete."""
+cdef inline const htj2k_coded *block_row(
+    const Encoder *e, int component, int r, int n, const Grid *grid, int32_t y
+) noexcept nogil:
+    """The blocks of row `y` of a grid."""
+    cdef size_t across = blocks_across(&e.layout.resolutions[r].bands[n])
+    return e.components[component].blocks[r][n] + (grid.first_y + y) * across + grid.first_x
+
+
+cdef int write_stream(Encoder *e, Py_ssize_t *ends) noexcept nogil:
+    """Write the code stream of what was coded; `ends`: where each resolution is complete."""
     cdef int c, r, fault, levels = e.header.levels
     cdef int32_t x, y
     cdef uint8_t *lengths
     cdef Py_ssize_t table, start
     cdef const Resolution *resolution
-    for c in range(e.header.components):
-        for r in range(levels, 0, -1):
-            resolution = &e.layout.resolutions[r]
-            analyse(
-                e.planes.at[c][1 - resolution.plane],
-                e.planes.at[c][resolution.plane],
-                e.planes.stride,
-                &resolution.area,
-            )
-    if make_room(&e.out, main_header_bound(&e.header)) != FINE:
+    if make_room(&e.out, main_header_bound(&e.header) + e.arena.size + (e.arena.size >> 5)) != FINE:
         return NO_MEMORY
     e.out.size = write_main_header(&e.header, e.out.p, &lengths) - e.out.p
     table = lengths - e.out.p
@@ -245,7 +269,7 @@ cdef int encode_planes(Encoder *e, Py_ssize_t *ends) noexcept nogil:
         for y in range(resolution.down):
             for x in range(resolution.across):
                 for c in range(e.header.components):
-                    fault = encode_packet(e, r, c, x, y)
+                    fault = write_packet(e, r, c, x, y)
                     if fault != FINE:
                         return fault
         write_tile_part(e.out.p + start, r, levels + 1, <uint32_t> (e.out.size - start))
@@ -258,6 +282,58 @@ cdef int encode_planes(Encoder *e, Py_ssize_t *ends) noexcept nogil:
     e.out.p[e.out.size + 1] = 0xD9
     e.out.size += 2
     ends[levels] = e.out.size
+    return FINE
+
+
+cdef int encode_samples(
+    Encoder *e, const void *samples, int kind, Py_ssize_t count, bint *within
+) noexcept nogil:
+    """Code the blocks of all components; `within` becomes whether all samples are within their bits."""
+    cdef int c, bits = e.header.bits, components = e.header.components, size
+    cdef int32_t shift = 0 if e.header.has_sign else 1 << (bits - 1)
+    cdef int32_t low = shift - (1 << (bits - 1)), high = low + (1 << bits) - 1, middle = shift
+    cdef int32_t limits[2]
+    cdef bint narrow, checked = bits < (8 if kind == HTJ2K_UINT8 or kind == HTJ2K_INT8 else 16)
+    cdef void *planes[3]
+    cdef htj2k_component *component
+    # Differences of colours are as far from zero as samples are from each other.
+    narrow = 2 * (high - low) <= HTJ2K_NARROW if components == 3 else high - low <= HTJ2K_NARROW
+    if components == 3 and checked or components == 1 and not narrow:
+        htj2k_range(samples, kind, components * count, limits)
+        within[0] = limits[0] >= low and limits[1] <= high
+        if not within[0]:
+            return FINE
+        checked = False
+        if components == 1 and limits[1] - limits[0] <= HTJ2K_NARROW:
+            narrow = True
+            middle = (limits[0] + limits[1]) >> 1
+    if components == 3:
+        checked = False
+        size = 2 if narrow else 4
+        e.planes = <uint8_t *> malloc(3 * count * size)
+        if e.planes == NULL:
+            return NO_MEMORY
+        for c in range(3):
+            planes[c] = e.planes + c * count * size
+        htj2k_colours(samples, kind, narrow, middle, count, planes)
+    for c in range(components):
+        component = &e.components[c]
+        component.source = samples if components == 1 else planes[c]
+        component.kind = kind if components == 1 else HTJ2K_PLANE
+        component.width = width_of(&e.header.image)
+        component.height = height_of(&e.header.image)
+        component.levels = e.header.levels
+        component.checked = checked
+        component.low = low
+        component.high = high
+        if components == 1:
+            component.middle = middle
+            component.back = middle - shift
+        if htj2k_encode_component(e.arena, component, narrow):
+            return NO_MEMORY
+        if component.outside:
+            within[0] = False
+            return FINE
     return FINE
 
 
@@ -300,26 +376,33 @@ def encode(const sample[:, :, ::1] frame, int bits, int levels):
     """
     cdef Encoder e
     cdef Py_ssize_t ends[MAX_LEVELS + 1]
-    cdef int r, fault = FINE
+    cdef int r, fault = FINE, kind
     cdef bint within = True
     memset(&e, 0, sizeof(Encoder))
     plan(&e.header, frame.shape[0], frame.shape[1], <int> frame.shape[2], bits, levels)
     e.header.has_sign = sample is int8_t or sample is int16_t
+    if sample is uint8_t:
+        kind = HTJ2K_UINT8
+    elif sample is int8_t:
+        kind = HTJ2K_INT8
+    elif sample is int16_t:
+        kind = HTJ2K_INT16
+    else:
+        kind = HTJ2K_UINT16
+    e.arena = take_arena()
     try:
         with nogil:
             lay_out(&e.header, &e.header.image, &e.layout)
-            fault = make_planes(&e.planes, e.header.components, frame.shape[1], frame.shape[0])
-            e.block = <htj2k_block_work *> malloc(sizeof(htj2k_block_work))
-            if e.block == NULL:
-                fault = NO_MEMORY
+            fault = make_blocks(&e)
             if fault == FINE:
-                within = load(frame, &e.planes, bits)
-                if within:
-                    fault = encode_planes(&e, ends)
+                fault = encode_samples(&e, &frame[0, 0, 0], kind, frame.shape[0] * frame.shape[1], &within)
+            if fault == FINE and within:
+                fault = write_stream(&e, ends)
         if fault != FINE:
             raise MemoryError()
         if not within:
             return None
         return PyBytes_FromStringAndSize(<char *> e.out.p, e.out.size), tuple([ends[r] for r in range(levels + 1)])
     finally:
+        give_back(e.arena)
         release_encoder(&e)

@@ -53,6 +53,8 @@ typedef struct {
     uint32_t values[HTJ2K_QUADS][4][HTJ2K_QUADS];
     /* A block that lies at an edge, with zeros beyond. */
     int32_t edge[64 * 64];
+    /* One of the lowest subband. */
+    int32_t lowest[64 * 64];
     uint8_t mag[HTJ2K_MAG_BYTES + 64];
     uint8_t vlc[HTJ2K_VLC_BYTES + 64];
     uint8_t vlc_stuffed[HTJ2K_VLC_BYTES + 64];
