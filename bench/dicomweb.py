@@ -35,6 +35,8 @@ COUNT = 40
 CONNECTIONS = 8
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 FRAME = "multipart/related; type=application/octet-stream; transfer-syntax=*"
+LIST, PEER_LIST = "/api/v1/studies?limit=50", "/studies?expand&since=0&limit=50"
+"""What each server's own page asks for."""
 WANTED = 10.0
 """Frames/s of radmesh, as multiples of Orthanc's."""
 
@@ -152,11 +154,15 @@ def check(web: Web, paths: list[str], files: list[Path]) -> None:
             sys.exit(f"bench: {web.name} answers with another frame than {file.name}")
 
 
+def within(paths: list[str]) -> dict[str, list[str]]:
+    """Paths under /dicom-web, the same at both servers."""
+    return {name: [f"/dicom-web{path}" for path in paths] for name in ("radmesh", "orthanc")}
+
+
 def load(web: Web, paths: list[str], accept: str, seconds: int, folder: Path, *, zipped: bool) -> dict[str, float]:
     script = folder / "wrk.lua"
     # wrk takes the host from its argument, and the whole path from here.
-    root = "/" + web.url.split("/", 3)[3]
-    script.write_text(SCRIPT % ", ".join(f'"{root}{path}"' for path in paths))
+    script.write_text(SCRIPT % ", ".join(f'"{path}"' for path in paths))
     headers = {"Accept": accept, **({"Accept-Encoding": "gzip"} if zipped else {}), **web.headers}
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script)]
     for name, value in headers.items():
@@ -191,13 +197,18 @@ def main() -> None:
     base = f"/studies/{study}/series/{series}"
     frames = [f"{base}/instances/{sets.uid('bench', 'CT', 0, number)}/frames/1" for number in range(COUNT)]
     json_type = "application/dicom+json"
+    search = "/studies?PatientID=BENCHCT00000"
+    # The same result, asked for by so many other questions: who has the same at the same time shares an answer.
+    others = [f"{search}&StudyDate=-2099{month:02}{day:02}" for month in range(1, 13) for day in (1, 8, 15, 22)]
     # Name, paths, Accept, whether gzip is accepted.
     loads = (
-        ("frames", frames, FRAME, False),
-        ("frames, as browsers", frames, FRAME, True),
-        ("series metadata", [f"{base}/metadata"], json_type, True),
-        ("search: instances", [f"{base}/instances"], json_type, True),
-        ("search: studies", ["/studies?PatientID=BENCHCT00000"], json_type, True),
+        ("frames", within(frames), FRAME, False),
+        ("frames, as browsers", within(frames), FRAME, True),
+        ("series metadata", within([f"{base}/metadata"]), json_type, True),
+        ("search: instances", within([f"{base}/instances"]), json_type, True),
+        ("search: studies", within([search]), json_type, True),
+        ("search: each another", within(others), json_type, True),
+        ("list of studies", {"radmesh": [LIST], "orthanc": [PEER_LIST]}, "application/json", True),
     )
     rows: list[dict[str, Any]] = []
     try:
@@ -209,10 +220,10 @@ def main() -> None:
                 print(f"round {number + 1} of {arguments.rounds}", flush=True)
                 for name, paths, accept, zipped in loads:
                     for web in (ours, theirs):
-                        result = load(web, paths, accept, arguments.seconds, scratch, zipped=zipped)
+                        result = load(web, paths[web.name], accept, arguments.seconds, scratch, zipped=zipped)
                         rows.append({"load": name, "server": web.name, **result})
                         print(
-                            f"  {name:21}{web.name:10}{result['requests_s']:9.0f}/s{result['mb_s']:9.1f} MB/s"
+                            f"  {name:22}{web.name:10}{result['requests_s']:9.0f}/s{result['mb_s']:9.1f} MB/s"
                             f"{result['p50_ms']:9.2f} ms{result['cpu_ms']:9.2f} CPU ms{result['failed']:6.0f} failed",
                             flush=True,
                         )
@@ -239,7 +250,7 @@ def report(rows: list[dict[str, Any]], loads: list[str]) -> None:
         cpu = of["orthanc", "cpu_ms"] / max(of["radmesh", "cpu_ms"], 1e-9)
         wanted = f"   wanted: ≥ {WANTED:.0f}" if name == "frames" else ""
         print(
-            f"  {name:21}radmesh {ours:7.0f}   orthanc {theirs:7.0f}   ÷ {ours / theirs:6.1f}"
+            f"  {name:22}radmesh {ours:7.0f}   orthanc {theirs:7.0f}   ÷ {ours / theirs:6.1f}"
             f"   for a second of CPU ÷ {cpu:6.1f}{wanted}"
         )
 

@@ -81,8 +81,19 @@ class Audit:
         Raises:
             RadmeshError: as `record`.
         """
-        question = hashlib.sha256(request.SerializeToString(deterministic=True) + text.encode()).hexdigest()
+        self.asked(action, call, question_of(request, text))
+
+    def asked(self, action: str, call: Call, question: str) -> None:
+        """Write a query whose question (`question_of`) is known; as `query`.
+
+        Raises:
+            RadmeshError: as `record`.
+        """
         self._once((_session(call), action, question), lambda: self.record(action, call))
+
+    def knows_query(self, action: str, call: Call, question: str) -> bool:
+        """Whether this query was written within the last minute: then `asked` would write nothing."""
+        return self._is_recent((_session(call), action, question))
 
     def access(self, action: str, call: Call, study: str, *, outcome: str = "SUCCESS") -> None:
         """Write an access to a study, once a minute for the same session, action, study and outcome.
@@ -115,6 +126,11 @@ class Audit:
             raise
         self.access(action, call, study)
         return answer
+
+
+def question_of(request: Any, text: str = "") -> str:
+    """Return what tells a query from all others."""
+    return hashlib.sha256(request.SerializeToString(deterministic=True) + text.encode()).hexdigest()
 
 
 def _session(call: Call) -> str:

@@ -26,9 +26,12 @@ _PAGE: Final = 100
 _MOST: Final = 1000
 
 
+_RECONCILERS: Final = roles_of(_RIS["ListAdmissions"])
+
+
 def may_reconcile(person: Person) -> bool:
     """Whether the person has the right `reconcile`: sees what is held, and decides about it."""
-    return person.role in roles_of(_RIS["ListAdmissions"])
+    return person.role in _RECONCILERS
 
 
 def _person(call: Call) -> Person:

@@ -31,7 +31,7 @@ from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Call
 from radmesh.runtime.security import Credentials
-from radmesh.sql.engine import micros, time_of
+from radmesh.sql.engine import micros
 
 TICKET_SECONDS: Final = 60
 _WAIT_SECONDS: Final = 2.0
@@ -43,7 +43,7 @@ def _stamp(value: int) -> Timestamp | None:
     if not value:
         return None
     stamp = Timestamp()
-    stamp.FromDatetime(time_of(value))
+    stamp.FromMicroseconds(value)
     return stamp
 
 
@@ -420,10 +420,12 @@ class QueryService:
             size=page_size(request.page_size, 1000, 5000),
             token=request.page_token,
         )
-        return pb.FindInstancesResponse(instances=map(self._instance, rows), next_page_token=token)
-
-    def _instance(self, row: Any) -> pb.Instance:
         oldest = micros(self._clock.now()) - int(self._store_timeout * 1e6)
+        instances = [self._instance(row, oldest) for row in rows]
+        return pb.FindInstancesResponse(instances=instances, next_page_token=token)
+
+    @staticmethod
+    def _instance(row: Any, oldest: int) -> pb.Instance:
         return pb.Instance(
             identity=common_pb2.ContentIdentity(
                 sop_instance_uid=row["sop_instance_uid"],

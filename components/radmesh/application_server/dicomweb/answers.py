@@ -61,7 +61,7 @@ def _headers(content_type: str, tag: str, length: int, *, ranges: bool) -> tuple
 
 async def begin(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Send status and headers."""
-    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 async def go_on(send: Send, data: Buffer) -> None:

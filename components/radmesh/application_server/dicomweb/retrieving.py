@@ -34,7 +34,7 @@ from radmesh.application_server.ris import may_reconcile
 from radmesh.dicom import part10
 from radmesh.dicom.uids import is_valid_uid
 from radmesh.runtime.errors import RadmeshError
-from radmesh.runtime.rpc import Call
+from radmesh.runtime.rpc import Call, Person
 from radmesh.transfer.codec import Buffer
 from radmesh.transfer.reader import read_object
 
@@ -53,6 +53,8 @@ _HTJ2K: Final = "1.2.840.10008.1.2.4.202"
 _JPEG_BASELINE: Final = "1.2.840.10008.1.2.4.50"
 _THUMBNAILS_BYTES: Final = 16 << 20
 _ATTEMPTS: Final = 3
+# Frames that were sent lately, and how long path and Accept header may be.
+_REMEMBERED, _REMEMBERED_LENGTH = 4096, 1024
 
 
 def routes(door: Door, pictures: Pictures, metadata: Metadata) -> Sequence[Route]:
@@ -105,6 +107,16 @@ class _Asked:
         return {series.series_instance_uid: series.instance_count for series in self.detail.series}
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A frame that was sent: who asks for it again is answered without looking at everything again."""
+
+    asked: _Asked
+    found: SeriesPictures
+    frame: tuple[object, ...]
+    form: Form
+
+
 class Wado:
     """The resources, as ASGI applications: the door has let the caller in."""
 
@@ -115,6 +127,7 @@ class Wado:
         self._queries: Any = door.stubs["QueryService"]
         # Decoding takes a core, and memory for the frame.
         self._decoding = asyncio.Semaphore(2)
+        self._sent: OrderedDict[tuple[Any, ...], _Sent] = OrderedDict()
         self._thumbnails: OrderedDict[tuple[object, ...], bytes] = OrderedDict()
         self._thumbnail_bytes = 0
 
@@ -133,8 +146,7 @@ class Wado:
         for name in ("study", "series", "instance"):
             _checked_uid(names, name)
         call = call_of(scope)
-        person = call.person
-        assert person is not None
+        person = _person(call)
         detail = await self._door.study(call, names["study"], ACTION)
         series = names.get("series", "")
         if series and all(one.series_instance_uid != series for one in detail.series):
@@ -205,6 +217,10 @@ class Wado:
 
     async def frames(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Answer with frames: from memory, most of the time."""
+        call = call_of(scope)
+        key = (scope["path"], "" if scope["query_string"] else header(scope, b"accept"), may_reconcile(_person(call)))
+        if await self._send_again(key, call, scope, send):
+            return
         asked = await self._asked(scope)
         numbers = _numbers(scope["path_params"]["frames"])
         found = await self._pictures_of(asked)
@@ -215,12 +231,40 @@ class Wado:
             form = form_of(picture, numbers, _accept_text(scope))
             representation = Representation(scope, form.content_type, form.tag, form.size)
             if await self._send_frames(asked, picture, form, representation, send):
+                if form.kept and not scope["query_string"] and sum(map(len, key[:2])) < _REMEMBERED_LENGTH:
+                    self._remember(key, _Sent(asked, found, picture.key(numbers[0]), form))
                 return
             # What was made anew meanwhile, or is in another web cache now, is another representation.
             found = await self._read(
                 self._pictures.series, asked.detail.study, asked.series, held=asked.held, after=time.monotonic()
             )
         raise RadmeshError("PEER_UNAVAILABLE", "the pictures are being made anew: try again")
+
+    async def _send_again(self, key: tuple[Any, ...], call: Call, scope: Scope, send: Send) -> bool:
+        """Send a frame that was sent before, if the caller may see it, and all is as it was then."""
+        sent = self._sent.get(key)
+        if sent is None:
+            return False
+        study, held = sent.asked.study, sent.asked.held
+        detail = await self._door.study(call, study, ACTION)
+        if detail is not sent.asked.detail or self._pictures.suspects():
+            return False
+        if self._pictures.known(detail.study, sent.asked.series, held=held) is not sent.found:
+            return False
+        frame = self._pictures.cache.get(sent.frame)
+        if frame is None or frame.size > LARGE:
+            return False
+        form, whole = sent.form, frame.whole
+        representation = Representation(scope, form.content_type, form.tag, form.size)
+        start, end = representation.start, representation.end
+        await answers.begin(send, representation.status, representation.headers)
+        await answers.end(send, whole if end - start == len(whole) else memoryview(whole)[start:end])
+        return True
+
+    def _remember(self, key: tuple[Any, ...], sent: "_Sent") -> None:
+        self._sent[key] = sent
+        while len(self._sent) > _REMEMBERED:
+            self._sent.popitem(last=False)
 
     async def _send_frames(
         self, asked: _Asked, picture: Picture, form: Form, representation: Representation, send: Send
@@ -588,6 +632,11 @@ class _Permission:
             if not seen:
                 raise RadmeshError("INSTANCE_NOT_FOUND", "there is no such instance any more")
         self._looked = time.monotonic()
+
+
+def _person(call: Call) -> Person:
+    assert call.person is not None
+    return call.person
 
 
 def _numbers(text: str) -> tuple[int, ...]:

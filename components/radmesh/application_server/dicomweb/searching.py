@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 from starlette.responses import Response
 
 from radmesh.api.database.v1 import database_pb2
+from radmesh.application_server.audit import question_of
 from radmesh.application_server.dicomweb import qido
 from radmesh.application_server.dicomweb.negotiation import DICOM_JSON, Offer, choose, parse_accept
 from radmesh.application_server.dicomweb.qido import INSTANCE, SERIES, STUDY, Search
@@ -15,7 +18,6 @@ from radmesh.application_server.http.parameters import uid
 from radmesh.application_server.http.routes import PERSONS, Route
 from radmesh.application_server.ris import may_reconcile
 from radmesh.runtime.errors import RadmeshError
-from radmesh.runtime.rpc import Call
 
 JSON_OFFERS: Final = (Offer(DICOM_JSON), Offer("application/json"))
 # How many studies are looked at for one answer; what lies behind is told of by a Warning.
@@ -23,6 +25,7 @@ _MOST_STUDIES: Final = 20_000
 _PAGE: Final = 1000
 _INSTANCES_PAGE: Final = 5000
 Found = tuple[Any, Any, Any]
+Matches = tuple[tuple[qido.Attribute, str], ...]
 
 
 def routes(door: Door) -> Sequence[Route]:
@@ -45,22 +48,37 @@ def routes(door: Door) -> Sequence[Route]:
     )
 
 
+@lru_cache(256)
+def _parsed(level: str, query: bytes, accept: str) -> tuple[Offer, Search]:
+    """Return in which form the answer is wanted, and what is searched for.
+
+    Raises:
+        RadmeshError: NOT_ACCEPTABLE, FIELD_INVALID.
+    """
+    parameters = [part for part in query.split(b"&") if part]
+    accepted = next((value for key, value in parse_qsl(query.decode("latin-1")) if key == "accept"), "")
+    offer = choose(parse_accept(accepted or accept), JSON_OFFERS)
+    return offer, qido.parse(level, b"&".join(part for part in parameters if not part.startswith(b"accept=")))
+
+
 async def _answer(door: Door, request: Request, level: str) -> Response:
-    accept = request.query_params.get("accept") or request.headers.get("accept", "")
-    offer = choose(parse_accept(accept), JSON_OFFERS)
     query = request.scope["query_string"]
-    search = qido.parse(level, b"&".join(p for p in query.split(b"&") if not p.startswith(b"accept=")))
+    offer, search = _parsed(level, query, request.headers.get("accept", ""))
+    call = request.call
+    held = may_reconcile(request.person)
     detail, series = None, ""
     if "study" in request.path_params:
-        detail = await door.study(request.call, uid(request, "study"))
+        detail = await door.study(call, uid(request, "study"))
         if "series" in request.path_params:
             series = uid(request, "series")
             if all(one.series_instance_uid != series for one in detail.series):
                 raise RadmeshError("SERIES_NOT_FOUND", "the study has no such series")
+    else:
+        await door.note_query(call, question_of(_first_page(search, held=held)[0]))
     base = qido.base_url(request.scope["scheme"], request.headers.get("host", ""))
 
     def find() -> tuple[bytes, list[str]]:
-        walk = _Walk(door, request.call, search)
+        walk = _Walk(door, search, held=held)
         found = walk.within(detail, series) if detail is not None else walk.everywhere()
         results, more = _cut(search, found)
         warnings = [*search.warnings]
@@ -70,11 +88,21 @@ async def _answer(door: Door, request: Request, level: str) -> Response:
         text = json.dumps([written.write(*one) for one in results], ensure_ascii=False, separators=(",", ":"))
         return text.encode("utf-8", "replace"), warnings
 
-    body, warnings = await door.run(find)
+    key = ("search", request.scope["path"], query, base, held)
+    body, warnings = await door.joined.get(key, lambda: door.run(find))
     response = Response(body, media_type=offer.type)
     for text in warnings:
         response.headers.append("Warning", qido.warning(base, text))
     return response
+
+
+def _first_page(search: Search, *, held: bool) -> tuple[database_pb2.FindStudiesRequest, Matches]:
+    """Return what the database is asked for, with the eyes of who searches, and what must be looked at afterwards."""
+    request, rest = qido.request_of(search)
+    asked = search.offset + search.limit + 1
+    request.page_size = _PAGE if rest or asked > _PAGE else asked
+    request.include_held = held
+    return request, rest
 
 
 def _cut(search: Search, found: Iterator[Found]) -> tuple[list[Found], bool]:
@@ -92,12 +120,9 @@ def _cut(search: Search, found: Iterator[Found]) -> tuple[list[Found], bool]:
 class _Walk:
     """Walks through what a search may find, in a fixed order: studies newest first, then by number."""
 
-    def __init__(self, door: Door, call: Call, search: Search) -> None:
-        assert call.person is not None
-        self._door = door
-        self._call = call
+    def __init__(self, door: Door, search: Search, *, held: bool) -> None:
         self._search = search
-        self._held = may_reconcile(call.person)
+        self._held = held
         self._queries: Any = door.stubs["QueryService"]
         self.cut = False
 
@@ -107,12 +132,10 @@ class _Walk:
 
     def everywhere(self) -> Iterator[Found]:
         """Yield (study, series, instance) of all studies; of a search for studies series and instance are None."""
-        request, rest = qido.request_of(self._search)
-        asked = self._search.offset + self._search.limit + 1
-        request.page_size = _PAGE if rest or asked > _PAGE else asked
+        request, rest = _first_page(self._search, held=self._held)
         opened = looked = 0
         while True:
-            page = self._door.study_service.FindStudies(request, self._call)
+            page = self._queries.FindStudies(request)
             for study in page.studies:
                 if not all(qido.matches(attribute, value, study) for attribute, value in rest):
                     continue

@@ -8,7 +8,7 @@ import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from starlette.responses import RedirectResponse, Response
 from radmesh.api.database.v1 import database_pb2
 from radmesh.application_server.audit import Audit
 from radmesh.application_server.config import Http
+from radmesh.application_server.http.joined import Joined
 from radmesh.application_server.http.problems import problem
 from radmesh.application_server.http.routes import Route, Router, Scope
 from radmesh.application_server.ris import RisService, may_reconcile
@@ -230,7 +231,10 @@ class Door:
         self._running = 0
         self._seen: OrderedDict[tuple[bool, str], tuple[float, database_pb2.StudyDetail]] = OrderedDict()
         self._seconds = context.metrics.histogram("radmesh_http_seconds")
+        self._timer = functools.cache(lambda path, status: self._seconds.labels(path, str(status)))
         self._router = Router(())
+        self.joined = Joined()
+        """Questions that several have at the same time."""
 
     def mount(self, routes: Iterable[Route]) -> None:
         """Serve more routes."""
@@ -250,12 +254,24 @@ class Door:
 
     async def answer(self, request: Request, content: Any) -> Response:
         """Return an answer in JSON; a long one is compressed for who accepts gzip."""
-        compressed = _accepts_gzip(request.headers.get("accept-encoding", ""))
-        body, compressed = await self.run(_encoded, content, compressed=compressed)
-        headers = {"Vary": "Accept-Encoding"}
-        if compressed:
-            headers["Content-Encoding"] = "gzip"
-        return Response(body, headers=headers, media_type="application/json")
+        return _written(await self.run(encoded, content, compressed=_takes_gzip(request)))
+
+    async def answer_query(self, request: Request, key: Hashable, find: Callable[[], Any]) -> Response:
+        """Return what a blocking `find` finds, as `answer`; asked once for all who ask for `key` at the same time."""
+        compressed = _takes_gzip(request)
+        found = await self.joined.get(
+            (key, compressed), lambda: self.run(lambda: encoded(find(), compressed=compressed))
+        )
+        return _written(found)
+
+    async def note_query(self, call: Call, question: str) -> None:
+        """Write a query for studies into the audit, once a minute for the same session and question.
+
+        Raises:
+            RadmeshError: it cannot be written: nothing may be answered.
+        """
+        if not self.audit.knows_query("STUDY_QUERY", call, question):
+            await self.run(self.audit.asked, "STUDY_QUERY", call, question)
 
     async def study(
         self, call: Call, study_instance_uid: str, action: str = "STUDY_SHOW", *, fresh: bool = False
@@ -319,7 +335,7 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _secured(message.get("headers", ()), page=route is not None and route.page)
+                message["headers"] = _secured(tuple(message.get("headers", ())), page=route is not None and route.page)
             await send(message)
 
         try:
@@ -402,7 +418,7 @@ class Door:
     def _observe(self, scope: Scope, route: Route | None, status: int, seconds: float) -> None:
         path = route.path if route else "none"
         if route is None or not route.lasting:
-            self._seconds.labels(path, str(status or 499)).observe(seconds)
+            self._timer(path, status or 499).observe(seconds)
         if status < 400 and scope["method"] in SAFE_METHODS and not self.config.access_log:
             return
         call: Call | None = scope.get("radmesh.call")
@@ -426,30 +442,45 @@ class Door:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+@functools.lru_cache(256)
 def _accepts_gzip(accepted: str) -> bool:
     """Return what an Accept-Encoding says of gzip (RFC 9110 12.5.3)."""
-    for item in accepted.lower().split(","):
+    for item in accepted.lower().split(",") if accepted else ():
         coding, _, weight = item.replace(" ", "").partition(";q=")
         if coding == "gzip":
             return weight.strip("0.") != "" or not weight
     return False
 
 
-def _encoded(content: Any, *, compressed: bool) -> tuple[bytes, bool]:
+def _takes_gzip(request: Request) -> bool:
+    return _accepts_gzip(request.headers.get("accept-encoding", ""))
+
+
+def _written(made: tuple[bytes, bool]) -> Response:
+    body, compressed = made
+    headers = {"Vary": "Accept-Encoding"}
+    if compressed:
+        headers["Content-Encoding"] = "gzip"
+    return Response(body, headers=headers, media_type="application/json")
+
+
+def encoded(content: Any, *, compressed: bool) -> tuple[bytes, bool]:
+    """Return JSON, and whether it is compressed: it is not worth it for all."""
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     if compressed and len(body) > _COMPRESS_FROM:
         return gzip.compress(body, 1, mtime=0), True
     return body, False
 
 
-def _secured(headers: Iterable[tuple[bytes, bytes]], *, page: bool) -> list[tuple[bytes, bytes]]:
+@functools.lru_cache(4096)
+def _secured(headers: tuple[tuple[bytes, bytes], ...], *, page: bool) -> tuple[tuple[bytes, bytes], ...]:
     made = [*headers, *_HEADERS]
     names = {name for name, _ in made}
     if b"content-security-policy" not in names:
         made.append((b"content-security-policy", (PAGE_POLICY if page else _API_POLICY).encode()))
     if b"cache-control" not in names:
         made.append((b"cache-control", b"no-store"))
-    return made
+    return tuple(made)
 
 
 def parameter_problem(name: str, rule: str) -> RadmeshError:

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from radmesh.runtime.errors import RadmeshError
@@ -11,6 +12,8 @@ ANYBODY: Final = ("anonymous",)
 """`roles` of what needs no session."""
 SIGNED_IN: Final = ("none", "*")
 """`roles` of what every session may, also one that may nothing else."""
+# Paths whose route is remembered, and how long they may be.
+_KEPT, _KEPT_LENGTH = 4096, 512
 PERSONS: Final = ("*",)
 """`roles` of what every role but "none" may."""
 
@@ -55,6 +58,7 @@ class Router:
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = tuple(routes)
         self._root = _Node()
+        self._known = lru_cache(_KEPT)(self._find)
         for route in self.routes:
             self._add(route)
 
@@ -81,6 +85,12 @@ class Router:
         Raises:
             RadmeshError: PATH_UNKNOWN; METHOD_NOT_ALLOWED, its metadata `allow` says which are.
         """
+        if len(path) > _KEPT_LENGTH:
+            return self._find(method, path)
+        route, found = self._known(method, path)
+        return route, dict(found)
+
+    def _find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         segments = _segments(path)
         straight, names = self._straight(segments)
         if straight is not None and (route := straight.routes.get(method)) is not None:

@@ -6,19 +6,27 @@ is told nothing. So connections are accepted here, given to uvicorn's protocol, 
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from radmesh.application_server.config import Http
 from radmesh.application_server.http.app import Door
@@ -43,13 +51,92 @@ _TICK_SECONDS: Final = 1.0
 _FIRST_OF_TLS: Final = b"\x16"
 
 
+@functools.lru_cache(4096)
+def _head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, int | None, bool]:
+    """Return a head without its last line, the length of what follows, and whether it says that it is the last."""
+    lines, length, closes = [STATUS_LINE[status]], None, False
+    for name, value in headers:
+        if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
+            raise ValueError("a header that HTTP cannot carry")
+        if name == b"content-length":
+            length = int(value)
+        elif name == b"connection":
+            closes = closes or b"close" in value.lower()
+        lines += [name, b": ", value, b"\r\n"]
+    return b"".join(lines), length, closes
+
+
+class Cycle(RequestResponseCycle):
+    """A request and its answer, whose head goes out in one piece with the first of its body: one call, one packet."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named)
+        self._held = b""
+
+    async def send(self, message: Any) -> None:
+        """Take a message of ASGI."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if not self.response_started:
+            self._begin(message["status"], message["headers"])
+        elif self.response_complete:
+            raise RuntimeError("this was answered already")
+        else:
+            self._go_on(message.get("body", b""), more=message.get("more_body", False))
+
+    def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        head, length, closes = _head(status, tuple(headers))
+        self.response_started, self.waiting_for_100_continue = True, False
+        if closes:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            head += b"connection: close\r\n"
+        bare = self.scope["method"] == "HEAD" or status in (204, 304)
+        self.chunked_encoding = length is None and not bare
+        self.expected_content_length = 0 if bare else length or 0
+        if self.chunked_encoding:
+            # What follows may take its time.
+            self.transport.write(head + b"transfer-encoding: chunked\r\n\r\n")
+        else:
+            self._held = head + b"\r\n"
+
+    def _go_on(self, body: Any, *, more: bool) -> None:
+        size = len(body)
+        pieces: list[Any] = []
+        if self.chunked_encoding:
+            if size:
+                pieces += [b"%x\r\n" % size, body, b"\r\n"]
+            if not more:
+                pieces.append(b"0\r\n\r\n")
+        else:
+            if self._held:
+                pieces.append(self._held)
+                self._held = b""
+            if size and self.scope["method"] != "HEAD":
+                if size > self.expected_content_length:
+                    raise RuntimeError("the answer is longer than was said")
+                self.expected_content_length -= size
+                pieces.append(body)
+        if pieces:
+            self.transport.writelines(pieces)
+        if not more:
+            if self.expected_content_length:
+                raise RuntimeError("the answer is shorter than was said")
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
+
+
 class Connection(HttpToolsProtocol):
     """One client's connection, with bounds."""
 
     def __init__(self, lost: Callable[[], None], **named: Any) -> None:
         super().__init__(**named)
         self._lost = lost
-        self._asked = False
         self._in_head = False
         self._head_bytes = 0
         self._head_since = time.monotonic()
@@ -70,7 +157,6 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; a head that is too long is not kept."""
-        self._unset_keepalive_if_required()
         if self._ended or self.transport.is_closing():
             return
         if self._in_head:
@@ -92,7 +178,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a head."""
         super().on_message_begin()
-        self._asked = self._in_head = True
+        self._in_head = True
         self._head_bytes, self._head_since = 0, time.monotonic()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -104,10 +190,43 @@ class Connection(HttpToolsProtocol):
         """Answer the request."""
         self._in_head, self._in_body = False, True
         self._body_since, self._body_bytes = time.monotonic(), 0
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         self._too_large = size > HEAD_BYTES or len(self.headers) > HEADERS_MOST
         if not self._too_large:
-            super().on_headers_complete()
+            self._answer()
+
+    def _answer(self) -> None:
+        """Do what uvicorn's `on_headers_complete` does."""
+        scope, version = self.scope, self.parser.get_http_version()
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        if self.url.startswith(b"/") and b"#" not in self.url:
+            path, _, query = self.url.partition(b"?")
+        else:
+            url = httptools.parse_url(self.url)
+            path, query = url.path, url.query or b""
+        scope["raw_path"], scope["query_string"] = path, query
+        text = path.decode("ascii")
+        scope["path"] = unquote(text) if "%" in text else text
+        before: Any = self.cycle
+        self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=[],
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
         """Take, or throw away, a piece of a body."""
@@ -127,7 +246,11 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Give what is left of the body a moment: who is still sending has to see the answer."""
         self._body_since, self._body_bytes = time.monotonic(), 0
-        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
 
     # -- what goes
 
@@ -178,7 +301,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
         elif self._in_head and now - self._head_since > _HEAD_SECONDS:
             self._end(RadmeshError("REQUEST_SLOW", f"the request did not come within {_HEAD_SECONDS:.0f} s"))
-        elif not self._asked and now - self._head_since > _KEEP_ALIVE_SECONDS:
+        elif not self._in_head and now - max(self._body_since, self._head_since) > _KEEP_ALIVE_SECONDS:
             self.transport.close()
 
     def _give_up(self) -> None:

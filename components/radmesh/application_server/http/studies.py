@@ -1,6 +1,7 @@
 """Studies as JSON: the list, one of them with its series, instances and pictures, and what became of it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from starlette.responses import Response
@@ -8,6 +9,7 @@ from starlette.responses import Response
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.curator.v1 import curator_pb2
 from radmesh.api.database.v1 import database_pb2
+from radmesh.application_server.audit import question_of
 from radmesh.application_server.http.app import Door, Request, parameter_problem
 from radmesh.application_server.http.parameters import Query, uid
 from radmesh.application_server.http.routes import PERSONS, Route
@@ -36,8 +38,12 @@ def routes(door: Door) -> Sequence[Route]:
     studies = Studies(door)
 
     async def find(request: Request) -> Response:
-        query = Query(request, _FILTERS, ("modality",))
-        return await door.answer(request, await door.run(studies.find, query, request.call))
+        held = _eyes(request.call)
+        asked = studies.asked(Query(request, _FILTERS, ("modality",)), held=held)
+        if not asked.request.page_token:
+            await door.note_query(request.call, question_of(asked.request, asked.text))
+        key = ("studies", held, request.scope["query_string"])
+        return await door.answer_query(request, key, lambda: studies.find(asked))
 
     async def show(request: Request) -> Response:
         query = Query(request, ("frames", "instances"))
@@ -110,20 +116,29 @@ def routes(door: Door) -> Sequence[Route]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query for the list: what the database is asked for, what was typed, how its cursors begin."""
+
+    request: database_pb2.FindStudiesRequest
+    text: str
+    prefix: str
+
+
 class Studies:
     """Blocking calls behind the routes."""
 
     def __init__(self, door: Door) -> None:
         self._context: Context = door.context
-        self._audit = door.audit
         self._queries = door.stubs["QueryService"]
         self._curation = door.stubs["CurationService"]
 
-    def find(self, query: Query, call: Call) -> dict[str, Any]:
-        """Return a page of the list.
+    @staticmethod
+    def asked(query: Query, *, held: bool) -> "Asked":
+        """Return what a query for the list asks for.
 
         Raises:
-            RadmeshError: FIELD_INVALID; the database does not answer.
+            RadmeshError: FIELD_INVALID.
         """
         first, last = query.dates("study_date")
         request = database_pb2.FindStudiesRequest(
@@ -135,23 +150,29 @@ class Studies:
             reading=state(_ENUMS["ReadingState"], query.text("reading"), "reading"),  # type: ignore[arg-type]
             acquisition=state(_ENUMS["AcquisitionState"], query.text("acquisition"), "acquisition"),  # type: ignore[arg-type]
             page_size=query.page_size(),
-            include_held=_eyes(call),
+            include_held=held,
         )
         by, colon, request.page_token = query.text("cursor").rpartition(":")
-        if not request.page_token:
-            self._audit.query("STUDY_QUERY", call, request, query.text("text"))
-        text = query.text("text").strip()
+        return Asked(request, query.text("text"), f"{by}{colon}")
+
+    def find(self, asked: "Asked") -> dict[str, Any]:
+        """Return a page of the list.
+
+        Raises:
+            RadmeshError: FIELD_INVALID.
+        """
+        request, text, prefix = asked.request, asked.text.strip(), asked.prefix
         if text:
-            by, found = self._by_text(request, text, by)
-            colon = ":"
-        elif by or colon:
+            by, found = self._by_text(request, text, prefix.removesuffix(":"))
+            prefix = f"{by}:"
+        elif prefix:
             raise parameter_problem("cursor", "of another query: begin without one")
         else:
             found = self._queries.FindStudies(request)
         token = found.next_page_token
         return {
             "studies": [to_json(study) for study in found.studies],
-            "next_cursor": f"{by}{colon}{token}" if token else "",
+            "next_cursor": f"{prefix}{token}" if token else "",
         }
 
     def _by_text(self, request: database_pb2.FindStudiesRequest, text: str, by: str) -> tuple[str, Any]:
