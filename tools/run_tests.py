@@ -28,6 +28,7 @@ JOBS = (
     ("tests/curator",),
     ("tests/ris",),
     ("tests/mesh", "tests/application_server"),
+    ("tests/edge",),
     ("tests/http",),
     ("tests/network_gateway", "tests/archive_server"),
     ("tests/connectivity_manager",),
@@ -43,7 +44,7 @@ def jobs() -> list[list[str]]:
     every = sorted(
         f"tests/{path.name}" for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name not in _NOT_TESTS
     )
-    named = [[folder for folder in job if folder in every] for job in JOBS]
+    named = [there for job in JOBS if (there := [folder for folder in job if folder in every])]
     rest = [folder for folder in every if not any(folder in job for job in named)]
     # Not the last: nobody waits at the end for a long one.
     return [*named[:4], rest, *named[4:]]

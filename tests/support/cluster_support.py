@@ -80,7 +80,7 @@ class RealCluster:
             [*COMMAND, "up", "--data", str(data), *arguments],
             env=environment(**FREE_PORTS), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        until = time.monotonic() + 120
+        until = time.monotonic() + 180
         while not (data / "ready.json").exists():
             if self.process.poll() is not None or time.monotonic() > until:
                 self.process.kill()

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import raw_dicom
+from cluster_support import FREE_PORTS, environment
 from waiting import wait_for
 
 from radmesh.client import Cluster
@@ -40,8 +41,8 @@ class Running:
             folder = self.data / instance
             folder.mkdir(mode=0o700)
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", folder], check=True)
-        self._ports: tuple[str, ...] = ("--dicom-port", "0", "--grpc-port", "0", "--hl7-port", "0")
-        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("RADMESH_")}
+        self._ports: tuple[str, ...] = ()
+        self._environment = environment(**FREE_PORTS)
         self.start()
 
     def start(self) -> None:
@@ -52,9 +53,9 @@ class Running:
             stderr=subprocess.DEVNULL,
             env=self._environment,
         )
-        wait_for(self.ready, 40, "radmesh up is ready")
+        wait_for(lambda: bool(self.ready()) or self.process.poll() is not None, 180, "radmesh up is ready")
         ports = self.ready()["ports"]
-        self._ports = ("--dicom-port", str(ports["dicom"]), "--grpc-port", str(ports["grpc"]), "--hl7-port", "0")
+        self._ports = ("--dicom-port", str(ports["dicom"]), "--grpc-port", str(ports["grpc"]))
 
     def ready(self) -> dict[str, Any]:
         try:
