@@ -2,22 +2,19 @@
 """Bit streams of a JPEG 2000 code stream: each kind as a struct and its reader, and the writer of packet headers.
 
 Writers never check for room: whoever starts one gives it a buffer for the worst case. Readers never read outside their
-bytes: past the end they give what the standard says a decoder is to see there. Those of a block are written by
-htj2k_encode_block.h.
+bytes: past the end they give what the standard says a decoder is to see there. MagSgn, MEL and
+VLC are written by htj2k_encode_block.h and read by htj2k_decode_block.h.
 
 | stream | bytes | bits | seven bits follow | clause |
 | --- | --- | --- | --- | --- |
-| MagSgn, SigProp | forward | least significant first | 0xFF | T.814 7.1.2, 7.1.5 |
-| MEL | forward | most significant first | 0xFF | T.814 7.1.3 |
-| VLC, MagRef | backward | least significant first | over 0x8F, and they are all ones | T.814 7.1.4, 7.1.6 |
+| SigProp | forward | least significant first | 0xFF | T.814 7.1.5 |
+| MagRef | backward | least significant first | over 0x8F, and they are all ones | T.814 7.1.6 |
 | packet header | forward | most significant first | 0xFF | T.800 B.10.1 |
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from radmesh_native._htj2k_tables cimport HTJ2K_MEL_EXPONENT
-
-# MagSgn and SigProp -------------------------------------------------------------------------------------------------
+# SigProp -----------------------------------------------------------------------------------------------------------
 
 cdef struct ForwardReader:
     const uint8_t *p
@@ -25,27 +22,22 @@ cdef struct ForwardReader:
     uint64_t bits
     int have
     int room
-    # What follows the last byte: 0xFF for MagSgn, 0 for SigProp.
-    uint8_t fill
 
 
-cdef inline void forward_read_start(
-    ForwardReader *r, const uint8_t *p, const uint8_t *end, uint8_t fill
-) noexcept nogil:
+cdef inline void forward_read_start(ForwardReader *r, const uint8_t *p, const uint8_t *end) noexcept nogil:
     r.p = p
     r.end = end
     r.bits = 0
     r.have = 0
     r.room = 8
-    r.fill = fill
 
 
 cdef inline uint32_t forward_read(ForwardReader *r, int length) noexcept nogil:
-    """Read `length` <= 32 bits."""
+    """Read `length` <= 32 bits; zeros follow the last byte."""
     cdef uint8_t byte
     cdef uint32_t value
     while r.have < length:
-        byte = r.fill
+        byte = 0
         if r.p < r.end:
             byte = r.p[0]
             r.p += 1
@@ -58,7 +50,7 @@ cdef inline uint32_t forward_read(ForwardReader *r, int length) noexcept nogil:
     return value
 
 
-# VLC and MagRef -----------------------------------------------------------------------------------------------------
+# MagRef -------------------------------------------------------------------------------------------------------------
 
 cdef struct BackwardReader:
     # The byte that comes next, and the lowest that may.
@@ -84,16 +76,6 @@ cdef inline void backward_fill(BackwardReader *r) noexcept nogil:
         r.over = byte > 0x8F
 
 
-cdef inline void vlc_read_start(BackwardReader *r, const uint8_t *begin, const uint8_t *end) noexcept nogil:
-    """begin…end: the MEL and VLC bytes of a block, 2 at least; the first four bits share a byte with the length."""
-    cdef uint8_t byte = (end - 2)[0] | 0x0F
-    r.p = end - 3
-    r.begin = begin
-    r.have = 3 if (byte & 0x7F) == 0x7F else 4
-    r.bits = (byte >> 4) & ((1 << r.have) - 1)
-    r.over = byte > 0x8F
-
-
 cdef inline void magref_read_start(BackwardReader *r, const uint8_t *begin, const uint8_t *end) noexcept nogil:
     r.p = end - 1
     r.begin = begin
@@ -110,64 +92,6 @@ cdef inline uint32_t backward_read(BackwardReader *r, int length) noexcept nogil
     r.bits >>= length
     r.have -= length
     return value
-
-
-# MEL ----------------------------------------------------------------------------------------------------------------
-
-cdef struct MelReader:
-    const uint8_t *p
-    const uint8_t *end
-    int byte
-    int have
-    int run
-    bint one
-    int state
-
-
-cdef inline void mel_read_start(MelReader *r, const uint8_t *p, const uint8_t *end) noexcept nogil:
-    """p…end: the MEL and VLC bytes of a block. The last one and a half belong to the length: they read as ones."""
-    r.p = p
-    r.end = end
-    r.byte = 0
-    r.have = 0
-    r.run = 0
-    r.one = False
-    r.state = 0
-
-
-cdef inline int mel_read_bit(MelReader *r) noexcept nogil:
-    if r.have == 0:
-        r.have = 7 if r.byte == 0xFF else 8
-        r.byte = 0xFF
-        if r.p < r.end - 1:
-            r.byte = r.p[0]
-            if r.p == r.end - 2:
-                r.byte |= 0x0F
-            r.p += 1
-    r.have -= 1
-    return (r.byte >> r.have) & 1
-
-
-cdef inline bint mel_read(MelReader *r) noexcept nogil:
-    cdef int exponent
-    if r.run == 0 and not r.one:
-        exponent = HTJ2K_MEL_EXPONENT[r.state]
-        if mel_read_bit(r):
-            r.run = 1 << exponent
-            if r.state < 12:
-                r.state += 1
-        else:
-            while exponent:
-                exponent -= 1
-                r.run = 2 * r.run + mel_read_bit(r)
-            r.one = True
-            if r.state > 0:
-                r.state -= 1
-    if r.run:
-        r.run -= 1
-        return False
-    r.one = False
-    return True
 
 
 # Packet headers -----------------------------------------------------------------------------------------------------

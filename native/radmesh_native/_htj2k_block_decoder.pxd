@@ -17,6 +17,7 @@ cdef struct Coded:
 
 
 cdef int decode_block(
-    const Coded *coded, int bits, bint causal, bint narrow, void *samples, Py_ssize_t stride, int width, int height
+    const Coded *coded, int bits, bint causal, bint narrow, float delta, void *samples, Py_ssize_t stride, int width,
+    int height
 ) noexcept nogil
 cdef int use_block_path(int path) noexcept nogil

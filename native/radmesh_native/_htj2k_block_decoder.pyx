@@ -94,11 +94,13 @@ cdef void sigprop(
 
 
 cdef int decode_block(
-    const Coded *coded, int bits, bint causal, bint narrow, void *samples, Py_ssize_t stride, int width, int height
+    const Coded *coded, int bits, bint causal, bint narrow, float delta, void *samples, Py_ssize_t stride, int width,
+    int height
 ) noexcept nogil:
     """Decode a block of `bits` bit planes, 30 at most, to all of width × height samples; 4,096 of them at most.
 
-    Samples are int16 if `narrow`, and int32 if not. Returns FINE or BAD_BLOCK. Reads the bytes of the block only,
+    `delta`: what samples were divided by, which are floats then, and 29 bit planes at most; 0 for the reversible path,
+    where they are int16 if `narrow`, and int32 if not. Returns FINE or BAD_BLOCK. Reads the bytes of the block only,
     whatever they are.
     """
     cdef int plane = bits - 1 - coded.missing
@@ -111,7 +113,10 @@ cdef int decode_block(
     cdef const uint8_t *end = refinement + coded.refinement
     if plane < 0 or (passes > 1 and plane < 1):
         return BAD_BLOCK
-    if passes == 1:
+    # Half a step is not nothing: it is a bit more here.
+    if delta:
+        plane += 1
+    if passes == 1 and delta == 0:
         return BAD_BLOCK if htj2k_cleanup(
             narrow, coded.data, coded.cleanup, coded.missing, plane, samples, stride, width, height
         ) else FINE
@@ -120,11 +125,14 @@ cdef int decode_block(
     if passes > 2:
         magref_read_start(&backward, refinement, end)
         magref(&backward, plane - 1, wide, width, width, height)
-    forward_read_start(&forward, refinement, end, 0)
-    sigprop(&forward, plane - 1, causal, wide, width, width, height)
+    if passes > 1:
+        forward_read_start(&forward, refinement, end)
+        sigprop(&forward, plane - 1, causal, wide, width, width, height)
     for y in range(height):
         for x in range(width):
-            if narrow:
+            if delta:
+                (<float *> samples)[y * stride + x] = <float> wide[y * width + x] * (delta / 2)
+            elif narrow:
                 (<int16_t *> samples)[y * stride + x] = <int16_t> wide[y * width + x]
             else:
                 (<int32_t *> samples)[y * stride + x] = wide[y * width + x]

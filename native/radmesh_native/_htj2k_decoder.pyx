@@ -4,6 +4,7 @@
 import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.math cimport ldexp
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memset
@@ -25,7 +26,6 @@ from radmesh_native._htj2k_layout cimport (
     NOT_ALIKE,
     NOT_HIGH_THROUGHPUT,
     NOT_LAYERED,
-    NOT_REVERSIBLE,
     NOT_THESE_BITS,
     NOT_THESE_COMPONENTS,
     NOT_THIS_MARKER,
@@ -73,12 +73,11 @@ cdef dict FAULTS = {
     TOO_LARGE: "the code stream's frame has too many samples",
     TOO_MANY_BLOCKS: "the code stream has too many code blocks",
     NOT_HIGH_THROUGHPUT: "the code stream is not HTJ2K: a JPEG 2000 decoder is needed",
-    NOT_REVERSIBLE: "the code stream is not reversible: only lossless HTJ2K is decoded",
-    NOT_ALIKE: "the code stream's components differ in depth or sampling, which is not decoded",
+    NOT_ALIKE: "the code stream's components differ in depth, sampling or style, which is not decoded",
     NOT_THESE_COMPONENTS: "the code stream has neither one nor three components",
     NOT_THESE_BITS: "the code stream has more than 16 bits a sample",
     NOT_LAYERED: "the code stream has more than one layer, which is not decoded",
-    NOT_THIS_MARKER: "the code stream has COC, RGN, POC, PPM, PPT, or styles of a single tile, which are not decoded",
+    NOT_THIS_MARKER: "the code stream has RGN, POC, PPM, PPT, or styles of a single tile, which are not decoded",
     NO_SUCH_RESOLUTION: "reduce is greater than the code stream's decomposition levels",
 }
 
@@ -126,6 +125,11 @@ cdef extern from "htj2k_decode_wavelet.h" nogil:
     void htj2k_synthesise(int narrow, const htj2k_level *level, void *work)
     void htj2k_finish(int narrow, const htj2k_level *levels, const htj2k_output *out, void *work)
     void htj2k_emit(int narrow, const htj2k_level *levels, const htj2k_output *out)
+
+
+cdef extern from "htj2k_decode_97.h" nogil:
+    void htj2k_synthesise_97(const htj2k_level *level)
+    void htj2k_emit_97(const htj2k_level *levels, const htj2k_output *out)
 
 
 # Work space ---------------------------------------------------------------------------------------------------------
@@ -198,11 +202,11 @@ cdef size_t lay_planes(Planes *planes, char *memory, const Header *header, int r
     # Wherever a tile begins, its lower resolution is not larger than this.
     width = ceil_shift(width, reduce) + 1
     height = ceil_shift(height, reduce) + 1
-    # The last level goes to samples, so only one plane is as large: that of its subbands.
+    # The last level goes to samples, so only one plane is as large: that of its subbands. Not with the 9/7.
     last = (reduce if reduce == header.levels else reduce + 1) & 1
     for k in range(2):
-        planes.stride[k] = padded(width if k == last else (width >> 1) + 2)
-        rows = height if k == last else (height >> 1) + 2
+        planes.stride[k] = padded(width if k == last or header.irreversible else (width >> 1) + 2)
+        rows = height if k == last or header.irreversible else (height >> 1) + 2
         for c in range(header.components):
             if memory != NULL:
                 planes.at[c][k] = memory + at
@@ -250,6 +254,16 @@ cdef void release_decoder(Decoder *d) noexcept nogil:
     free(d.places)
 
 
+cdef float delta_of(const Header *header, int component, const Band *band) noexcept nogil:
+    """Delta_b (E-3): what the quantizer of the 9/7 divided by; 0 for the 5/3, which has none."""
+    cdef int range_bits = header.bits + (band.orientation & 1) + (band.orientation >> 1)
+    if not header.irreversible:
+        return 0
+    return <float> ldexp(
+        1 + header.mantissas[component][band.index] / 2048.0, range_bits - header.exponents[component][band.index]
+    )
+
+
 cdef inline void enter(Decoder *d, Py_ssize_t part) noexcept nogil:
     d.part = part
     d.p = d.parts.parts[part].data
@@ -266,6 +280,7 @@ cdef int read_packet(Decoder *d, int r, int component, int32_t px, int32_t py) n
     cdef char *samples
     cdef char *at
     cdef Py_ssize_t row
+    cdef float delta
     cdef Py_ssize_t stride = d.planes.stride[resolution.plane], size = 2 if d.narrow else 4
     cdef int32_t x, y
     cdef int n, fault
@@ -299,6 +314,7 @@ cdef int read_packet(Decoder *d, int r, int component, int32_t px, int32_t py) n
     for n in range(resolution.count):
         band = &resolution.bands[n]
         samples = d.planes.at[component][resolution.plane]
+        delta = delta_of(&d.header, component, band)
         for y in range(grids[n].down):
             for x in range(grids[n].across):
                 length = 0
@@ -322,6 +338,7 @@ cdef int read_packet(Decoder *d, int r, int component, int32_t px, int32_t py) n
                             bit_planes(&d.header, component, band),
                             d.header.causal,
                             d.narrow,
+                            delta,
                             at,
                             stride,
                             width_of(&area),
@@ -453,15 +470,24 @@ cdef int decode_tile(Decoder *d, Py_ssize_t tile, htj2k_output *out) noexcept no
     for c in range(d.header.components):
         for r in range(1, top):
             lay_level(d, r, c, &level)
-            htj2k_synthesise(d.narrow, &level, d.planes.work)
+            if d.header.irreversible:
+                htj2k_synthesise_97(&level)
+            else:
+                htj2k_synthesise(d.narrow, &level, d.planes.work)
         lay_level(d, top, c, &last[c])
+        if d.header.irreversible and top:
+            htj2k_synthesise_97(&last[c])
+            last[c].source = last[c].target
+            last[c].stride = last[c].target_stride
     lower = &d.layout.resolutions[top].area
     out.p = (
         frame
         + (lower.y0 - ceil_shift(d.header.image.y0, d.reduce)) * out.pitch
         + <Py_ssize_t> (lower.x0 - ceil_shift(d.header.image.x0, d.reduce)) * out.components * out.bytes
     )
-    if top:
+    if d.header.irreversible:
+        htj2k_emit_97(last, out)
+    elif top:
         htj2k_finish(d.narrow, last, out, d.planes.work)
     else:
         htj2k_emit(d.narrow, last, out)
@@ -479,8 +505,11 @@ cdef int decode_tiles(Decoder *d, htj2k_output *out) noexcept nogil:
     return FINE
 
 
-def decode(codestream, int reduce, int64_t max_samples):
-    """Return an array of (rows, columns, 1 or 3); 0 <= reduce <= 32."""
+def decode(codestream, int reduce, int64_t max_samples, into=None):
+    """Return an array of (rows, columns, 1 or 3); 0 <= reduce <= 32.
+
+    `into`: the array to fill, of that shape or, for one component, (rows, columns); C-contiguous.
+    """
     cdef Decoder d
     cdef Py_buffer view
     cdef Space space
@@ -515,9 +544,16 @@ def decode(codestream, int reduce, int64_t max_samples):
         columns = ceil_shift(d.header.image.x1, reduce) - ceil_shift(d.header.image.x0, reduce)
         out.bytes = 1 if d.header.bits <= 8 else 2
         out.components = d.header.components
-        frame = np.empty(
-            (rows, columns, d.header.components), np.dtype(f"{'i' if d.header.has_sign else 'u'}{out.bytes}")
-        )
+        shape = (rows, columns, d.header.components)
+        dtype = np.dtype(f"{'i' if d.header.has_sign else 'u'}{out.bytes}")
+        if into is None:
+            frame = np.empty(shape, dtype)
+        elif into.dtype != dtype or into.shape not in (shape, shape[:2] if shape[2] == 1 else shape):
+            raise ValueError(
+                f"the code stream has {shape} samples of {dtype}, which is not what they are to be decoded into"
+            )
+        else:
+            frame = into.reshape(shape)
         if rows == 0 or columns == 0:
             return frame
         frame_bytes = frame.reshape(-1).view(np.uint8)
@@ -528,7 +564,7 @@ def decode(codestream, int reduce, int64_t max_samples):
         out.high = (1 << (d.header.bits - 1)) - 1
         out.shift = 0 if d.header.has_sign else 1 << (d.header.bits - 1)
         # The sum of two coefficients, each eight times the range at most, has to fit.
-        d.narrow = d.header.bits + (1 if d.header.colour else 0) <= 12
+        d.narrow = not d.header.irreversible and d.header.bits + (1 if d.header.colour else 0) <= 12
         space = take_space(lay_planes(&d.planes, NULL, &d.header, reduce, 2 if d.narrow else 4) + 64)
         if space.memory == NULL:
             raise MemoryError

@@ -35,7 +35,6 @@ cdef enum Fault:
     TOO_LARGE
     TOO_MANY_BLOCKS
     NOT_HIGH_THROUGHPUT
-    NOT_REVERSIBLE
     NOT_ALIKE
     NOT_THESE_COMPONENTS
     NOT_THESE_BITS
@@ -68,15 +67,20 @@ cdef struct Header:
     int block_width
     int block_height
     bint causal
+    # The 9/7 wavelet.
+    bint irreversible
     # Markers around packets.
     bint sop
     bint eph
     # By resolution: width in the low, height in the high half of a byte, as powers of two.
     uint8_t precincts[33]
-    # By component: guard bits, how many exponents there are, and those of the subbands.
+    # By component: guard bits, the style of quantization (0 none, 1 derived, 2 expounded), how many exponents there are,
+    # and exponents and mantissas of the subbands.
     uint8_t guard[3]
+    uint8_t quantization[3]
     uint8_t exponent_count[3]
     uint8_t exponents[3][97]
+    uint16_t mantissas[3][97]
 
 
 cdef struct Band:

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Marker segments of a code stream (T.800 annex A, T.814 annex A): the main header, and where tile-parts are."""
 
-from libc.stdint cimport INT32_MAX, int64_t, uint8_t, uint32_t
+from libc.stdint cimport INT32_MAX, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
@@ -19,7 +19,6 @@ from radmesh_native._htj2k_layout cimport (
     NOT_ALIKE,
     NOT_HIGH_THROUGHPUT,
     NOT_LAYERED,
-    NOT_REVERSIBLE,
     NOT_THESE_BITS,
     NOT_THESE_COMPONENTS,
     NOT_THIS_MARKER,
@@ -230,8 +229,9 @@ cdef int read_coding(const uint8_t *p, Py_ssize_t n, Header *header) noexcept no
         return NOT_LAYERED
     if p[8] & 0xF7 != 0x40:
         return NOT_HIGH_THROUGHPUT
-    if p[9] != 1:
-        return NOT_REVERSIBLE
+    if p[9] > 1:
+        return BAD_STYLE
+    header.irreversible = p[9] == 0
     # A.6.1: 4 to 1,024 each, 4,096 samples at most.
     if header.block_width > 10 or header.block_height > 10 or header.block_width + header.block_height > 12:
         return BAD_STYLE
@@ -251,16 +251,58 @@ cdef int read_coding(const uint8_t *p, Py_ssize_t n, Header *header) noexcept no
 cdef int read_quantization(const uint8_t *p, Py_ssize_t n, Header *header, int component) noexcept nogil:
     """QCD or QCC (A.6.4, A.6.5), from its Sqcd on."""
     cdef Py_ssize_t k
-    if n < 2 or n > 98:
+    cdef int style, size
+    if n < 2:
         return BAD_QUANTIZATION
-    if p[0] & 31:
-        return NOT_REVERSIBLE
+    style = p[0] & 31
+    size = 2 if style else 1
+    if style > 2 or n > 1 + 97 * size or (n - 1) % size or (style == 1 and n != 3):
+        return BAD_QUANTIZATION
     header.guard[component] = p[0] >> 5
-    header.exponent_count[component] = <uint8_t> (n - 1)
-    for k in range(n - 1):
-        header.exponents[component][k] = p[1 + k] >> 3
-        if header.guard[component] + header.exponents[component][k] - 1 > MAX_BIT_PLANES:
+    header.quantization[component] = <uint8_t> style
+    header.exponent_count[component] = <uint8_t> ((n - 1) // size)
+    for k in range(header.exponent_count[component]):
+        header.exponents[component][k] = p[1 + k * size] >> 3
+        header.mantissas[component][k] = <uint16_t> (read16(p + 1 + k * size) & 0x7FF) if style else 0
+    return FINE
+
+
+cdef int settle_quantization(Header *header, int component) noexcept nogil:
+    """What QCD or QCC says of each subband, once the levels are known (E.1.1)."""
+    cdef int k, level, derived
+    if (header.quantization[component] != 0) != header.irreversible:
+        return BAD_QUANTIZATION
+    if header.quantization[component] == 1:
+        header.exponent_count[component] = 97
+        derived = header.exponents[component][0]
+        for k in range(3 * header.levels + 1):
+            # E-5: of the level of the subband.
+            level = header.levels - (k - 1) // 3 if k else header.levels
+            if derived - header.levels + level < 0:
+                return BAD_QUANTIZATION
+            header.exponents[component][k] = <uint8_t> (derived - header.levels + level)
+            header.mantissas[component][k] = header.mantissas[component][0]
+    if header.exponent_count[component] < 3 * header.levels + 1:
+        return BAD_QUANTIZATION
+    for k in range(3 * header.levels + 1):
+        # The 9/7 has a bit more, for halves.
+        if header.guard[component] + header.exponents[component][k] - 1 > MAX_BIT_PLANES - header.irreversible:
             return BAD_QUANTIZATION
+    return FINE
+
+
+cdef int read_component_coding(const uint8_t *p, Py_ssize_t n, const Header *header) noexcept nogil:
+    """COC (A.6.2), from behind its length: what it says has to be what COD says of all components."""
+    cdef int k
+    if n < 7 or p[0] >= header.components or p[1] > 1 or n != (8 + p[2] if p[1] else 7):
+        return BAD_STYLE
+    if p[2] != header.levels or p[3] + 2 != header.block_width or p[4] + 2 != header.block_height:
+        return NOT_ALIKE
+    if p[5] != (0x48 if header.causal else 0x40) or p[6] != (0 if header.irreversible else 1):
+        return NOT_ALIKE
+    for k in range(header.levels + 1):
+        if header.precincts[k] != (p[7 + k] if p[1] else 0xFF):
+            return NOT_ALIKE
     return FINE
 
 
@@ -307,7 +349,10 @@ cdef int read_main_header(const uint8_t **start, const uint8_t *end, Header *hea
                 return BAD_QUANTIZATION
             own[p[4]] = True
             fault = read_quantization(p + 5, length - 3, header, p[4])
-        elif marker == COC or marker == RGN or marker == POC or marker == PPM:
+        elif marker == COC:
+            # It does not come before COD (A.6.2).
+            fault = read_component_coding(p + 4, length - 2, header) if coded else BAD_STYLE
+        elif marker == RGN or marker == POC or marker == PPM:
             fault = NOT_THIS_MARKER
         if fault != FINE:
             return fault
@@ -319,8 +364,9 @@ cdef int read_main_header(const uint8_t **start, const uint8_t *end, Header *hea
     if header.colour and header.components != 3:
         return BAD_STYLE
     for k in range(header.components):
-        if header.exponent_count[k] < 3 * header.levels + 1:
-            return BAD_QUANTIZATION
+        fault = settle_quantization(header, k)
+        if fault != FINE:
+            return fault
     start[0] = p
     return FINE
 
