@@ -369,8 +369,10 @@ cdef void plan(
             header.exponents[b][3 * r + 3] = <uint8_t> (range_bits + 2)
 
 
-def encode(const sample[:, :, ::1] frame, int bits, int levels):
+def encode(const sample[:, :, ::1] frame, int bits, int levels, uint8_t[::1] out=None):
     """Return (code stream, prefix lengths), or None if a sample is outside of `bits`.
+
+    Where there is `out`, the code stream goes there, if it has the room, and None stands for it.
 
     (rows, columns, 1 or 3), 1 at least; 1 <= bits <= 16, 0 <= levels <= 32: the caller has checked these.
     """
@@ -402,7 +404,12 @@ def encode(const sample[:, :, ::1] frame, int bits, int levels):
             raise MemoryError()
         if not within:
             return None
-        return PyBytes_FromStringAndSize(<char *> e.out.p, e.out.size), tuple([ends[r] for r in range(levels + 1)])
+        offsets = tuple([ends[r] for r in range(levels + 1)])
+        if out is None:
+            return PyBytes_FromStringAndSize(<char *> e.out.p, e.out.size), offsets
+        if e.out.size <= out.shape[0]:
+            memcpy(&out[0], e.out.p, e.out.size)
+        return None, offsets
     finally:
         give_back(e.arena)
         release_encoder(&e)

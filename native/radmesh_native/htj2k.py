@@ -1,4 +1,4 @@
-"""HTJ2K, lossless: frames to code streams and back (Rec. ITU-T T.814 | ISO/IEC 15444-15, T.800).
+"""HTJ2K: frames to code streams, without loss, and back (Rec. ITU-T T.814 | ISO/IEC 15444-15, T.800).
 
     encoded = encode(frame, bits_stored=12)
     encoded.codestream                                  # 1.2.840.10008.1.2.4.202: HTJ2K Lossless RPCL (PS3.5 10.18)
@@ -6,13 +6,17 @@
     thumbnail = decode(prefix, reduce=len(encoded.resolution_offsets) - 1)
 
 `encode` writes one tile, RPCL, one tile-part per resolution with TLM, code blocks of 64 by 64 with one cleanup pass,
-and the RCT for colour. `decode` reads that, and other lossless code streams of HT code blocks with one layer: any
-progression, tiles, precincts, SigProp and MagRef passes.
+and the RCT for colour. `decode` reads that, and other code streams of HT code blocks with one layer, reversible or not:
+any progression, tiles, precincts, SigProp and MagRef passes.
 
 Both release the GIL.
 """
 
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -26,10 +30,21 @@ MAX_LEVELS: Final = 32
 MAX_SAMPLES: Final = 1 << 27
 """Samples of all components of a frame; each takes 8 bytes of memory while it is coded."""
 
+_OUTSIDE: Final = "a sample is outside of {} bits: encode it with the bits allocated"
 _THUMBNAIL: Final = 64
 _USEFUL_LEVELS: Final = 6
 
-__all__ = ["MAX_SAMPLES", "CodestreamError", "Encoded", "decode", "default_levels", "encode"]
+__all__ = [
+    "MAX_SAMPLES",
+    "CodestreamError",
+    "Encoded",
+    "decode",
+    "decode_frames",
+    "default_levels",
+    "encode",
+    "encode_frames",
+    "encode_into",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +82,80 @@ def encode(frame: npt.NDArray[np.generic], *, bits_stored: int, levels: int | No
             `bits_stored` (bits allocated will do instead).
         MemoryError: there is not enough.
     """
+    samples, levels = _samples(frame, bits_stored, levels)
+    encoded = _htj2k_encoder.encode(samples, bits_stored, levels)
+    if encoded is None:
+        raise ValueError(_OUTSIDE.format(bits_stored))
+    return Encoded(*encoded)
+
+
+def encode_into(
+    frame: npt.NDArray[np.generic], out: bytearray | memoryview, *, bits_stored: int, levels: int | None = None
+) -> tuple[int, ...]:
+    """Encode a frame into memory of the caller's.
+
+    Args:
+        frame: as for `encode`.
+        bits_stored: as for `encode`.
+        levels: as for `encode`.
+        out: writable and contiguous; left as it is where it has no room. A code stream is seldom longer than its frame,
+            but of a small frame or noise it may be.
+
+    Returns:
+        What Encoded.resolution_offsets says; the last is the length of the code stream.
+
+    Raises:
+        ValueError: as for `encode`, or `out` has no room: the text says how much it takes.
+        MemoryError: there is not enough.
+    """
+    samples, levels = _samples(frame, bits_stored, levels)
+    room = memoryview(out).cast("B")
+    encoded = _htj2k_encoder.encode(samples, bits_stored, levels, room)
+    if encoded is None:
+        raise ValueError(_OUTSIDE.format(bits_stored))
+    if encoded[1][-1] > len(room):
+        raise ValueError(f"the code stream takes {encoded[1][-1]} bytes, and there is room for {len(room)}")
+    return encoded[1]
+
+
+def encode_frames(
+    frames: Iterable[npt.NDArray[np.generic]],
+    *,
+    bits_stored: int,
+    levels: int | None = None,
+    threads: int | None = None,
+) -> list[Encoded]:
+    """Encode frames, several at once; each thread keeps its work space.
+
+    Args:
+        frames: each as for `encode`; or an array of them, frames first.
+        bits_stored: as for `encode`, of all of them.
+        levels: as for `encode`, of all of them.
+        threads: 1 at least; None: as many as there are processors. Never more than frames.
+
+    Returns:
+        In the order of the frames.
+
+    Raises:
+        ValueError: of the first frame that cannot be encoded, as for `encode`; or there are no threads.
+        MemoryError: there is not enough.
+    """
+    wanted = list(frames)
+    if threads is None:
+        threads = os.cpu_count() or 1
+    if threads < 1:
+        raise ValueError(f"threads are 1 or more, not {threads}")
+    one = partial(encode, bits_stored=bits_stored, levels=levels)
+    if min(threads, len(wanted)) < 2:
+        return [one(frame) for frame in wanted]
+    with ThreadPoolExecutor(min(threads, len(wanted)), "htj2k") as pool:
+        return list(pool.map(one, wanted))
+
+
+def _samples(
+    frame: npt.NDArray[np.generic], bits_stored: int, levels: int | None
+) -> tuple[npt.NDArray[np.generic], int]:
+    """The frame as (rows, columns, 1 or 3), and its levels; what cannot be encoded raises ValueError."""
     if frame.dtype.kind not in "iu" or frame.dtype.itemsize > MAX_BITS // 8:
         raise ValueError(f"frames are of uint8, int8, uint16 or int16, not of {frame.dtype}")
     shape = (*frame.shape, 1) if frame.ndim == 2 else frame.shape
@@ -82,15 +171,15 @@ def encode(frame: npt.NDArray[np.generic], *, bits_stored: int, levels: int | No
         levels = default_levels(shape[0], shape[1])
     if not 0 <= levels <= MAX_LEVELS:
         raise ValueError(f"levels are 0 to {MAX_LEVELS}, not {levels}")
-    samples = np.ascontiguousarray(frame, dtype=frame.dtype.newbyteorder("=")).reshape(shape)
-    encoded = _htj2k_encoder.encode(samples, bits_stored, levels)
-    if encoded is None:
-        raise ValueError(f"a sample is outside of {bits_stored} bits: encode it with the bits allocated")
-    return Encoded(*encoded)
+    return np.ascontiguousarray(frame, dtype=frame.dtype.newbyteorder("=")).reshape(shape), levels
 
 
 def decode(
-    codestream: bytes | bytearray | memoryview, *, reduce: int = 0, max_samples: int = MAX_SAMPLES
+    codestream: bytes | bytearray | memoryview,
+    *,
+    reduce: int = 0,
+    max_samples: int = MAX_SAMPLES,
+    out: npt.NDArray[np.generic] | None = None,
 ) -> npt.NDArray[np.generic]:
     """Decode a code stream, or as much of it as the wanted resolution needs.
 
@@ -98,6 +187,8 @@ def decode(
         codestream: bytes, or any contiguous buffer, from SOC on; it may end once the wanted resolution is complete.
         reduce: levels of the wavelet that are left out: rows and columns are those of the frame / 2^reduce, rounded up.
         max_samples: of the whole frame; more is refused before memory is taken for it.
+        out: filled, and returned: of the shape and type of what is returned without it, writable, C-contiguous. Where
+            CodestreamError is raised, what is in it means nothing.
 
     Returns:
         (rows, columns) or (rows, columns, 3) in the smallest of uint8, int8, uint16, int16 that has the code stream's
@@ -105,9 +196,64 @@ def decode(
 
     Raises:
         CodestreamError: a ValueError: the code stream is broken, ends too early, or is of a kind that is not read.
+        ValueError: `out` is not what the code stream is decoded into.
         MemoryError: there is not enough.
     """
     if not 0 <= reduce <= MAX_LEVELS:
         raise ValueError(f"reduce is 0 to {MAX_LEVELS}, not {reduce}")
-    frame = _htj2k_decoder.decode(codestream, reduce, min(max_samples, MAX_SAMPLES))
+    if out is not None and not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError("what is decoded into is C-contiguous and writable")
+    frame = _htj2k_decoder.decode(codestream, reduce, min(max_samples, MAX_SAMPLES), out)
     return frame[:, :, 0] if frame.shape[2] == 1 else frame
+
+
+def decode_frames(
+    codestreams: Iterable[bytes | bytearray | memoryview],
+    *,
+    reduce: int = 0,
+    threads: int | None = None,
+    max_samples: int = MAX_SAMPLES,
+    out: npt.NDArray[np.generic] | None = None,
+) -> npt.NDArray[np.generic]:
+    """Decode the frames of a picture, all of one shape and type, several at once.
+
+    Args:
+        codestreams: one at least, each as for `decode`.
+        reduce: as for `decode`, of all of them.
+        threads: 1 at least; None: as many as there are processors. Never more than frames.
+        max_samples: as for `decode`, of each.
+        out: as for `decode`, frames first.
+
+    Returns:
+        (frames, rows, columns) or (frames, rows, columns, 3), as for `decode`.
+
+    Raises:
+        CodestreamError: of the first code stream that cannot be decoded, as for `decode`.
+        ValueError: frames differ, or `out` is not what they are decoded into; or there are no threads or no frames.
+        MemoryError: there is not enough.
+    """
+    wanted = list(codestreams)
+    if threads is None:
+        threads = os.cpu_count() or 1
+    if threads < 1:
+        raise ValueError(f"threads are 1 or more, not {threads}")
+    if not wanted or (out is not None and len(out) != len(wanted)):
+        raise ValueError(f"there are {len(wanted)} code streams, and one frame is wanted of each")
+    if out is None:
+        first = decode(wanted[0], reduce=reduce, max_samples=max_samples)
+        out = np.empty((len(wanted), *first.shape), first.dtype)
+        out[0] = first
+        pairs = list(zip(wanted, out, strict=True))[1:]
+    else:
+        pairs = list(zip(wanted, out, strict=True))
+
+    def one(pair: tuple[bytes | bytearray | memoryview, npt.NDArray[np.generic]]) -> None:
+        decode(pair[0], reduce=reduce, max_samples=max_samples, out=pair[1])
+
+    if min(threads, len(pairs)) < 2:
+        for pair in pairs:
+            one(pair)
+    else:
+        with ThreadPoolExecutor(min(threads, len(pairs)), "htj2k") as pool:
+            list(pool.map(one, pairs))
+    return out
