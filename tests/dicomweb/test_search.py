@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from dicomweb_support import SERIES, STUDY, picture
@@ -123,6 +124,21 @@ def test_held_studies_are_found_by_whom_they_concern(stored, tmp_path):
     assert stored.get("/studies?PatientID=HELD").json() == []
     assert stored.get("/series?PatientID=HELD").json() == []
     assert stored.get("/studies/2.25.77.3/series").status_code == 404
+
+
+def test_who_asks_at_the_same_time_sees_with_own_eyes(stored, tmp_path):
+    stored.store(tmp_path, picture(3, 2, PatientID="HELD"), user="tom", password=PASSWORD)
+    expected = {"technologist": ["2.25.77.3"], "radiologist": []}
+
+    def ask(number):
+        role = ("technologist", "radiologist")[number % 2]
+        found = stored.get("/studies?PatientID=HELD", role).json()
+        listed = stored.people[role].get("/api/v1/studies?patient_id=HELD").json()["studies"]
+        return role, uids(found), [study["study_instance_uid"] for study in listed]
+
+    with ThreadPoolExecutor(16) as pool:
+        for role, found, listed in pool.map(ask, range(64)):
+            assert (found, listed) == (expected[role], expected[role]), role
 
 
 def test_searches_are_audited(stored):

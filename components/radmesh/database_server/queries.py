@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -103,7 +103,11 @@ class Cursor:
     """A page token: where to go on, bound to the query it came from."""
 
     def __init__(self, query: object) -> None:
-        self._digest = hashlib.sha256(repr(query).encode()).hexdigest()[:16]
+        self._query = query
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(repr(self._query).encode()).hexdigest()[:16]
 
     def read(self, token: str) -> list[Any] | None:
         """Return the position in a token; None for the first page.
