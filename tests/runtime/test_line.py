@@ -268,7 +268,7 @@ def test_too_many_lines(unix: Lines) -> None:
         ask(unix.line(), "one more")
     assert caught.value.reason == "TOO_MANY_CALLS"
     made.pop().close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             assert ask(unix.line(), "now") == "gateway-proxy:now"

@@ -81,7 +81,7 @@ class Postgres:
             "--no-sync",
             "--no-locale",
         ]
-        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd=self.folder, timeout=60, **who)
+        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd=self.folder, timeout=180, **who)
         settings = [
             part for setting in (*_SETTINGS, f"unix_socket_directories={self.folder}") for part in ("-c", setting)
         ]
@@ -98,7 +98,7 @@ class Postgres:
         self._wait()
 
     def _wait(self) -> None:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         never = threading.Event()
         while True:
             try:
