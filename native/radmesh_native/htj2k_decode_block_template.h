@@ -224,7 +224,7 @@ HTJ2K_TARGET HTJ2K_INLINE void HTJ2K_PATH(htj2k_place_pair)(
     if (narrow) {
         __m128i both = _mm_packs_epi32(_mm256_castsi256_si128(sample), _mm256_extracti128_si256(sample, 1));
         _mm_storel_epi64((__m128i *)((int16_t *)top + x), both);
-        _mm_storeh_pd((double *)((int16_t *)bottom + x), _mm_castsi128_pd(both));
+        _mm_storel_epi64((__m128i *)((int16_t *)bottom + x), _mm_unpackhi_epi64(both, both));
     } else {
         _mm_storeu_si128((__m128i *)((int32_t *)top + x), _mm256_castsi256_si128(sample));
         _mm_storeu_si128((__m128i *)((int32_t *)bottom + x), _mm256_extracti128_si256(sample, 1));

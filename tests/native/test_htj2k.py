@@ -242,3 +242,43 @@ def test_other_threads_run_meanwhile() -> None:
         finally:
             sys.setswitchinterval(interval)
             thread.join()
+
+
+@pytest.mark.parametrize("threads", [1, 2, None])
+@pytest.mark.parametrize("shape", [(5, 40, 30), (3, 20, 33, 3)])
+def test_frames_are_decoded_at_once(shape: tuple[int, ...], threads: int | None) -> None:
+    frames = made(shape, 8, False, "smooth", 1)
+    codestreams = [htj2k.encode(frame, bits_stored=8).codestream for frame in frames]
+    assert np.array_equal(htj2k.decode_frames(codestreams, threads=threads), frames)
+    half = htj2k.decode_frames(codestreams, threads=threads, reduce=1)
+    assert np.array_equal(half, [htj2k.decode(codestream, reduce=1) for codestream in codestreams])
+    mine = np.zeros((len(frames) + 1, *frames.shape[1:]), np.uint8)
+    assert htj2k.decode_frames(iter(codestreams), threads=threads, out=mine[1:]) is not None
+    assert np.array_equal(mine[1:], frames)
+    assert not mine[0].any()
+    one = np.empty(shape[1:], np.uint8)
+    assert np.shares_memory(htj2k.decode(codestreams[0], out=one), one)
+    assert np.array_equal(one, frames[0])
+
+
+def test_what_frames_cannot_be_decoded_into() -> None:
+    codestreams = [htj2k.encode(made((9, 8), 8, False, "noise", n), bits_stored=8).codestream for n in range(3)]
+    other = htj2k.encode(made((9, 9), 8, False, "noise", 1), bits_stored=8).codestream
+    for out in (np.empty((9, 9), np.uint8), np.empty((9, 8), np.int8), np.empty((9, 8), np.uint16)):
+        with pytest.raises(ValueError, match="is not what they are to be decoded into"):
+            htj2k.decode(codestreams[0], out=out)
+    read_only = np.empty((9, 8), np.uint8)
+    read_only.setflags(write=False)
+    for out in (read_only, np.empty((9, 16), np.uint8)[:, ::2], np.empty((8, 9), np.uint8).T):
+        with pytest.raises(ValueError, match="C-contiguous and writable"):
+            htj2k.decode(codestreams[0], out=out)
+    with pytest.raises(ValueError, match="is not what they are to be decoded into"):
+        htj2k.decode_frames([*codestreams, other])
+    with pytest.raises(ValueError, match="there are 3 code streams"):
+        htj2k.decode_frames(codestreams, out=np.empty((2, 9, 8), np.uint8))
+    with pytest.raises(ValueError, match="there are 0 code streams"):
+        htj2k.decode_frames([])
+    with pytest.raises(ValueError, match="threads are 1 or more"):
+        htj2k.decode_frames(codestreams, threads=0)
+    with pytest.raises(htj2k.CodestreamError, match="ends too early"):
+        htj2k.decode_frames([*codestreams, codestreams[0][:-9]])
