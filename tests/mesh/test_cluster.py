@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
 
 def radmesh(data: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-P", "-m", "radmesh.mesh", *arguments, "--data", str(data)]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180, check=False)
 
 
 class Up:
