@@ -74,8 +74,8 @@ cdef struct Header:
     bint eph
     # By resolution: width in the low, height in the high half of a byte, as powers of two.
     uint8_t precincts[33]
-    # By component: guard bits, the style of quantization (0 none, 1 derived, 2 expounded), how many exponents there are,
-    # and exponents and mantissas of the subbands.
+    # By component: guard bits, the style of quantization (0 none, 1 derived, 2 expounded), how many exponents there
+    # are, and exponents and mantissas of the subbands.
     uint8_t guard[3]
     uint8_t quantization[3]
     uint8_t exponent_count[3]
