@@ -57,9 +57,7 @@ cdef extern from "htj2k_encode_frame.h" nogil:
         int levels
         int32_t middle
         int32_t back
-        int checked
-        int32_t low
-        int32_t high
+        int bits
         int outside
         htj2k_coded *blocks[33][3]
     void htj2k_fill_encoder_tables()
@@ -323,9 +321,7 @@ cdef int encode_samples(
         component.width = width_of(&e.header.image)
         component.height = height_of(&e.header.image)
         component.levels = e.header.levels
-        component.checked = checked
-        component.low = low
-        component.high = high
+        component.bits = bits if checked else 0
         if components == 1:
             component.middle = middle
             component.back = middle - shift

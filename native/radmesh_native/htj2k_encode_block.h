@@ -11,7 +11,7 @@
  *     examine   samples to values, exponents, significance               vectors
  *     decide    contexts, bounds, exponent offsets; MEL events           vectors, and a little for each row
  *     look up   code words of quads, and of the offsets of two quads     two loads each
- *     gather    the MagSgn bits of two quads, and the VLC bits of two, to one word each: vectors; then words to bytes
+ *     gather    the MagSgn bits of two quads, and the VLC bits of four, to one word each: vectors; then words to bytes
  *
  * Bits are gathered as if there were no stuffing, and stuffed in the end, seven bytes at a time: it is rare.
  */
@@ -153,8 +153,8 @@ HTJ2K_INLINE void htj2k_add(htj2k_bits *b, uint64_t word, unsigned length) {
     uint64_t bits = b->bits | word << b->used;
     unsigned used = b->used + length;
     htj2k_store64(b->p, bits);
-    b->bits = used & 64 ? (word >> 1) >> (63 - b->used) : bits;
-    b->p += (used >> 6) << 3;
+    b->bits = used & 64 ? (word >> 1) >> (~b->used & 63) : bits;
+    b->p += used >> 3 & 8;
     b->used = used & 63;
 }
 
@@ -342,7 +342,9 @@ static void htj2k_first_events(const htj2k_block_work *work, int across, htj2k_m
 }
 
 /* Everything behind the gathering: stuff, and put together. */
-static ptrdiff_t htj2k_finish_block(htj2k_block_work *work, htj2k_bits *mag, htj2k_bits *vlc, htj2k_mel *mel, uint8_t *out) {
+static ptrdiff_t htj2k_finish_block(
+    htj2k_block_work *work, htj2k_bits *mag, htj2k_bits *vlc, htj2k_mel *mel, uint8_t *out
+) {
     uint8_t *vlc_end = work->vlc_stuffed + sizeof(work->vlc_stuffed), *low, *end;
     unsigned rest, used;
     size_t mel_length, vlc_length, both;
@@ -366,6 +368,20 @@ static ptrdiff_t htj2k_finish_block(htj2k_block_work *work, htj2k_bits *mag, htj
 }
 
 /* Paths ----------------------------------------------------------------------------------------------------------- */
+
+#if !defined(__clang__)
+#define HTJ2K_SHUFFLE(a, b, which) __builtin_shuffle(a, b, which)
+#else
+/* Clang has no shuffle by a vector: lane by lane. */
+#define HTJ2K_SHUFFLE(a, b, which)                                                                                     \
+    ({                                                                                                                 \
+        __typeof__(a) one_ = (a), two_ = (b), to_ = one_, which_ = (__typeof__(a))(which);                             \
+        int n_, count_ = (int)(sizeof(to_) / sizeof(to_[0]));                                                          \
+        for (n_ = 0; n_ < count_; n_++)                                                                                \
+            to_[n_] = (int)which_[n_] < count_ ? one_[which_[n_]] : two_[which_[n_] - count_];                         \
+        to_;                                                                                                           \
+    })
+#endif
 
 #define HTJ2K_JOIN_(a, b) a##_##b
 #define HTJ2K_JOIN(a, b) HTJ2K_JOIN_(a, b)

@@ -91,17 +91,8 @@ HT_INLINE void HT(split)(const void *line, ptrdiff_t x, int narrow, ints *even, 
 #else
         const lanes evens = {0, 2, 4, 6};
 #endif
-#if defined(__clang__)
-        int n;
-        for (n = 0; n < HTJ2K_LANES; n++) {
-            (*even)[n] = p[2 * n];
-            (*odd)[n] = p[2 * n + 1];
-        }
-        (void)low, (void)high, (void)evens;
-#else
-        *even = (ints)__builtin_shuffle(low, high, evens);
-        *odd = (ints)__builtin_shuffle(low, high, evens + 1);
-#endif
+        *even = (ints)HTJ2K_SHUFFLE(low, high, evens);
+        *odd = (ints)HTJ2K_SHUFFLE(low, high, evens + 1);
     }
 }
 
@@ -186,9 +177,10 @@ HT_INLINE void HT(decide_row)(
     }
 }
 
-/* A sample's bits, as many as `length`; adds them to `word`, which has `have`. */
+/* Of a value as many bits as `length`, 31 at the most. */
 HT_INLINE lanes HT(bits_of)(const uint32_t *value, lanes length) { return LOAD(value) & ~(~(lanes){0} << length); }
 
+/* How many bits sample n is written with: one less where the word of its quad tells the top one. */
 HT_INLINE lanes HT(length_of)(lanes quad, lanes word, lanes exponent, int n) {
     return HT(where)(quad, 4 + n, exponent - (word >> (10 + n) & 1));
 }
@@ -245,18 +237,48 @@ HT_INLINE void HT(gather_mag)(
     }
 }
 
-/* The VLC bits of a row of quads: two words, and their offsets (7.3.4). */
+/* The VLC bits of two quads a lane, their words and their offsets (7.3.4): the bits, and how many in the upper half. */
+HT_INLINE wides HT(vlc_of)(const uint32_t *words, const uint64_t *offsets) {
+    wides two = LOAD_WIDES(words), both = LOAD_WIDES(offsets);
+    wides length = two >> 7 & 7, bits = (two & 0x7F) | (two >> 32 & 0x7F) << length;
+    length += two >> 39 & 7;
+    return (bits | (both & 0xFFFF) << length) + ((length + (both >> 16)) << 32);
+}
+
+/* The VLC bits of a row of quads: of four to a word, 60 bits at the most. */
 HT_INLINE void HT(gather_vlc)(const uint32_t *words, const uint64_t *offsets, int across, htj2k_bits *vlc) {
+    const uint64_t low = 0xFFFFFFFFu;
     int x, k;
-    for (x = 0; x < across; x += HTJ2K_LANES) {
-        wides two = LOAD_WIDES(words + x), both = LOAD_WIDES(offsets + (x >> 1));
-        wides length = two >> 7 & 7, bits = (two & 0x7F) | (two >> 32 & 0x7F) << length;
-        uint64_t each[HTJ2K_LANES / 2];
-        length += two >> 39 & 7;
-        bits |= (both & 0xFFFF) << length;
-        STORE_WIDES(each, bits | (length + (both >> 16)) << 32);
-        for (k = 0; k < HTJ2K_LANES / 2; k++) htj2k_add(vlc, (uint32_t)each[k], (unsigned)(each[k] >> 32));
+    for (x = 0; x < across; x += 2 * HTJ2K_LANES) {
+        wides first = HT(vlc_of)(words + x, offsets + (x >> 1)), second = (wides){0}, even, odd, length;
+        uint64_t bits[HTJ2K_LANES / 2], lengths[HTJ2K_LANES / 2];
+        if (x + HTJ2K_LANES < across) second = HT(vlc_of)(words + x + HTJ2K_LANES, offsets + ((x + HTJ2K_LANES) >> 1));
+#if HTJ2K_LANES == 16
+        const wides evens = {0, 2, 4, 6, 8, 10, 12, 14};
+#elif HTJ2K_LANES == 8
+        const wides evens = {0, 2, 4, 6};
+#else
+        const wides evens = {0, 2};
+#endif
+        even = HTJ2K_SHUFFLE(first, second, evens);
+        odd = HTJ2K_SHUFFLE(first, second, evens + 1);
+        length = even >> 32;
+        STORE_WIDES(bits, (even & low) | (odd & low) << length);
+        STORE_WIDES(lengths, length + (odd >> 32));
+        for (k = 0; k < HTJ2K_LANES / 2; k++) htj2k_add(vlc, bits[k], (unsigned)lengths[k]);
     }
+}
+
+/* Whether there is nothing but zeros. Rows are looked at until there is something. */
+HT_INLINE int HT(is_empty)(const char *row, ptrdiff_t bytes, ptrdiff_t step, int height) {
+    int y;
+    for (y = 0; y < height; y++, row += step) {
+        uint64_t all = 0;
+        ptrdiff_t k;
+        for (k = 0; k < bytes; k += 8) all |= htj2k_load64((const uint8_t *)row + k);
+        if (all) return 0;
+    }
+    return 1;
 }
 
 static HTJ2K_TARGET ptrdiff_t HT(htj2k_encode_block)(
@@ -265,6 +287,8 @@ static HTJ2K_TARGET ptrdiff_t HT(htj2k_encode_block)(
     int across = (width + 1) >> 1, down = (height + 1) >> 1, whole, x, y;
     htj2k_bits mag = {work->mag, 0, 0}, vlc = {work->vlc, 0xF, 4};
     htj2k_mel mel = {work->mel, 0, 8, 0, 0};
+    if (width == 64 && HT(is_empty)((const char *)samples, narrow ? 128 : 256, stride * (narrow ? 2 : 4), height))
+        return 0;
     whole = (across + HTJ2K_LANES - 1) / HTJ2K_LANES * HTJ2K_LANES;
     if (height & 1 || 2 * whole != width) {
         /* Lines of 64 samples each, with zeros where the block has none. */

@@ -22,7 +22,9 @@ enum {
      * within 3 times the half of it. */
     HTJ2K_NARROW = 10000,
     /* Rows are of a multiple of this, and have as many to spare. */
-    HTJ2K_ROW = 64
+    HTJ2K_ROW = 64,
+    /* Rows of samples that are fetched ahead. */
+    HTJ2K_AHEAD = 4
 };
 
 /* What a row of a component is read from. */
@@ -52,15 +54,15 @@ typedef struct {
     int width, height, levels;
     /* Subtracted from each sample, and given back to the lowest subband. */
     int32_t middle, back;
-    /* Where `checked`, `outside` becomes whether a sample is below `low` or above `high`. */
-    int checked;
-    int32_t low, high;
-    int outside;
+    /* Where there are `bits`, `outside` becomes whether a sample does not fit them. */
+    int bits, outside;
     /* By resolution and subband, its blocks row by row. */
     htj2k_coded *blocks[HTJ2K_LEVELS + 1][3];
 } htj2k_component;
 
-static size_t htj2k_row_room(int width) { return ((size_t)(width + 1) / 2 + 2 * HTJ2K_ROW - 1) / HTJ2K_ROW * HTJ2K_ROW; }
+static size_t htj2k_row_room(int width) {
+    return ((size_t)(width + 1) / 2 + 2 * HTJ2K_ROW - 1) / HTJ2K_ROW * HTJ2K_ROW;
+}
 
 /* Numbers of space that a component wants: six rows in halves, three strips, two low subbands. */
 static size_t htj2k_space(int width, int height, int levels) {
@@ -159,7 +161,9 @@ static void htj2k_range(const void *samples, int kind, size_t count, int32_t ran
 }
 
 /* RGB, pixel by pixel, through the RCT (G.2) to three planes: of int16_t where `narrow`, else int32_t. */
-static void htj2k_colours(const void *samples, int kind, int narrow, int32_t middle, size_t count, void *const planes[3]) {
+static void htj2k_colours(
+    const void *samples, int kind, int narrow, int32_t middle, size_t count, void *const planes[3]
+) {
     HTJ2K_CALL(htj2k_colours, (samples, kind, narrow, middle, count, planes))
 }
 

@@ -34,6 +34,32 @@ static HTJ2K_TARGET void HT(htj2k_range)(const void *samples, int kind, size_t c
 }
 #undef HTJ2K_MINMAX
 
+/* Whether all samples fit their bits: what is above these is zero, or as the sign. */
+#define HTJ2K_FITS(type, sign)                                                                                         \
+    do {                                                                                                               \
+        const type *p = (const type *)row;                                                                             \
+        for (k = 0; k < count; k++) all |= (uint16_t)(p[k] ^ (sign));                                                  \
+        return !(all >> bits);                                                                                         \
+    } while (0)
+
+static HTJ2K_TARGET int HT(htj2k_fits)(const void *row, int kind, int count, int bits) {
+    uint16_t all = 0;
+    int k;
+    switch (kind) {
+    case HTJ2K_UINT8:
+        HTJ2K_FITS(uint8_t, 0);
+    case HTJ2K_UINT16:
+        HTJ2K_FITS(uint16_t, 0);
+    case HTJ2K_INT8:
+        bits--;
+        HTJ2K_FITS(int8_t, p[k] >> 7);
+    default:
+        bits--;
+        HTJ2K_FITS(int16_t, p[k] >> 15);
+    }
+}
+#undef HTJ2K_FITS
+
 #define HTJ2K_RCT(from, to)                                                                                            \
     do {                                                                                                               \
         const from *p = (const from *)samples;                                                                         \

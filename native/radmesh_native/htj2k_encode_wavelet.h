@@ -111,12 +111,14 @@ static int HN(htj2k_encode_lowest)(
 /* Read row y of what a component is made of, in halves; returns whether its samples are within their bits. */
 static HTJ2K_TARGET int HN(htj2k_read_sample_row)(const htj2k_component *c, int y, NUMBER *even, NUMBER *odd) {
     const size_t offset = (size_t)y * (size_t)c->width;
-    int32_t range[2];
-    if (c->checked) {
-        const char *row = (const char *)c->source + offset * (c->kind <= HTJ2K_INT8 ? 1 : 2);
-        HT(htj2k_range)(row, c->kind, (size_t)c->width, range);
-        if (range[0] < c->low || range[1] > c->high) return 0;
+    const size_t size = c->kind <= HTJ2K_INT8 ? 1 : c->kind <= HTJ2K_INT16 ? 2 : sizeof(NUMBER);
+    const char *row = (const char *)c->source + offset * size;
+    /* The processor looks ahead no further than a page. */
+    if (y + HTJ2K_AHEAD < c->height) {
+        const char *p = row + HTJ2K_AHEAD * (size_t)c->width * size, *end = p + (size_t)c->width * size;
+        for (; p < end; p += 64) __builtin_prefetch(p);
     }
+    if (c->bits && !HT(htj2k_fits)(row, c->kind, c->width, c->bits)) return 0;
     HN(htj2k_read_row)(c->source, c->kind, offset, c->width, c->middle, even, odd);
     return 1;
 }
