@@ -34,11 +34,13 @@ from radmesh.runtime.metrics import Metrics
 from radmesh.runtime.security import Credentials
 from radmesh.transfer.sender import KeepBudget, Sender
 from radmesh.transfer.tickets import TicketCache, admit_by
-from radmesh_gateway_proxy.association import Association, Peer
+from radmesh_gateway_proxy.association import Association
 from radmesh_gateway_proxy.audit import Audit
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.intake import Intake, Mark, Senders
 from radmesh_gateway_proxy.negotiation import Negotiator, Policy
+from radmesh_gateway_proxy.services.exchange import Peer
+from radmesh_gateway_proxy.services.registry import abstract_syntaxes, extended
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 from radmesh_gateway_proxy.tally import Board, Tally
 
@@ -114,6 +116,7 @@ class Acceptor:
 
     def __init__(self, settings: Settings, context: Context, listener: socket.socket, tally: Tally) -> None:
         self.config = settings.section
+        self.context = context
         self.log = context.log
         self.tally = tally
         self.draining = Draining()
@@ -121,6 +124,8 @@ class Acceptor:
             Policy(
                 storage_sop_classes() | set(self.config.private_sop_classes),
                 transfer_syntaxes(),
+                abstract_syntaxes(),
+                extended(),
                 ae_title=self.config.ae_title,
                 require_called_ae=self.config.require_called_ae,
                 max_pdu=self.config.max_pdu,
@@ -151,6 +156,10 @@ class Acceptor:
             return GRANTS
         station = match(self._stations, calling_ae_title, address)
         return None if station is None else station.grants
+
+    def destination(self, ae_title: str) -> Station | None:
+        """Return the station that takes associations under this AE title; None if none is known that does."""
+        return next((s for s in self._stations if s.ae_title == ae_title and getattr(s, "port", 0)), None)
 
     def refused(self, peer: Peer, reason: str) -> None:
         """Write to the log and the audit that a station was refused."""

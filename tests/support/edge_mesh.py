@@ -18,9 +18,9 @@ from radmesh.transfer.model import key_of
 from radmesh.transfer.receiver import TransferReceiver
 from radmesh.transfer.sender import Sender
 from radmesh.transfer.tickets import TicketCache, admit_by
-from radmesh_gateway_proxy.association import Peer
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.intake import Intake, Senders
+from radmesh_gateway_proxy.services.exchange import Peer
 from radmesh_gateway_proxy.supervisor import Supervisor
 
 REGISTRY = database_pb2.DESCRIPTOR.services_by_name["RegistryService"]
