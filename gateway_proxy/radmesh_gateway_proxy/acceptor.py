@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
-from radmesh.dicom.stations import GRANTS, Station, match
+from radmesh.dicom.stations import GRANTS, Station, Stations
 from radmesh.runtime import interpreter
 from radmesh.runtime.clock import SystemClock
 from radmesh.runtime.context import Context
@@ -33,6 +33,7 @@ from radmesh.runtime.logs import Logger
 from radmesh.runtime.metrics import Metrics
 from radmesh.runtime.security import Credentials
 from radmesh.transfer.sender import KeepBudget, Sender
+from radmesh.transfer.stations import StationKeeper
 from radmesh.transfer.tickets import TicketCache, admit_by
 from radmesh_gateway_proxy.association import Association
 from radmesh_gateway_proxy.audit import Audit
@@ -131,7 +132,8 @@ class Acceptor:
                 max_pdu=self.config.max_pdu,
             )
         )
-        self._stations = settings.stations
+        self.stations = Stations(settings.stations)
+        self._keeper = StationKeeper(context, self.stations)
         self._listener = listener
         self._lock = threading.Lock()
         self._live: dict[Association, None] = {}
@@ -154,12 +156,12 @@ class Acceptor:
         check = self.config.check_stations
         if check == "off" or (check == "auto" and ipaddress.ip_address(address).is_loopback):
             return GRANTS
-        station = match(self._stations, calling_ae_title, address)
+        station = self.stations.match(calling_ae_title, address)
         return None if station is None else station.grants
 
     def destination(self, ae_title: str) -> Station | None:
         """Return the station that takes associations under this AE title; None if none is known that does."""
-        return next((s for s in self._stations if s.ae_title == ae_title and getattr(s, "port", 0)), None)
+        return self.stations.lookup(ae_title)
 
     def refused(self, peer: Peer, reason: str) -> None:
         """Write to the log and the audit that a station was refused."""
@@ -205,6 +207,7 @@ class Acceptor:
             commands: descriptor on which the parent's lines come.
         """
         self._audit.start()
+        self._keeper.start()
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         poll.register(commands, select.POLLIN)
@@ -275,6 +278,7 @@ class Acceptor:
         with self._ended:
             self._ended.wait_for(lambda: not self._live, max(0.0, self.draining.until - time.monotonic()) + 1.0)
         self._senders.close()
+        self._keeper.stop(0.5)
         self._audit.stop(1.0)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from radmesh.api.connectivity.v1 import connectivity_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.database_server import service
 from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.config import Section
@@ -23,6 +23,7 @@ from radmesh.database_server.registry import Registry
 from radmesh.database_server.renditions import Renditions
 from radmesh.database_server.reports import TOPIC, Reports
 from radmesh.database_server.schema import MIGRATIONS, outbox, studies
+from radmesh.database_server.stations import StationRegistry, StationService
 from radmesh.database_server.statuses import Statuses
 from radmesh.database_server.verification import Verifications
 from radmesh.dicom.domains import Domains
@@ -32,7 +33,7 @@ from radmesh.runtime.rpc import Server
 from radmesh.sql.engine import Database
 from radmesh.sql.outbox import Consumer, Dispatcher
 
-_SERVICES: Final = database_pb2.DESCRIPTOR.services_by_name
+_SERVICES: Final = {**database_pb2.DESCRIPTOR.services_by_name, **stations_pb2.DESCRIPTOR.services_by_name}
 _PRUNE_SECONDS: Final = 3600.0
 _CONNECTIVITY: Final = connectivity_pb2.DESCRIPTOR.services_by_name["ConnectivityService"]
 
@@ -46,6 +47,8 @@ class DatabaseServer:
         clock = context.clock
         self._feed = Feed(self._database, clock, config.history)
         self._domains = Domains.of(context.settings)
+        registered = StationRegistry(self._database, self._feed, clock, self._domains)
+        registered.fill(context.settings.get("stations", ()))
         people = People(self._database, self._domains)
         overlay = Overlay(self._database, clock, people)
         statuses = Statuses(self._database, self._feed, clock, overlay)
@@ -76,6 +79,7 @@ class DatabaseServer:
             ("FeedService", service.FeedService(self._feed)),
             ("AccountService", service.AccountService(accounts)),
             ("GrantService", GrantService(self._database, clock)),
+            ("StationService", StationService(registered)),
         ):
             self._server.add(_SERVICES[name], implementation)
         sender = service.ReportSender(reports, orders, queries, self._manager)

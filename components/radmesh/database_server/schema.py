@@ -404,6 +404,19 @@ changes = Table(
     _number("time"),
 )
 outbox = outbox_table(metadata)
+# The DICOM nodes outside. `entry` is JSON (radmesh.dicom.stations); of what was removed the row stays, so that the
+# configuration does not bring it back.
+stations = Table(
+    "stations",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    _text("entry"),
+    Column("edited", Boolean, nullable=False, server_default=text("false")),
+    Column("removed", Boolean, nullable=False, server_default=text("false")),
+    # Rises with every change of any of them.
+    _number("version"),
+    _number("update_time"),
+)
 users = Table(
     "users",
     metadata,

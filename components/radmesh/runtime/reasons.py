@@ -113,6 +113,7 @@ REASONS: dict[str, Reason] = {
         ("UID_MISMATCH", Code.INVALID_ARGUMENT, _MISMATCH, 400, "command and data set name different UIDs; the bytes are in the rejects store"),
         ("SOP_CLASS_NOT_IN_CONTEXT", Code.INVALID_ARGUMENT, 0x0122, 400, "negotiate a presentation context for the SOP class"),
         ("STATION_UNKNOWN", Code.PERMISSION_DENIED, 0x0124, 403, "add the station to [[stations]] with the grant it needs"),
+        ("STATION_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "'radmesh stations' lists them"),
         ("GRANT_MISSING", Code.PERMISSION_DENIED, 0x0124, 403, "give the station the grant under [[stations]]"),
         ("REJECT_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the rejects again"),
         ("REJECTS_FULL", Code.RESOURCE_EXHAUSTED, _OUT_OF_RESOURCES, 507, "look at the rejects; the oldest give way"),
