@@ -24,6 +24,7 @@ from typing import Any, Final
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
 from radmesh.dicom.stations import GRANTS, Station, Stations
+from radmesh.dicom.transcoding import Transcoder
 from radmesh.runtime import interpreter
 from radmesh.runtime.clock import SystemClock
 from radmesh.runtime.context import Context
@@ -121,6 +122,7 @@ class Acceptor:
         self.log = context.log
         self.tally = tally
         self.draining = Draining()
+        self.transcoder = Transcoder()
         self.negotiator = Negotiator(
             Policy(
                 storage_sop_classes() | set(self.config.private_sop_classes),
@@ -278,6 +280,7 @@ class Acceptor:
         with self._ended:
             self._ended.wait_for(lambda: not self._live, max(0.0, self.draining.until - time.monotonic()) + 1.0)
         self._senders.close()
+        self.transcoder.close()
         self._keeper.stop(0.5)
         self._audit.stop(1.0)
 

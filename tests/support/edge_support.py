@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from radmesh.dicom.stations import GRANTS, Station, Stations, match
+from radmesh.dicom.transcoding import Transcoder
 from radmesh.runtime.context import Context
 from radmesh.runtime.logs import Logger
 from radmesh_gateway_proxy.acceptor import Draining
@@ -74,6 +75,7 @@ class LocalEdge:
     mesh: Context | None = None
 
     def __post_init__(self) -> None:
+        self.transcoder = Transcoder()
         self.output = io.StringIO()
         self.log = Logger("gateway-proxy", "gateway-proxy", self.output)
         self.board = Board(1)
@@ -107,12 +109,12 @@ class LocalEdge:
             thread.start()
             self.threads.append(thread)
 
-    def grants(self, calling_ae_title: str, address: str) -> Collection[str] | None:
+    def grants(self, calling_ae_title: str, address: str, certificate: str = "") -> Collection[str] | None:
         check = self.config.check_stations
         if check == "off" or (check == "auto" and ipaddress.ip_address(address).is_loopback):
             return GRANTS
         station = match(self.stations, calling_ae_title, address)
-        return None if station is None else station.grants
+        return None if station is None or station.certificate not in ("", certificate) else station.grants
 
     @property
     def context(self) -> Context:
@@ -144,6 +146,7 @@ class LocalEdge:
 
     def close(self) -> None:
         self.listener.close()
+        self.transcoder.close()
 
     def __enter__(self) -> Self:
         return self

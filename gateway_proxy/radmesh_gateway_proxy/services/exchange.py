@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from radmesh.dicom.stations import Station
+from radmesh.dicom.transcoding import Transcoder
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.logs import Logger
@@ -60,6 +61,7 @@ class Mesh(Protocol):
 
     config: Section
     log: Logger
+    transcoder: Transcoder
 
     @property
     def context(self) -> Context:

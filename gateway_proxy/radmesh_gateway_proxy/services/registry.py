@@ -43,7 +43,13 @@ class Service:
 @cache
 def services() -> tuple[Service, ...]:
     """Return all services."""
-    return ()
+    # Handlers know what is told here.
+    from radmesh_gateway_proxy.services import retrieve  # noqa: PLC0415
+
+    return (
+        Service("Retrieve", Command.C_MOVE, retrieve.MOVE_SOP_CLASSES, "retrieve", retrieve.move),
+        Service("Retrieve", Command.C_GET, retrieve.GET_SOP_CLASSES, "retrieve", retrieve.get, stores=True),
+    )
 
 
 @cache
