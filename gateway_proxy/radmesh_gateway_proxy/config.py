@@ -76,6 +76,12 @@ class Section:
     release_wait: Duration = setting(
         2.0, doc="Longest wait, before a release is answered, for what was sent to be found by a query.", maximum=30
     )
+    find_limit: int = setting(
+        100_000,
+        doc="Most rows of a C-FIND; a query with more ends with 0xA700 behind them, and says so.",
+        minimum=1,
+        maximum=100_000,
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong between settings."""

@@ -5,10 +5,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from radmesh.api.connectivity.v1 import connectivity_pb2
-from radmesh.api.database.v1 import database_pb2, stations_pb2
+from radmesh.api.database.v1 import database_pb2, dicom_query_pb2, stations_pb2
 from radmesh.database_server import service
 from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.config import Section
+from radmesh.database_server.dicom_query import DicomQueries
+from radmesh.database_server.dicom_query_service import DicomQueryService
+from radmesh.database_server.dicom_worklist import Worklist
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.grants import GrantService
 from radmesh.database_server.jobs import Jobs
@@ -82,6 +85,10 @@ class DatabaseServer:
             ("StationService", StationService(registered)),
         ):
             self._server.add(_SERVICES[name], implementation)
+        self._server.add(
+            dicom_query_pb2.DESCRIPTOR.services_by_name["DicomQueryService"],
+            DicomQueryService(DicomQueries(self._database), Worklist(self._database, orders)),
+        )
         sender = service.ReportSender(reports, orders, queries, self._manager)
         undone = service.UndoTeller(merges, self._manager)
         self._tellers = [self._teller(name, sender, undone) for name in (*self._domains.names, "")]

@@ -44,9 +44,11 @@ class Service:
 def services() -> tuple[Service, ...]:
     """Return all services."""
     # Handlers know what is told here.
-    from radmesh_gateway_proxy.services import retrieve  # noqa: PLC0415
+    from radmesh_gateway_proxy.services import find, retrieve  # noqa: PLC0415
 
     return (
+        Service("Query", Command.C_FIND, find.QUERY_SOP_CLASSES, "query", find.find, extended=find.extended),
+        Service("Modality Worklist", Command.C_FIND, find.WORKLIST_SOP_CLASSES, "worklist", find.find_worklist),
         Service("Retrieve", Command.C_MOVE, retrieve.MOVE_SOP_CLASSES, "retrieve", retrieve.move),
         Service("Retrieve", Command.C_GET, retrieve.GET_SOP_CLASSES, "retrieve", retrieve.get, stores=True),
     )
