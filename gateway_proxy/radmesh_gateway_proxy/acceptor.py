@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +45,7 @@ from radmesh_gateway_proxy.services.exchange import Peer
 from radmesh_gateway_proxy.services.registry import abstract_syntaxes, extended
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 from radmesh_gateway_proxy.tally import Board, Tally
+from radmesh_gateway_proxy.tls import Certificates, Tunnel, accept
 
 # Connections beyond the associations that may be open: those that have not asked yet, or are closing.
 _YOUNG: Final = 128
@@ -69,6 +70,7 @@ class Settings:
     credentials: str
     addresses: Mapping[str, str]
     listener: int
+    tls_listener: int  # -1 = TLS is not served
     board: int
     rows: int
     row: int
@@ -116,7 +118,14 @@ class Draining:
 class Acceptor:
     """One process's share of the edge."""
 
-    def __init__(self, settings: Settings, context: Context, listener: socket.socket, tally: Tally) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        context: Context,
+        listener: socket.socket,
+        tally: Tally,
+        tls_listener: socket.socket | None = None,
+    ) -> None:
         self.config = settings.section
         self.context = context
         self.log = context.log
@@ -137,6 +146,10 @@ class Acceptor:
         self.stations = Stations(settings.stations)
         self._keeper = StationKeeper(context, self.stations)
         self._listener = listener
+        self._tls_listener = tls_listener
+        self._certificates = certificates_of(self.config, context) if tls_listener is not None else None
+        # A handshake takes a thread, and its peer is nobody yet.
+        self._handshakes = threading.BoundedSemaphore(_YOUNG)
         self._lock = threading.Lock()
         self._live: dict[Association, None] = {}
         self._ended = threading.Condition(self._lock)
@@ -153,13 +166,15 @@ class Acceptor:
 
     # What an association needs
 
-    def grants(self, calling_ae_title: str, address: str) -> Collection[str] | None:
+    def grants(self, calling_ae_title: str, address: str, certificate: str = "") -> Collection[str] | None:
         """Return what a station may do; None if it is unknown, and stations are checked."""
         check = self.config.check_stations
         if check == "off" or (check == "auto" and ipaddress.ip_address(address).is_loopback):
             return GRANTS
         station = self.stations.match(calling_ae_title, address)
-        return None if station is None else station.grants
+        if station is None or station.certificate not in ("", certificate):
+            return None
+        return station.grants
 
     def destination(self, ae_title: str) -> Station | None:
         """Return the station that takes associations under this AE title; None if none is known that does."""
@@ -212,14 +227,20 @@ class Acceptor:
         self._keeper.start()
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
+        if self._tls_listener is not None:
+            poll.register(self._tls_listener, select.POLLIN)
         poll.register(commands, select.POLLIN)
         while self.draining.until is None:
             for descriptor, _ in poll.poll(500):
                 if descriptor == commands:
                     self._command(commands)
+                elif self._tls_listener is not None and descriptor == self._tls_listener.fileno():
+                    self._accept(self._tls_listener, self._begin_tls)
                 else:
-                    self._accept()
+                    self._accept(self._listener, self._begin)
         self._listener.close()
+        if self._tls_listener is not None:
+            self._tls_listener.close()
         self._drain()
 
     def _command(self, commands: int) -> None:
@@ -229,19 +250,49 @@ class Acceptor:
         if line[0] == "drain":
             self.draining.begin(float(line[1]))
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket, begin: Callable[[socket.socket, str], None]) -> None:
         until = time.monotonic() + _DEFERENCE_SECONDS
         while not self.tally.is_least_busy() and time.monotonic() < until:
             time.sleep(_DEFERENCE_SECONDS / 4)
         try:
-            connection, address = self._listener.accept()
+            connection, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return  # a sibling took it, or it is gone
         except OSError as error:
             self.log.warning("cannot accept", error=os.strerror(error.errno or 0))
             time.sleep(0.05)  # out of descriptors, most likely
             return
-        association = Association(connection, str(address[0]).removeprefix("::ffff:"), self)
+        begin(connection, str(address[0]).removeprefix("::ffff:"))
+
+    def _begin_tls(self, connection: socket.socket, address: str) -> None:
+        if not self._handshakes.acquire(blocking=False):
+            connection.close()
+            return
+        try:
+            threading.Thread(
+                target=self._shake_hands, args=(connection, address), name="tls-begin", daemon=True
+            ).start()
+        except RuntimeError:
+            self._handshakes.release()
+            self.log.warning("cannot start a thread", connections=len(self._live))
+            connection.close()
+
+    def _shake_hands(self, connection: socket.socket, address: str) -> None:
+        assert self._certificates is not None
+        try:
+            wrapped = accept(connection, self._certificates.context(), self.config.artim_timeout)
+            tunnel = Tunnel(wrapped, self.config.pdu_timeout)
+        except RadmeshError as error:
+            self.log.warning("TLS refused", address=address, text=error.message)
+            connection.close()
+            return
+        finally:
+            self._handshakes.release()
+        tunnel.start()
+        self._begin(tunnel.inner, address, tunnel.certificate)
+
+    def _begin(self, connection: socket.socket, address: str, certificate: str = "") -> None:
+        association = Association(connection, address, self, certificate)
         self._make_room()
         self.tally.connected(1)
         with self._lock:
@@ -285,6 +336,25 @@ class Acceptor:
         self._audit.stop(1.0)
 
 
+def certificates_of(config: Section, context: Context) -> Certificates:
+    """Return the certificates for DICOM over TLS.
+
+    Raises:
+        RadmeshError: CONFIG_INVALID: they cannot be used.
+    """
+    if config.tls_certificate:
+        certificate, key = Path(config.tls_certificate), Path(config.tls_key or config.tls_certificate)
+    else:
+        certificate, key = context.credentials.certificate_paths()
+    return Certificates(
+        certificate,
+        key,
+        Path(config.tls_ca) if config.tls_clients != "off" else None,
+        required=config.tls_clients == "required",
+        log=context.log,
+    )
+
+
 def _die_with(parent: int) -> None:
     """End this process as soon as its parent has ended, however that ended."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -316,9 +386,12 @@ def main() -> int:
     )
     listener = socket.socket(fileno=settings.listener)
     listener.setblocking(False)  # noqa: FBT003 - the standard library has no name for it
+    tls_listener = socket.socket(fileno=settings.tls_listener) if settings.tls_listener >= 0 else None
+    if tls_listener is not None:
+        tls_listener.setblocking(False)  # noqa: FBT003 - the standard library has no name for it
     board = Board(settings.rows, settings.board)
     tally = Tally(board, settings.row, settings.section.max_associations)
-    acceptor = Acceptor(settings, context, listener, tally)
+    acceptor = Acceptor(settings, context, listener, tally, tls_listener)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: acceptor.draining.begin(_DEFAULT_GRACE))
     interpreter.settle()

@@ -111,8 +111,11 @@ class Edge(Mesh, Protocol):
     def draining(self) -> Drain:
         """Whether the process drains."""
 
-    def grants(self, calling_ae_title: str, address: str) -> Collection[str] | None:
-        """Return what a station may do; None if it may not even connect."""
+    def grants(self, calling_ae_title: str, address: str, certificate: str = "") -> Collection[str] | None:
+        """Return what a station may do; None if it may not even connect.
+
+        `certificate` is the SHA-256 of the one that it showed, in hexadecimal digits; empty = none.
+        """
 
     def store(self, peer: Peer) -> Store:
         """Return what takes the objects of one association."""
@@ -122,11 +125,12 @@ class Edge(Mesh, Protocol):
 
 
 class Association:
-    """One accepted connection, from its first byte to its last."""
+    """One accepted connection, from its first byte to its last; over TLS it is the plain end of a tunnel."""
 
-    def __init__(self, connection: socket.socket, address: str, edge: Edge) -> None:
+    def __init__(self, connection: socket.socket, address: str, edge: Edge, certificate: str = "") -> None:
         self._socket = connection
         self._address = address
+        self._certificate = certificate
         self._edge = edge
         self._config = edge.config
         self._log = edge.log
@@ -343,7 +347,7 @@ class Association:
             self._machine.handle(Event.EVT7, answer.accept)
 
     def _admitted(self, request: AssociateRequest, answer: Agreement | AssociateReject) -> AssociateReject | None:
-        grants = self._edge.grants(request.calling_ae_title, self._address)
+        grants = self._edge.grants(request.calling_ae_title, self._address, self._certificate)
         if grants is None:
             self._edge.refused(self._peer, "STATION_UNKNOWN")
             return REJECT_CALLING_AE_TITLE

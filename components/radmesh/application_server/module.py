@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from radmesh.api.application.v1 import application_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.application_server import dicomweb, images, pages, service
 from radmesh.application_server.audit import Audit
@@ -32,7 +32,7 @@ from radmesh.transfer.codec import decoder, encode
 from radmesh.transfer.sender import Sender
 from radmesh.transfer.tickets import TicketCache, admit_by
 
-_DATABASE = database_pb2.DESCRIPTOR.services_by_name
+_DATABASE = {**database_pb2.DESCRIPTOR.services_by_name, **stations_pb2.DESCRIPTOR.services_by_name}
 _GATEWAY = gateway_pb2.DESCRIPTOR.services_by_name
 _DOOR = application_pb2.DESCRIPTOR.services_by_name
 _MEET_SECONDS = 5.0
@@ -105,7 +105,9 @@ class ApplicationServer:
             domains=domains_of(context),
             audit=audit,
         )
-        administration = service.AdministrationService(context, accounts, registry, rejects, audit, instances)
+        administration = service.AdministrationService(
+            context, accounts, registry, rejects, stubs["StationService"], audit, instances
+        )
         self._door.add(_DOOR["SessionService"], session_service)
         self._door.add(_DOOR["StudyService"], study_service, codecs=_BULK)
         self._door.add(_DOOR["RisService"], ris_service)

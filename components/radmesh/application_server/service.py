@@ -6,7 +6,7 @@ from typing import Any, Final
 from radmesh.api.application.v1 import application_pb2 as pb
 from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.common.v1 import common_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.application_server.audit import Audit
 from radmesh.application_server.intake import Intake
@@ -262,12 +262,20 @@ class AdministrationService:
     """application.v1.AdministrationService."""
 
     def __init__(
-        self, context: Context, accounts: Any, registry: Any, rejects: Any, audit: Audit, instances: Mapping[str, str]
+        self,
+        context: Context,
+        accounts: Any,
+        registry: Any,
+        rejects: Any,
+        stations: Any,
+        audit: Audit,
+        instances: Mapping[str, str],
     ) -> None:
         self._context = context
         self._accounts = accounts
         self._registry = registry
         self._rejects = rejects
+        self._stations = stations
         self._audit = audit
         self._instances = instances
 
@@ -331,6 +339,32 @@ class AdministrationService:
         """Remove a reject."""
         answer: gateway_pb2.DeleteRejectResponse = self._change(
             "REJECT_DELETE", request.id, call, lambda: self._rejects.DeleteReject(request), {}
+        )
+        return answer
+
+    def ListStations(self, request: stations_pb2.ListStationsRequest, _call: Call) -> stations_pb2.ListStationsResponse:
+        """List the stations."""
+        answer: stations_pb2.ListStationsResponse = self._stations.ListStations(request)
+        return answer
+
+    def SetStation(self, request: stations_pb2.SetStationRequest, call: Call) -> stations_pb2.Station:
+        """Add or replace a station."""
+        request.actor = _person(call).name
+        station = request.station
+        detail: dict[str, object] = {"ae_title": station.ae_title[:16], "grants": sorted(station.grants)[:8]}
+        name = (station.name or station.ae_title)[:64]
+        changed: stations_pb2.Station = self._change(
+            "STATION_SET", name, call, lambda: self._stations.SetStation(request), detail
+        )
+        return changed
+
+    def DeleteStation(
+        self, request: stations_pb2.DeleteStationRequest, call: Call
+    ) -> stations_pb2.DeleteStationResponse:
+        """Remove a station."""
+        request.actor = _person(call).name
+        answer: stations_pb2.DeleteStationResponse = self._change(
+            "STATION_DELETE", request.name[:64], call, lambda: self._stations.DeleteStation(request), {}
         )
         return answer
 

@@ -15,6 +15,7 @@ from radmesh.client.model import (
     Reject,
     Report,
     Series,
+    Station,
     StoreResult,
     Study,
     User,
@@ -136,6 +137,13 @@ class Users:
     """Of `users`: all; of `users add` and `set` the one; of `remove` none."""
 
     users: tuple[User, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stations:
+    """Of `stations`: all; of `stations show` and `set` the one; of `remove` none."""
+
+    stations: tuple[Station, ...]
 
 
 @dataclass(frozen=True, slots=True)

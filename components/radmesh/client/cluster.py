@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 from radmesh.api.application.v1 import application_pb2, application_pb2_grpc
 from radmesh.api.common.v1 import common_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.client import convert, model
 from radmesh.client.connection import open_channel, target_of
@@ -499,6 +499,30 @@ class Cluster(RisCalls, ImageCalls):
             if not page.next_page_token:
                 return users
             request.page_token = page.next_page_token
+
+    def stations(self) -> list[model.Station]:
+        """Return the DICOM nodes outside, by name."""
+        answer = self._unary(self._administration.ListStations, stations_pb2.ListStationsRequest())
+        return [convert.station(station) for station in answer.stations]
+
+    def set_station(self, station: model.Station) -> model.Station:
+        """Add a station, or replace the one of its name if that still has its `version`; 0 = whatever it is.
+
+        Raises:
+            RadmeshError: FIELD_INVALID, VERSION_CONFLICT.
+        """
+        request = stations_pb2.SetStationRequest(
+            station=convert.station_message(station), expected_version=station.version
+        )
+        return convert.station(self._unary(self._administration.SetStation, request))
+
+    def delete_station(self, name: str) -> None:
+        """Remove a station, also one of the configuration.
+
+        Raises:
+            RadmeshError: STATION_NOT_FOUND.
+        """
+        self._unary(self._administration.DeleteStation, stations_pb2.DeleteStationRequest(name=name))
 
     def create_user(self, name: str, *, password: str, role: str, display_name: str = "") -> model.User:
         """Add a user.
