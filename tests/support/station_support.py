@@ -27,8 +27,9 @@ def free_ports() -> dict[str, int]:
 
 def configuration(ports: Mapping[str, int]) -> str:
     """[[stations]] that can be sent to."""
+    grants = '["store", "query", "retrieve"]'
     return "\n".join(
-        f'[[stations]]\nae_title = "{name}"\ngrants = ["store", "query", "retrieve"]\nhost = "127.0.0.1"\nport = {port}\n'
+        f'[[stations]]\nae_title = "{name}"\ngrants = {grants}\nhost = "127.0.0.1"\nport = {port}\n'
         for name, port in ports.items()
     )
 
@@ -56,6 +57,12 @@ class Edge:
         """Host and port for a command line."""
         return "127.0.0.1", str(self.port)
 
+    def ended(self, outcome: str) -> list[str]:
+        """Log lines of associations that ended so."""
+        logs = (self.cluster.data / "logs").glob("gateway-proxy*")
+        lines = [line for log in logs for line in log.read_text().splitlines()]
+        return [line for line in lines if '"association ended"' in line and f'"outcome": "{outcome}"' in line]
+
     def move(self, destination: str, *keys: str, calling: str = "MOVER", root: str = "-S") -> "Moved":
         """Run movescu; keys as `level` and `name=value`."""
         options = [part for key in keys for part in ("-k", key)]
@@ -68,9 +75,8 @@ class Edge:
         """Run getscu."""
         into.mkdir(exist_ok=True)
         named = [part for key in keys for part in ("-k", key)]
-        done = dcmtk(
-            *("getscu", "-d", "-S", "-aet", calling, "-aec", "RADMESH", "-od", into, *options, *named, *self.address)
-        )
+        sides = ("-aet", calling, "-aec", "RADMESH")
+        done = dcmtk("getscu", "-d", "-S", *sides, "-od", into, *options, *named, *self.address)
         return Moved.of(done.stdout)
 
 
