@@ -2,16 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 
+from radmesh.dicom.stations import Stations
 from radmesh.runtime.context import Context
+from radmesh.runtime.lifecycle import Group
+from radmesh.transfer.stations import StationKeeper
 from radmesh_gateway_proxy.config import Section
+from radmesh_gateway_proxy.sends import Sends
+from radmesh_gateway_proxy.services.commitment import Reporter
 from radmesh_gateway_proxy.supervisor import Supervisor
 
 
 class GatewayProxy:
-    """The acceptors, and the server that says how they do."""
+    """The acceptors, what is sent to stations, and the server that says how they do."""
 
     def __init__(self, config: Section, context: Context) -> None:
-        self._supervisor = Supervisor(config, context.settings.get("stations", ()), context)
+        configured = context.settings.get("stations", ())
+        self._supervisor = Supervisor(config, configured, context)
+        stations = Stations(configured)
+        self._workers = Group([StationKeeper(context, stations), Reporter(config, context, stations)])
+        self._sends = Sends(config, context)
         self._server = context.server(max_workers=8)
 
     def start(self) -> None:
@@ -23,13 +32,17 @@ class GatewayProxy:
         self._supervisor.start()
         try:
             self._server.start()
+            self._workers.start()
         except BaseException:
             self._supervisor.stop(0.0)
             raise
+        self._sends.start()
 
     def stop(self, grace: float) -> None:
         """Let associations finish, then end."""
         self._server.drain()
+        self._workers.stop(min(grace, 2.0))
+        self._sends.stop(1.0)
         self._supervisor.stop(grace)
         self._server.stop(0.5)
 

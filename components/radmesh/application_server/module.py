@@ -94,6 +94,8 @@ class ApplicationServer:
             audit,
             sessions,
             lambda: Sender(context.line, admit, context.clock, tickets=tickets),
+            stubs["JobService"],
+            stubs["StationService"],
         )
         ris_service = RisService(
             queries=queries,

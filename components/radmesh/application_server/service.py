@@ -1,5 +1,6 @@
 """The clients' door: parse, ask the mesh with the caller's eyes, audit, answer."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -23,6 +24,9 @@ from radmesh_native.crc32c import crc32c
 CHUNK_MAX: Final = 1_048_560
 _ARCHIVES: Final = archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"]
 _STATUS: Final = common_pb2.DESCRIPTOR.services_by_name["StatusService"]
+# Kind of job that gateway proxies do; with an hour between the last tries, most of a day.
+_SEND: Final = "send"
+_SEND_ATTEMPTS: Final = 24
 _STATUS_SECONDS: Final = 2.0
 _STUDIES: Final = pb.DESCRIPTOR.services_by_name["StudyService"].methods_by_name
 _STORERS: Final = roles_of(_STUDIES["StoreInstances"])
@@ -82,8 +86,12 @@ class StudyService:
         audit: Audit,
         sessions: SessionCache,
         sender: Callable[[], Any],
+        jobs: Any,
+        stations: Any,
     ) -> None:
         self._context = context
+        self._jobs = jobs
+        self._stations = stations
         self._queries = queries
         self._studies = studies
         self._registry = registry
@@ -256,6 +264,32 @@ class StudyService:
                 if error.reason != "STUDY_NOT_FOUND":
                     raise
         return pb.EvictStudyResponse(bytes=freed)
+
+    def SendStudy(self, request: pb.SendStudyRequest, call: Call) -> database_pb2.Job:
+        """Have a study sent to a station."""
+        uid, title = request.study_instance_uid, request.station.strip()
+        self._audit.record("STUDY_SEND", call, object_id=uid, detail={"station": title[:16]})
+        # What is held leaves for nobody, whoever asks.
+        self._queries.GetStudy(database_pb2.GetStudyRequest(study_instance_uid=uid))
+        known = self._stations.ListStations(stations_pb2.ListStationsRequest()).stations
+        if not any(station.ae_title.strip() == title and station.port for station in known):
+            raise RadmeshError("STATION_NOT_FOUND", "no station of that AE title has a host and a port to send to")
+        payload = json.dumps({"study": uid, "station": title, "by": _person(call).name})
+        job: database_pb2.Job = self._jobs.EnqueueJob(
+            database_pb2.EnqueueJobRequest(
+                kind=_SEND, key=f"{title}/{uid}", payload=payload, max_attempts=_SEND_ATTEMPTS
+            )
+        )
+        return job
+
+    def ListSends(self, request: pb.ListSendsRequest, _call: Call) -> database_pb2.ListJobsResponse:
+        """List what was, is and will be sent."""
+        answer: database_pb2.ListJobsResponse = self._jobs.ListJobs(
+            database_pb2.ListJobsRequest(
+                kind=_SEND, state=request.state, page_size=request.page_size, page_token=request.page_token
+            )
+        )
+        return answer
 
 
 class AdministrationService:

@@ -14,6 +14,7 @@ from radmesh.client.model import (
     Order,
     Reject,
     Report,
+    Sending,
     Series,
     Station,
     StoreResult,
@@ -144,6 +145,13 @@ class Stations:
     """Of `stations`: all; of `stations show` and `set` the one; of `remove` none."""
 
     stations: tuple[Station, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sendings:
+    """Of `send`: the one that was begun, or, without a study, all, newest first."""
+
+    sendings: tuple[Sending, ...]
 
 
 @dataclass(frozen=True, slots=True)

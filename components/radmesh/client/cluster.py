@@ -483,6 +483,25 @@ class Cluster(RisCalls, ImageCalls):
         freed: int = self._unary(self._studies.EvictStudy, request).bytes
         return freed
 
+    def send(self, study_instance_uid: str, station: str) -> model.Sending:
+        """Have a study sent to the station of an AE title; return at once, with what is to be done.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND (also if it is held), STATION_NOT_FOUND.
+        """
+        request = application_pb2.SendStudyRequest(study_instance_uid=study_instance_uid, station=station)
+        return convert.sending(self._unary(self._studies.SendStudy, request))
+
+    def sendings(self) -> Iterator[model.Sending]:
+        """Yield what was sent, is being sent and will be, newest first."""
+        request = application_pb2.ListSendsRequest(page_size=500)
+        while True:
+            page = self._unary(self._studies.ListSends, request)
+            yield from map(convert.sending, page.jobs)
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
+
     def status(self) -> model.ClusterStatus:
         """Return what every component and every store says of itself."""
         return convert.cluster_status(

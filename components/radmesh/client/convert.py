@@ -1,5 +1,6 @@
 """Between the door's messages and the client's dataclasses."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -180,6 +181,22 @@ def user(m: database_pb2.User) -> model.User:
         display_name=m.display_name,
         role=enum_name(database_pb2.Role, m.role, "ROLE_").lower(),
         last_sign_in_time=time_of(m.last_sign_in_time),
+    )
+
+
+def sending(m: database_pb2.Job) -> model.Sending:
+    """Convert a job of SendStudy."""
+    payload = json.loads(m.payload or "{}")
+    return model.Sending(
+        id=m.id,
+        study_instance_uid=str(payload.get("study", "")),
+        station=str(payload.get("station", "")),
+        state=enum_name(database_pb2.JobState, m.state, "JOB_STATE_"),
+        attempt=m.attempt,
+        due_time=time_of(m.due_time),
+        reason=m.reason,
+        message=m.message,
+        by=str(payload.get("by", "")),
     )
 
 

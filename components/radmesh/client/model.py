@@ -228,6 +228,24 @@ class Station:
 
 
 @dataclass(frozen=True, slots=True)
+class Sending:
+    """A study that is sent to a station: QUEUED, LEASED (on its way), SUCCEEDED or FAILED.
+
+    `attempt` counts tries; `reason` and `message` are of the last one that failed, `due_time` is when the next one is.
+    """
+
+    id: int
+    study_instance_uid: str
+    station: str
+    state: str
+    attempt: int
+    due_time: datetime | None
+    reason: str
+    message: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """An object that could not be stored as DICOM; its bytes were kept."""
 

@@ -122,6 +122,7 @@ REASONS: dict[str, Reason] = {
         ("STATION_REFUSED", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "let the station take associations of this AE title for what it is sent"),
         ("STATION_ABORTED", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "look at the station's own log; what was not acknowledged is sent again"),
         ("STATION_SILENT", Code.DEADLINE_EXCEEDED, _OUT_OF_RESOURCES, 504, "see whether the station is overloaded or stuck"),
+        ("STATION_FULL", Code.RESOURCE_EXHAUSTED, _OUT_OF_RESOURCES, 507, "make room at the station; what it did not take is sent again"),
         ("STATION_REFUSED_OBJECT", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "the error names the station's status: see its conformance statement"),
         ("TRANSCODING_FAILED", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "let the station take the transfer syntax in which the object is stored"),
         ("GRANT_MISSING", Code.PERMISSION_DENIED, 0x0124, 403, "give the station the grant under [[stations]]"),
@@ -148,6 +149,8 @@ REASONS: dict[str, Reason] = {
         ("REPORT_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "list the reports of the study: 'radmesh report list STUDY_UID'"),
         ("REPORT_TOO_LONG", Code.INVALID_ARGUMENT, _OUT_OF_RESOURCES, 413, "a report has 256 KiB of UTF-8 at most: shorten it"),
         ("RESYNC", Code.OUT_OF_RANGE, _OUT_OF_RESOURCES, 410, "read the tables, then watch from the revision that the error names"),
+        ("TRANSACTION_IN_USE", Code.FAILED_PRECONDITION, _OUT_OF_RESOURCES, 409, "use a new Transaction UID for other objects"),
+        ("TRANSACTION_NOT_FOUND", Code.NOT_FOUND, _OUT_OF_RESOURCES, 404, "ask for Storage Commitment again"),
         ("DATABASE_UNAVAILABLE", Code.UNAVAILABLE, _OUT_OF_RESOURCES, 503, "look at the database's disk or server"),
         # Pictures: why the web cache has the original of an instance, or nothing of it
         ("FRAGMENTS_BROKEN", Code.DATA_LOSS, _OUT_OF_RESOURCES, 502, "frames cannot be told apart: have the modality send the image again"),

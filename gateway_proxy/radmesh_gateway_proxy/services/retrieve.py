@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -11,12 +11,11 @@ from pydicom.filebase import DicomFileLike
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 
-from radmesh.dicom.stations import Station
 from radmesh.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN, clean_uid, is_valid_uid
 from radmesh.runtime.errors import RadmeshError
+from radmesh_gateway_proxy.delivery import WARNINGS, Delivery, GoneError, Store
 from radmesh_gateway_proxy.dimse import Command, Element, Outcome, Response, Status, encode_request, us
-from radmesh_gateway_proxy.objects import Finder, Item, Outgoing, Prepared, context_for, proposals
-from radmesh_gateway_proxy.requestor import Requestor, Target
+from radmesh_gateway_proxy.objects import Finder, Item, Outgoing, Prepared, context_for
 from radmesh_gateway_proxy.services.exchange import Exchange, RefusalError
 
 PATIENT_ROOT_MOVE: Final = "1.2.840.10008.5.1.4.1.2.1.2"
@@ -35,20 +34,11 @@ _KEYS: Final = {
     "SERIES": ((0x0020, 0x000E), "SeriesInstanceUID"),
     "IMAGE": ((0x0008, 0x0018), "SOPInstanceUID"),
 }
-_WARNINGS: Final = frozenset((0x0001, 0x0107, 0x0116, 0xB000, 0xB006, 0xB007))
 _PENDING_SECONDS: Final = 0.2
 # A C-CANCEL ends a sub-operation that has not ended by itself after this time.
 _CANCEL_SECONDS: Final = 0.5
 # UI has a 16 bit length in Explicit VR.
 _MOST_FAILED_BYTES: Final = 65_000
-
-
-class _GoneError(Exception):
-    """The station that is sent to is not there any more: nothing else is tried."""
-
-    def __init__(self, cause: RadmeshError) -> None:
-        super().__init__(cause.reason)
-        self.cause = cause
 
 
 class _CancelledError(Exception):
@@ -76,7 +66,7 @@ class Count:
     def add(self, item: Item, status: int | None, *, remark: bool) -> None:
         """Count one; `status` None = it was not sent."""
         self.remaining -= 1
-        if status is not None and (status in _WARNINGS or (status == Status.SUCCESS and remark)):
+        if status is not None and (status in WARNINGS or (status == Status.SUCCESS and remark)):
             self.warning += 1
         elif status == Status.SUCCESS:
             self.completed += 1
@@ -170,11 +160,11 @@ class _Retrieve:
         if self.cancelled() and time.monotonic() - self._cancelled_at > _CANCEL_SECONDS:
             raise _CancelledError
 
-    def send(self, outgoing: Iterable[Prepared], store: Callable[[Prepared], Response]) -> None:
-        """Do sub-operations until there are no more, or the peer cancels."""
+    def send(self, outgoing: Iterable[Prepared], store: Store) -> bool:
+        """Do sub-operations until there are no more, or the peer cancels: False."""
         for prepared in outgoing:
             if self.cancelled():
-                return
+                return False
             item = prepared.item
             try:
                 if prepared.failure is not None:
@@ -184,7 +174,7 @@ class _Retrieve:
             except RadmeshError as error:
                 status, reason = None, error.reason
             except _CancelledError:
-                return
+                return False
             self.count.add(item, status, remark=bool(prepared.remark))
             if reason or prepared.remark:
                 self.exchange.log.warning(
@@ -193,6 +183,7 @@ class _Retrieve:
                     sop_instance_uid=item.sop_instance_uid,
                 )
             self.tell()
+        return True
 
     def tell(self) -> None:
         """Say how far it is, now and then."""
@@ -252,74 +243,25 @@ def move(exchange: Exchange) -> Outcome:
             Outcome(Status.MOVE_DESTINATION_UNKNOWN, "no station of that AE title is known", (0x0000, 0x0600))
         )
     retrieve = _Retrieve(exchange, items)
+    delivery = Delivery(
+        station,
+        exchange.mesh.config.ae_title,
+        exchange.mesh.transcoder,
+        exchange.mesh.config.max_pdu,
+        retrieve.between,
+        (caller, exchange.request.message_id),
+    )
     comment = ""
-    left: Sequence[Item] = items
-    while left and not retrieve.cancelled():
-        contexts, number = proposals(left, station.transfer_syntaxes)
-        batch, left = left[:number], left[number:]
-        try:
-            _Batch(retrieve, station, contexts).run(batch)
-        except _GoneError as gone:
-            error = gone.cause
-            exchange.log.warning("move destination failed", ae_title=title, reason=error.reason, text=error.message)
-            comment = f"{error.reason}: {error.message}"
-            retrieve.give_up(items[len(items) - retrieve.count.remaining :])
-            break
-        except _CancelledError:
-            break
+    try:
+        delivery.run(items, retrieve.send)
+    except GoneError as gone:
+        error = gone.cause
+        exchange.log.warning("move destination failed", ae_title=title, reason=error.reason, text=error.message)
+        comment = f"{error.reason}: {error.message}"
+        retrieve.give_up(items[len(items) - retrieve.count.remaining :])
+    except _CancelledError:
+        pass
     return retrieve.outcome(comment)
-
-
-class _Batch:
-    """What one association can carry."""
-
-    def __init__(self, retrieve: _Retrieve, station: Station, contexts: Sequence[Any]) -> None:
-        self._retrieve = retrieve
-        self._station = station
-        self._contexts = contexts
-        config = retrieve.exchange.mesh.config
-        self._target = Target(
-            station.host, station.port, station.ae_title.strip(), config.ae_title, max_pdu=config.max_pdu
-        )
-        request, peer = retrieve.exchange.request, retrieve.exchange.peer
-        self._originator = (peer.calling_ae_title, request.message_id)
-        self._association = self._open()
-
-    def run(self, items: Sequence[Item]) -> None:
-        """Send them; raises _GoneError when the station is no longer there."""
-        preferred = self._station.transfer_syntaxes
-        accepted = tuple(self._association.contexts.values())
-        mesh = self._retrieve.exchange.mesh
-        try:
-            with Outgoing(items, lambda item: context_for(item, accepted, preferred), mesh.transcoder) as outgoing:
-                self._retrieve.send(outgoing, self._store)
-        except BaseException:
-            self._association.abort()
-            raise
-        self._association.release()
-
-    def _open(self) -> Requestor:
-        try:
-            return Requestor(self._target, self._contexts, between=self._retrieve.between)
-        except RadmeshError as error:
-            raise _GoneError(error) from None
-
-    def _store(self, prepared: Prepared) -> Response:
-        assert prepared.context is not None
-        if not self._association.established:
-            # It ended over the object before this one, which is not the fault of those that are left.
-            self._association = self._open()
-        context = self._association.contexts.get(prepared.context.context_id)
-        if context != prepared.context:
-            raise RadmeshError("STATION_REFUSED", "the station takes less than it did a moment ago")
-        try:
-            return self._association.store(
-                context, prepared.item.sop_instance_uid, prepared.pieces, originator=self._originator
-            )
-        except RadmeshError as error:
-            if error.reason == "STATION_SILENT":
-                raise _GoneError(error) from None
-            raise
 
 
 def get(exchange: Exchange) -> Outcome:
