@@ -110,6 +110,8 @@ ATTRIBUTES: Final = (
 """What can be searched for and is told, level by level (docs/reference/conformance.md)."""
 _BY_TAG: Final = {attribute.tag: attribute for attribute in ATTRIBUTES}
 UNIQUE: Final = {PATIENT: 0x00100020, STUDY: 0x0020000D, SERIES: 0x0020000E, IMAGE: 0x00080018}
+# An index finds what has one value of these, which are few.
+_FEW: Final = (0x00100020, 0x00080050, 0x0020000D)
 _INSTANCE_AVAILABILITY, _RETRIEVE_AE_TITLE = 0x00080056, 0x00080054
 _MODALITY, _MODALITIES, _INSTANCE_NUMBER, _PATIENT_NAME = 0x00080060, 0x00080061, 0x00200013, 0x00100010
 _STUDY_DATE, _STUDY_TIME = 0x00080020, 0x00080030
@@ -196,6 +198,7 @@ class Find:
         keys.setdefault(UNIQUE[query.level], Key(UNIQUE[query.level], _BY_TAG[UNIQUE[query.level]].vr))
         self._conditions: list[Any] = []
         self._after: list[Callable[[dict[str, Any]], bool]] = []
+        self._short = any(tag in keys and _is_one(keys[tag].value) for tag in _FEW)
         self._asked = self._read(keys)
         self._made = {a.made for a in self._asked if a.made}
         self._headers = any(a.header for a in self._asked)
@@ -345,7 +348,7 @@ class Find:
             number = 0
             while True:
                 size = _PAGES[min(number, len(_PAGES) - 1)]
-                for page in pages.read(partial(self._page, position, size)):
+                for page in pages.read(partial(self._page, position, size), short=self._short):
                     if page is None:
                         yield Batch(())
                         continue
@@ -571,6 +574,10 @@ def _texts(raw: bytes, wanted: Sequence[Attribute]) -> dict[str, str]:
     except ValueError:
         header = QueryableHeader()
     return {a.keyword: header.text(a.keyword) for a in wanted}
+
+
+def _is_one(value: str) -> bool:
+    return bool(value) and not any(letter in value for letter in "*?\\")
 
 
 def _parts(ids: Sequence[Any]) -> Iterator[Sequence[Any]]:

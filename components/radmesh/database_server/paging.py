@@ -37,12 +37,15 @@ class Pages:
                     # SQLite's name for it, and psycopg's.
                     (self._running.interrupt if self._database.sqlite else self._running.cancel)()
 
-    def read(self, page: Callable[[sa.Connection], Page]) -> Iterator[Page | None]:
-        """Yield a page once it is read, and None now and then until it is.
+    def read(self, page: Callable[[sa.Connection], Page], *, short: bool = False) -> Iterator[Page | None]:
+        """Yield a page once it is read, and None now and then until it is; not of a `short` one, which an index finds.
 
         Raises:
             RadmeshError: DATABASE_UNAVAILABLE, and what `page` raises.
         """
+        if short:
+            yield self._read(page)
+            return
         coming: Future[Page] = _POOL.submit(self._read, page)
         while True:
             try:
