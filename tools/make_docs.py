@@ -16,7 +16,7 @@ from radmesh.api.application.v1 import application_pb2
 from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.connectivity.v1 import connectivity_pb2
-from radmesh.api.database.v1 import database_pb2, dicom_query_pb2, stations_pb2
+from radmesh.api.database.v1 import commitment_pb2, database_pb2, dicom_query_pb2, procedure_step_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.application_server.dicomweb import reference as dicomweb_reference
@@ -34,11 +34,13 @@ PROTOS: tuple[FileDescriptor, ...] = tuple(
     for module in (
         application_pb2,
         archive_pb2,
+        commitment_pb2,
         common_pb2,
         connectivity_pb2,
         database_pb2,
         dicom_query_pb2,
         gateway_pb2,
+        procedure_step_pb2,
         stations_pb2,
         transfer_pb2,
     )

@@ -152,6 +152,7 @@ class Association:
         self._cancelled = False
         self._early: tuple[Any, ...] | None = None
         self._message_id = 0
+        self._awaited: dict[int, Callable[[Response], None]] = {}
         self._peer = Peer("", "", address)
         self._store: Store | None = None
         self._counted = False
@@ -375,6 +376,9 @@ class Association:
         if context is None:
             self._invalid(AbortReason.INVALID_PARAMETER_VALUE, "the presentation context was not accepted")
             return
+        if self._awaited and is_response(command):
+            self._answered(command, has_data_set=has_data_set)
+            return
         try:
             request = parse_request(command, has_data_set=has_data_set)
         except CommandError as error:
@@ -400,6 +404,33 @@ class Association:
             self._edge.tally.responded(request.name, outcome.status)
         if outcome is not None:
             self._respond(context_id, request, outcome)
+            if outcome.then is not None and self._machine.state is State.STA6 and not self._broken:
+                self._follow_up(outcome.then)
+
+    def _follow_up(self, then: Callable[[], None]) -> None:
+        try:
+            then()
+        except InterruptedExchangeError as interruption:
+            self._dispatch(interruption.event)
+        except RadmeshError as error:
+            self._log.warning("what follows a request failed", reason=error.reason, text=error.message)
+
+    def _answered(self, command: bytes, *, has_data_set: bool) -> None:
+        """Hand the response to a request of ours to who made it."""
+        try:
+            response = parse_response(command, has_data_set=has_data_set)
+            answered = self._awaited.pop(response.message_id, None)
+            if answered is None:
+                raise CommandError("a response came to a request that was not made")
+            for _ in self._chunks() if has_data_set else ():
+                continue
+        except CommandError as error:
+            self._log.warning("unusable command set", address=self._address, text=str(error))
+            self._abort("aborted")
+        except InterruptedExchangeError as interruption:
+            self._dispatch(interruption.event)
+        else:
+            self._follow_up(lambda: answered(response))
 
     def _answer(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Any:
         if request.command_field == Command.C_STORE:
@@ -553,6 +584,14 @@ class Association:
             return parse_response(event[2], has_data_set=event[3])
         except CommandError as error:
             raise InterruptedExchangeError((dul.INVALID, AbortReason.INVALID_PARAMETER_VALUE, str(error))) from None
+
+    def ask(
+        self, context_id: int, command: Callable[[int], bytes], data: bytes, answered: Callable[[Response], None]
+    ) -> None:
+        """Send a request of ours, and go on; `answered` is called when its response comes, if ever."""
+        number = self.next_message_id()
+        self.send_response(context_id, command(number), data)
+        self._awaited[number] = answered
 
     def next_message_id(self) -> int:
         """Return the Message ID of a request of ours on this association."""

@@ -1,7 +1,7 @@
 """DIMSE messages: command sets in and out (PS3.7 sections 6.3, 9.3 and annex E)."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
@@ -62,12 +62,19 @@ class Status(IntEnum):
     """Status (0000,0900): PS3.7 annex C, PS3.4 tables B.2-1, C.4-1, C.4-2 and C.4-3."""
 
     SUCCESS = 0x0000
+    INVALID_ATTRIBUTE_VALUE = 0x0106
     PROCESSING_FAILURE = 0x0110
+    DUPLICATE_SOP_INSTANCE = 0x0111
     NO_SUCH_OBJECT_INSTANCE = 0x0112
+    INVALID_ARGUMENT_VALUE = 0x0115
+    INVALID_OBJECT_INSTANCE = 0x0117
+    MISSING_ATTRIBUTE = 0x0120
     SOP_CLASS_NOT_SUPPORTED = 0x0122
+    NO_SUCH_ACTION = 0x0123
     NOT_AUTHORIZED = 0x0124
     UNRECOGNIZED_OPERATION = 0x0211
     MISTYPED_ARGUMENT = 0x0212
+    RESOURCE_LIMITATION = 0x0213
     OUT_OF_RESOURCES = 0xA700
     CANNOT_COUNT_MATCHES = 0xA701
     CANNOT_PERFORM_SUB_OPERATIONS = 0xA702
@@ -148,6 +155,7 @@ class Outcome:
         comment: Error Comment (0000,0902), at most 64 characters, without patient data.
         elements: other elements of the response, such as numbers of sub-operations.
         identifier: its data set, in the transfer syntax of the context; empty = it has none.
+        then: called when the response was sent, and may send requests of ours on the association.
     """
 
     status: int
@@ -155,6 +163,7 @@ class Outcome:
     tag: tuple[int, int] | None = None
     elements: Mapping[int, bytes] = field(default_factory=_none)
     identifier: bytes = b""
+    then: Callable[[], None] | None = None
 
 
 SUCCESS: Final = Outcome(Status.SUCCESS)

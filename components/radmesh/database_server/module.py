@@ -5,9 +5,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from radmesh.api.connectivity.v1 import connectivity_pb2
-from radmesh.api.database.v1 import database_pb2, dicom_query_pb2, stations_pb2
+from radmesh.api.database.v1 import commitment_pb2, database_pb2, dicom_query_pb2, procedure_step_pb2, stations_pb2
 from radmesh.database_server import service
 from radmesh.database_server.accounts import Accounts
+from radmesh.database_server.commitment import Commitments, CommitmentService
 from radmesh.database_server.config import Section
 from radmesh.database_server.dicom_query import DicomQueries
 from radmesh.database_server.dicom_query_service import DicomQueryService
@@ -21,6 +22,7 @@ from radmesh.database_server.orders import Orders
 from radmesh.database_server.overlay import Overlay
 from radmesh.database_server.people import People
 from radmesh.database_server.placement import Placement
+from radmesh.database_server.procedure_steps import ProcedureSteps, ProcedureStepService
 from radmesh.database_server.queries import Queries
 from radmesh.database_server.registry import Registry
 from radmesh.database_server.renditions import Renditions
@@ -36,7 +38,11 @@ from radmesh.runtime.rpc import Server
 from radmesh.sql.engine import Database
 from radmesh.sql.outbox import Consumer, Dispatcher
 
-_SERVICES: Final = {**database_pb2.DESCRIPTOR.services_by_name, **stations_pb2.DESCRIPTOR.services_by_name}
+_SERVICES: Final = {
+    name: service
+    for proto in (commitment_pb2, database_pb2, procedure_step_pb2, stations_pb2)
+    for name, service in proto.DESCRIPTOR.services_by_name.items()
+}
 _PRUNE_SECONDS: Final = 3600.0
 _CONNECTIVITY: Final = connectivity_pb2.DESCRIPTOR.services_by_name["ConnectivityService"]
 
@@ -62,6 +68,9 @@ class DatabaseServer:
         reports = Reports(self._database, self._feed, clock, statuses)
         queries = Queries(self._database, registry.living_since)
         renditions = Renditions(self._database, self._feed, clock, queries, registry.living_since)
+        jobs = Jobs(self._database, self._feed, clock)
+        steps = ProcedureSteps(self._database, self._feed, clock, statuses)
+        commitments = Commitments(self._database, clock, jobs, config.store_timeout)
         accounts = Accounts(self._database, self._feed, clock, config.session)
         accounts.ensure_administrator(context.data.parent)
         self._server: Server = context.server(max_workers=128)
@@ -77,12 +86,14 @@ class DatabaseServer:
             ("StudyService", service.StudyService(statuses, queries, verifications)),
             ("OrderService", service.OrderService(orders, merges)),
             ("ReportService", service.ReportService(reports)),
-            ("JobService", service.JobService(Jobs(self._database, self._feed, clock))),
+            ("JobService", service.JobService(jobs)),
             ("CurationService", service.CurationService(renditions)),
             ("FeedService", service.FeedService(self._feed)),
             ("AccountService", service.AccountService(accounts)),
             ("GrantService", GrantService(self._database, clock)),
             ("StationService", StationService(registered)),
+            ("CommitmentService", CommitmentService(commitments)),
+            ("ProcedureStepService", ProcedureStepService(steps)),
         ):
             self._server.add(_SERVICES[name], implementation)
         self._server.add(

@@ -88,10 +88,32 @@ def read_identifier(data: bytes, *, implicit: bool) -> Identifier:
     return Identifier(keys, term if term in _CODECS else "")
 
 
+def read_data_set(data: bytes, *, implicit: bool, most: int, keys_most: int) -> Identifier:
+    """Read a data set whose sequences are wanted whole: the `items` of each are keys of tag ITEM, with what is in them.
+
+    Args:
+        data: Little Endian.
+        implicit: whether in Implicit VR.
+        most: bytes that it may have.
+        keys_most: elements that it may have, those in items included.
+
+    Raises:
+        RadmeshError: IDENTIFIER_INVALID.
+    """
+    if len(data) > most:
+        raise _invalid(f"{most} bytes at most")
+    reader = _Reader(data, keys_most, every=True)
+    try:
+        return Identifier(reader.keys(0, len(data), implicit=implicit, depth=0)[0])
+    except struct.error:
+        raise _invalid("it ends inside an element") from None
+
+
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, keys_most: int = KEYS_MOST, *, every: bool = False) -> None:
         self._data = data
-        self._left = KEYS_MOST
+        self._left = self._most = keys_most
+        self._every = every
         self.character_set = b""
 
     def keys(self, at: int, end: int, *, implicit: bool, depth: int, item: bool = False) -> tuple[tuple[Key, ...], int]:
@@ -105,7 +127,7 @@ class _Reader:
                 return tuple(found), at
             self._left -= 1
             if self._left < 0:
-                raise _invalid(f"{KEYS_MOST} keys at most")
+                raise _invalid(f"{self._most} keys at most")
             if length != UNDEFINED and length > end - at:
                 raise _invalid(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) is longer than what is there")
             if vr == "SQ" or length == UNDEFINED:
@@ -139,6 +161,7 @@ class _Reader:
 
     def _sequence(self, at: int, end: int, *, implicit: bool, depth: int) -> tuple[tuple[Key, ...], int]:
         first: tuple[Key, ...] | None = None
+        items: list[Key] = []
         while at < end:
             tag, _, length, at = self._head(at, implicit=True)
             if tag == SEQUENCE_END:
@@ -150,7 +173,9 @@ class _Reader:
             stop = end if length == UNDEFINED else at + length
             keys, at = self.keys(at, stop, implicit=implicit, depth=depth + 1, item=length == UNDEFINED)
             first = keys if first is None else first
-        return first or (), at
+            if self._every:
+                items.append(Key(ITEM, "", "", keys))
+        return tuple(items) if self._every else first or (), at
 
     def _value(self, vr: str, raw: bytes) -> str:
         if vr in _TEXT:

@@ -1,6 +1,6 @@
 """One request of a peer that is being answered, on the thread of its association (PS3.7 section 9.3)."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -67,6 +67,9 @@ class Mesh(Protocol):
     def context(self) -> Context:
         """Clients and channels of the mesh."""
 
+    def station(self, ae_title: str, address: str) -> Station | None:
+        """Return the station that calls itself so from there; None if none is known."""
+
     def destination(self, ae_title: str) -> Station | None:
         """Return the station that takes associations under this AE title; None if none is known that does."""
 
@@ -88,6 +91,14 @@ class Line(Protocol):
 
     def store(self, context_id: int, command: bytes, pieces: Iterable[Buffer]) -> Response:
         """Send a C-STORE request on this association, and return its response."""
+
+    def ask(
+        self, context_id: int, command: Callable[[int], bytes], data: bytes, answered: Callable[[Response], None]
+    ) -> None:
+        """Send a request of ours with a data set, and go on; for `Outcome.then` alone.
+
+        `command` gives the encoded request of a Message ID; `answered` is called when the response comes, if ever.
+        """
 
     def next_message_id(self) -> int:
         """Return the Message ID of a request of ours on this association."""

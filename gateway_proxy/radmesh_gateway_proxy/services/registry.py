@@ -44,13 +44,18 @@ class Service:
 def services() -> tuple[Service, ...]:
     """Return all services."""
     # Handlers know what is told here.
-    from radmesh_gateway_proxy.services import find, retrieve  # noqa: PLC0415
+    from radmesh_gateway_proxy.services import commitment, find, procedure_step, retrieve  # noqa: PLC0415
 
     return (
         Service("Query", Command.C_FIND, find.QUERY_SOP_CLASSES, "query", find.find, extended=find.extended),
         Service("Modality Worklist", Command.C_FIND, find.WORKLIST_SOP_CLASSES, "worklist", find.find_worklist),
         Service("Retrieve", Command.C_MOVE, retrieve.MOVE_SOP_CLASSES, "retrieve", retrieve.move),
         Service("Retrieve", Command.C_GET, retrieve.GET_SOP_CLASSES, "retrieve", retrieve.get, stores=True),
+        Service("Storage Commitment", Command.N_ACTION, commitment.COMMITMENT_SOP_CLASSES, "commit", commitment.commit),
+        *(
+            Service("Performed Procedure Step", command, procedure_step.PROCEDURE_STEP_SOP_CLASSES, "mpps", handler)
+            for command, handler in ((Command.N_CREATE, procedure_step.create), (Command.N_SET, procedure_step.change))
+        ),
     )
 
 
