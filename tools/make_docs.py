@@ -22,6 +22,7 @@ from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.application_server.dicomweb import reference as dicomweb_reference
 from radmesh.application_server.http import reference as http_reference
 from radmesh.client import shell
+from radmesh.database_server import dicom_reference as query_reference
 from radmesh.database_server.queries import OVERLAID
 from radmesh.dicom import header
 from radmesh.mesh import cli, reference
@@ -192,6 +193,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/header.md": header.document,
     "reference/http.md": http_reference.document,
     "reference/overlay.md": overlay_document,
+    "reference/query.md": query_reference.document,
     "reference/rpc.md": rpc_document,
 }
 

@@ -176,6 +176,10 @@ class Acceptor:
             return None
         return station.grants
 
+    def station(self, ae_title: str, address: str) -> Station | None:
+        """Return the station that calls itself so from there; None if none is known."""
+        return self.stations.match(ae_title, address)
+
     def destination(self, ae_title: str) -> Station | None:
         """Return the station that takes associations under this AE title; None if none is known that does."""
         return self.stations.lookup(ae_title)

@@ -16,8 +16,11 @@ from pynetdicom.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelFind,
 )
+from raw_dicom import Client, command, explicit, message, us
 from ris_support import acknowledgement, ask, orm
 from station_support import Edge, dcmtk, until
+
+from radmesh.client.model import Station
 
 NUMBER = 700
 PATIENT = "FIND700"
@@ -163,6 +166,24 @@ def test_a_station_that_asks_in_latin_1_is_answered_so(stored: Edge) -> None:
     assert (row.SpecificCharacterSet, str(row.PatientName)) == ("ISO_IR 100", "Äneas^Rüdiger")
 
 
+def test_a_station_is_answered_in_its_own_set(stored: Edge) -> None:
+    cluster = stored.cluster.client()
+    cluster.set_station(Station("FINDER", "FINDER", grants=("query",), character_set="ISO_IR 126"))
+
+    def answered() -> str:
+        asked = dataset("STUDY", PatientName="Διο*")
+        asked.SpecificCharacterSet = "ISO_IR 192"
+        _, (row,) = query(stored, StudyRootQueryRetrieveInformationModelFind, asked)
+        assert str(row.PatientName) == "Διονυσιος"
+        return str(row.SpecificCharacterSet)
+
+    try:
+        until(lambda: answered() == "ISO_IR 126", 20)
+    finally:
+        cluster.delete_station("FINDER")
+        until(lambda: answered() == "ISO_IR 192", 20)
+
+
 def test_options_are_what_was_negotiated(stored: Edge) -> None:
     model = StudyRootQueryRetrieveInformationModelFind
     asked = dataset("SERIES", Modality="MR", PatientID=PATIENT, SeriesInstanceUID="")
@@ -194,12 +215,25 @@ def test_keys_that_are_not_known_are_said_to_be(stored: Edge) -> None:
     assert "0xff01" in text
 
 
-def test_a_cancel_ends_a_query(stored: Edge) -> None:
-    _, text = findscu(stored, "QueryRetrieveLevel=STUDY", "PatientID", options=("-S", "--cancel", "1"))
-    # A short answer may be over before the cancel comes.
-    assert "Received Final Find Response" in text
-    number, _ = findscu(stored, "QueryRetrieveLevel=STUDY", f"PatientID={PATIENT}")
-    assert number == 3
+def test_a_cancel_that_has_come_ends_a_query(stored: Edge) -> None:
+    find = StudyRootQueryRetrieveInformationModelFind
+    with Client(stored.port, [(1, find, [ExplicitVRLittleEndian])]) as client:
+        request = {0x0002: find.encode(), 0x0100: us(0x0020), 0x0110: us(7), 0x0700: us(0), 0x0800: us(1)}
+        cancel = {0x0100: us(0x0FFF), 0x0120: us(7), 0x0800: us(0x0101)}
+        identifier = explicit((0x00080052, "CS", b"STUDY "), (0x0020000D, "UI", b""))
+        # Both are there when the request is looked at.
+        client.send(message(1, command(request), identifier) + message(1, command(cancel)))
+        assert client.response().status == 0xFE00
+        client.send(message(1, command({**request, 0x0110: us(8)}), identifier))
+        statuses: list[int] = []
+        while not statuses or statuses[-1] == 0xFF00:
+            response = client.response()
+            statuses.append(response.status)
+            if response.status == 0xFF00:
+                client.pdu()
+        assert statuses[-1] == 0
+        assert len(statuses) > len(NAMES)
+        client.release()
 
 
 # -- the worklist

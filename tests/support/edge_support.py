@@ -121,6 +121,9 @@ class LocalEdge:
         assert self.mesh is not None, "this edge has no mesh behind it"
         return self.mesh
 
+    def station(self, ae_title: str, address: str) -> Station | None:
+        return match(self.stations, ae_title, address)
+
     def destination(self, ae_title: str) -> Station | None:
         return Stations(self.stations).lookup(ae_title)
 

@@ -107,7 +107,7 @@ ATTRIBUTES: Final = (
     _a(0x00280010, "US", "Rows", IMAGE, instances.c.rows),
     _a(0x00280011, "US", "Columns", IMAGE, instances.c.columns),
 )
-"""What can be searched for and is told, level by level (docs/reference/conformance.md)."""
+"""What can be searched for and is told, level by level (docs/reference/query.md)."""
 _BY_TAG: Final = {attribute.tag: attribute for attribute in ATTRIBUTES}
 UNIQUE: Final = {PATIENT: 0x00100020, STUDY: 0x0020000D, SERIES: 0x0020000E, IMAGE: 0x00080018}
 # An index finds what has one value of these, which are few.

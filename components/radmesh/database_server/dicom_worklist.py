@@ -1,6 +1,7 @@
 """Modality Worklist over the orders (PS3.4 K.6): keys matched, and rows that are encoded already."""
 
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -100,10 +101,16 @@ def tree(order: Mapping[str, Any]) -> Tree:
     }
 
 
-_EMPTY: Final = tree(dict.fromkeys(("scheduled_time", "requested_procedure_id", "accession_number", "order_id",
-    "procedure_description", "procedure_code", "modality", "station_ae_title", "referring_physician_name",
-    "patient_name", "patient_id", "issuer_of_patient_id", "patient_birth_date", "patient_sex", "study_instance_uid",
-    "placer_order_number", "filler_order_number"), ""))  # fmt: skip
+def _step_of(row: Tree) -> Tree:
+    steps = row[_SPS][1]
+    assert isinstance(steps, list)
+    return steps[0]
+
+
+TOP: Final = tree(defaultdict(str))
+"""Every attribute of the worklist, empty."""
+STEP: Final[Tree] = _step_of(TOP)
+"""Those of a Scheduled Procedure Step."""
 
 
 class Worklist:
@@ -144,12 +151,10 @@ class WorklistFind:
         self._character_set = character_set
         self._limit = limit
         wanted = {tag: key for tag, key in as_mapping(keys).items() if tag != QUERY_RETRIEVE_LEVEL}
-        step = _EMPTY[_SPS][1][0]
-        assert isinstance(step, dict)
         asked = as_mapping(wanted[_SPS].items) if _SPS in wanted else {}
-        self.keys_unsupported = any(tag not in _EMPTY for tag in wanted) or any(tag not in step for tag in asked)
-        self._keys = [key for tag, key in sorted(wanted.items()) if tag in _EMPTY]
-        self._filter, self._after = self._read(wanted, {tag: key for tag, key in asked.items() if tag in step})
+        self.keys_unsupported = any(tag not in TOP for tag in wanted) or any(tag not in STEP for tag in asked)
+        self._keys = [key for tag, key in sorted(wanted.items()) if tag in TOP]
+        self._filter, self._after = self._read(wanted, {tag: key for tag, key in asked.items() if tag in STEP})
 
     def _read(self, top: Mapping[int, Key], step: Mapping[int, Key]) -> tuple[OrderFilter, list[tuple[bool, Key]]]:
         """Return what the tables look for, and (is it of the step, key) of what is looked at afterwards."""
@@ -158,7 +163,7 @@ class WorklistFind:
         for of_step, keys in ((False, top), (True, step)):
             for tag, key in keys.items():
                 value = key.value.strip()
-                if tag not in (_EMPTY if not of_step else step) or key.items or not value.strip("*"):
+                if tag not in (TOP if not of_step else step) or key.items or not value.strip("*"):
                     continue
                 if len(value) > _LONGEST:
                     raise key_invalid(tag, f"at most {_LONGEST} characters")
@@ -216,9 +221,7 @@ class WorklistFind:
 
 def _holds(row: Tree, of_step: bool, key: Key) -> bool:  # noqa: FBT001 - of this module alone
     if of_step:
-        steps = row[_SPS][1]
-        assert isinstance(steps, list)
-        row = steps[0]
+        row = _step_of(row)
     vr, text = row.get(key.tag, ("", ""))
     if not isinstance(text, str):
         return True

@@ -91,7 +91,9 @@ def _identifier(exchange: Exchange) -> Identifier:
 
 
 def _encoding(exchange: Exchange, identifier: Identifier) -> pb.RowEncoding:
-    return pb.RowEncoding(implicit_vr=_implicit(exchange), character_set=identifier.character_set)
+    station = exchange.mesh.station(exchange.peer.calling_ae_title, exchange.peer.address)
+    preferred = station.character_set if station is not None else ""
+    return pb.RowEncoding(implicit_vr=_implicit(exchange), character_set=preferred or identifier.character_set)
 
 
 def _keys(keys: Iterable[Key]) -> list[pb.QueryKey]:
