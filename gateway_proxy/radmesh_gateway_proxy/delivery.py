@@ -93,7 +93,10 @@ class _Batch:
         accepted = tuple(self._association.contexts.values())
         try:
             with Outgoing(
-                items, lambda item: context_for(item, accepted, preferred), self._delivery.transcoder
+                items,
+                lambda item: context_for(item, accepted, preferred),
+                self._delivery.transcoder,
+                utf_8=self._delivery.station.character_set in ("", "ISO_IR 192"),
             ) as outgoing:
                 go_on = send(outgoing, self._store)
         except BaseException:

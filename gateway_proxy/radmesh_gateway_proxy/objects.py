@@ -212,14 +212,27 @@ class Prepared:
 
 
 class Outgoing:
-    """Items in the order given, made ready ahead of their turn by two threads; use it as a context manager."""
+    """Items in the order given, made ready ahead of their turn by two threads; use it as a context manager.
+
+    Args:
+        items: what is to be sent.
+        choose: the context that an item goes in; may raise RadmeshError.
+        transcoder: for those that do not go as stored.
+        utf_8: whether the receiver can read ISO_IR 192.
+    """
 
     def __init__(
-        self, items: Iterable[Item], choose: Callable[[Item], AcceptedContext], transcoder: Transcoder
+        self,
+        items: Iterable[Item],
+        choose: Callable[[Item], AcceptedContext],
+        transcoder: Transcoder,
+        *,
+        utf_8: bool = True,
     ) -> None:
         self._items = iter(items)
         self._choose = choose
         self._transcoder = transcoder
+        self._utf_8 = utf_8
         self._pool = ThreadPoolExecutor(2, "outgoing")
         self._coming: deque[tuple[Item, Future[Prepared]]] = deque()
 
@@ -255,7 +268,7 @@ class Outgoing:
             transcoded = context.transfer_syntax != item.transfer_syntax_uid
             if ahead and (item.length > _WHOLE or transcoded):
                 return Prepared(item, context)
-            pieces, remark = _corrected(item)
+            pieces, remark = _corrected(item, utf_8=self._utf_8)
             if transcoded:
                 pieces = self._transcoded(item, context, pieces)
             return Prepared(item, context, list(pieces) if ahead else pieces, remark)
@@ -275,14 +288,19 @@ def _read(item: Item) -> Iterator[Buffer]:
         yield from reading
 
 
-def _corrected(item: Item) -> tuple[Iterable[Buffer], str]:
-    """Return an object's data set with the corrected values, and why it has none of them."""
+def _corrected(item: Item, *, utf_8: bool) -> tuple[Iterable[Buffer], str]:
+    """Return an object's data set with the corrected values, and why some or all of them are not in it."""
     if not item.corrections:
         reading = _read(item)
         # Whether it can be read at all shows before anything is sent.
         return chain((next(reading, b""),), reading), ""
     try:
-        return Corrected(_read(item), item.transfer_syntax_uid, item.corrections), ""
+        made = Corrected(_read(item), item.transfer_syntax_uid, item.corrections)
+        if made.recoded and not utf_8:
+            plain = [correction for correction in item.corrections if correction.value.isascii()]
+            made = Corrected(_read(item), item.transfer_syntax_uid, plain)
+            return made, "the receiver's character set has no room for a corrected value"
+        return made, ""
     except RadmeshError as error:
         if error.reason != "CORRECTION_NOT_APPLIED":
             raise
