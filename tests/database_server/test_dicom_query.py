@@ -183,6 +183,27 @@ def test_matching(parts: Parts) -> None:
         assert numbers(find(parts, **keys)) == wanted, keys
 
 
+def test_dates_and_times_of_acr_nema(parts: Parts) -> None:
+    several(
+        parts,
+        {"StudyDate": "1994.01.30", "StudyTime": "10:15:00", "PatientBirthDate": "1950.12.31"},
+        {"StudyDate": "19940201"},
+        {"StudyDate": "1993.12.31"},
+        {"StudyDate": "1995.01.01"},
+    )
+    for value, wanted in (
+        ("19940130", {0}),
+        ("1994.01.30", {0}),
+        ("19940101-19940131", {0}),
+        ("19940131-", {1, 3}),
+        ("-19940129", {2}),
+        ("19931231-19941231", {0, 1, 2}),
+    ):
+        assert numbers(find(parts, StudyDate=value)) == wanted, value
+    (row,) = find(parts, StudyDate="19940130", StudyTime="101500", PatientBirthDate="")
+    assert (row.StudyDate, row.StudyTime, row.PatientBirthDate) == ("19940130", "101500", "19501231")
+
+
 def test_combined_date_and_time(parts: Parts) -> None:
     several(
         parts,

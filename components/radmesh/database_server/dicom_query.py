@@ -285,13 +285,7 @@ class Find:
             raise key_invalid(a.tag, f"{what}, or a range of them with a hyphen")
         first, last = ends
         if a.vr == "DA":
-            column = a.column
-            if first == last:
-                self._conditions.append(column == first)
-                return
-            self._conditions += [column >= first] if first else [column != ""]
-            if last:
-                self._conditions.append(column <= last)
+            self._conditions += _dates(a.column, first, last)
         elif not (self._query.combined_date_time and a.tag == _STUDY_TIME and "-" in value):
             wanted = first if first == last and "-" not in value else f"{first}-{last}"
             self._after.append(lambda row: matching.in_range(row[a.keyword].replace(":", ""), wanted))
@@ -380,6 +374,8 @@ class Find:
         for a in self._asked:
             if a.level == IMAGE and a.vr in ("US", "IS") and a.tag != _INSTANCE_NUMBER:
                 _written_number(rows, a)
+            elif a.vr in ("DA", "TM") and a.column is not None:
+                _plain_times(rows, a.keyword)
         self._complete(c, rows)
         following = None
         if len(found) == size:
@@ -568,6 +564,24 @@ class Find:
             row.update(texts.get(row["_"][at], nothing))
 
 
+def _dates(column: Any, first: str, last: str) -> list[Any]:
+    """Return the conditions of a range of dates; what ACR-NEMA wrote with full stops is matched too."""
+    if first == last:
+        return [column.in_((first, _dotted(first)))]
+    # A dotted date sorts before all others of its year.
+    conditions = [column != ""]
+    if first:
+        exact = sa.or_(column >= first, sa.and_(column.like("____.%"), column >= _dotted(first)))
+        conditions = [column >= f"{first[:4]}.", exact]
+    if last:
+        conditions += [column <= last, sa.or_(column.not_like("____.%"), column <= _dotted(last))]
+    return conditions
+
+
+def _dotted(date: str) -> str:
+    return f"{date[:4]}.{date[4:6]}.{date[6:]}"
+
+
 def _texts(raw: bytes, wanted: Sequence[Attribute]) -> dict[str, str]:
     try:
         header = QueryableHeader.parse(raw)
@@ -590,6 +604,14 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def _plain_times(rows: Sequence[dict[str, Any]], keyword: str) -> None:
+    """Write dates and times as the standard has them now (PS3.5 6.2)."""
+    for row in rows:
+        value = row[keyword]
+        if ":" in value or value[4:5] == ".":
+            row[keyword] = value.replace(":", "") if ":" in value else value.replace(".", "")
 
 
 def _written_number(rows: Sequence[dict[str, Any]], a: Attribute) -> None:
