@@ -1,5 +1,7 @@
 """Stations outside, made by others: DCMTK's programs and pynetdicom, and what they see of a cluster."""
 
+import os
+import shutil
 import socket
 import subprocess
 import time
@@ -9,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cluster_support import RealCluster
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
 
-STATIONS = ("STORESCP", "PLAIN", "PYNET", "DEAD", "SLOW")
+STATIONS = ("STORESCP", "PLAIN", "PYNET", "DEAD", "SLOW", "ORTHANC")
 
 
 def free_ports() -> dict[str, int]:
@@ -80,10 +83,19 @@ class Edge:
         return Moved.of(done.stdout)
 
 
+def present(program: str) -> str:
+    """Where a third-party program is; without it the test is not run with PARTNERS=0, and fails otherwise."""
+    found = shutil.which(program)
+    if found is None and os.environ.get("PARTNERS") == "0":
+        pytest.skip(f"PARTNERS=0, and {program} is not here")
+    assert found, f"{program} is not here: make partners"
+    return found
+
+
 def dcmtk(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run one of DCMTK's programs."""
     return subprocess.run(
-        [program, *map(str, arguments)],
+        [present(program), *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=60, check=False,
     )  # fmt: skip
 
@@ -119,7 +131,9 @@ def storescp(folder: Path, port: int, *options: str) -> Iterator[Path]:
     """DCMTK's storescp, which writes what it gets to a folder, bit by bit as it came."""
     folder.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        ["storescp", "-od", str(folder), *options, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [present("storescp"), "-od", str(folder), *options, str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         until(lambda: _answers(port))
