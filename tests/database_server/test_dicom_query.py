@@ -1,5 +1,6 @@
 """C-FIND over the tables: levels and unique keys, matching, counts, what is held, rows as pydicom reads them."""
 
+import contextlib
 import io
 import threading
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from database_support import HELD, Parts, order, record, ris_patient, uid
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 
@@ -399,6 +402,29 @@ def test_identifiers_that_are_none(data: bytes) -> None:
     with pytest.raises(RadmeshError) as caught:
         read_identifier(data, implicit=False)
     assert caught.value.reason == "IDENTIFIER_INVALID"
+
+
+@given(data=st.binary(max_size=200), implicit=st.booleans())
+def test_whatever_comes_is_read_or_refused(data: bytes, implicit: bool) -> None:
+    with contextlib.suppress(RadmeshError):
+        read_identifier(data, implicit=implicit)
+
+
+_TEXTS = st.text(st.characters(codec="utf-8", min_codepoint=0x20, exclude_characters="\\"), max_size=20)
+
+
+@given(name=_TEXTS, station=_TEXTS, code=st.integers(0, 65535), implicit=st.booleans(), depth=st.integers(0, 5))
+def test_what_is_written_is_read(name: str, station: str, code: int, implicit: bool, depth: int) -> None:
+    inner: list[Any] = [(0x00081010, "SH", station), (0x00280010, "US", code)]
+    for _ in range(depth):
+        inner = [(0x00400100, "SQ", [inner])]
+    elements: list[Any] = [(0x00100010, "PN", name), (0x00400100, "SQ", [inner])]
+    read = read_identifier(write_identifier(elements, implicit=implicit, character_set="GB18030"), implicit=implicit)
+    assert read.value(0x00100010) == name.strip(" ")
+    keys = read.keys[-1].items
+    for _ in range(depth):
+        keys = keys[0].items
+    assert [key.value for key in keys] == [station.strip(" "), str(code)]
 
 
 # -- the worklist
