@@ -38,6 +38,7 @@ from radmesh.transfer.stations import StationKeeper
 from radmesh.transfer.tickets import TicketCache, admit_by
 from radmesh_gateway_proxy.association import Association
 from radmesh_gateway_proxy.audit import Audit
+from radmesh_gateway_proxy.certificates import certificates_of
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.intake import Intake, Mark, Senders
 from radmesh_gateway_proxy.negotiation import Negotiator, Policy
@@ -45,7 +46,7 @@ from radmesh_gateway_proxy.services.exchange import Peer
 from radmesh_gateway_proxy.services.registry import abstract_syntaxes, extended
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 from radmesh_gateway_proxy.tally import Board, Tally
-from radmesh_gateway_proxy.tls import Certificates, Tunnel, accept
+from radmesh_gateway_proxy.tls import Tunnel, accept
 
 # Connections beyond the associations that may be open: those that have not asked yet, or are closing.
 _YOUNG: Final = 128
@@ -338,25 +339,6 @@ class Acceptor:
         self.transcoder.close()
         self._keeper.stop(0.5)
         self._audit.stop(1.0)
-
-
-def certificates_of(config: Section, context: Context) -> Certificates:
-    """Return the certificates for DICOM over TLS.
-
-    Raises:
-        RadmeshError: CONFIG_INVALID: they cannot be used.
-    """
-    if config.tls_certificate:
-        certificate, key = Path(config.tls_certificate), Path(config.tls_key or config.tls_certificate)
-    else:
-        certificate, key = context.credentials.certificate_paths()
-    return Certificates(
-        certificate,
-        key,
-        Path(config.tls_ca) if config.tls_clients != "off" else None,
-        required=config.tls_clients == "required",
-        log=context.log,
-    )
 
 
 def _die_with(parent: int) -> None:

@@ -11,6 +11,7 @@ from radmesh_gateway_proxy.dimse import Response, Status
 from radmesh_gateway_proxy.objects import Item, Outgoing, Prepared, context_for, proposals
 from radmesh_gateway_proxy.pdus import ProposedContext
 from radmesh_gateway_proxy.requestor import Requestor, Target
+from radmesh_gateway_proxy.tls import Dialer
 
 WARNINGS: Final = frozenset((0x0001, 0x0107, 0x0116, 0xB000, 0xB006, 0xB007))
 """Statuses of a C-STORE that was done, but not quite as asked (PS3.4 table B.2-1, PS3.7 annex C)."""
@@ -46,6 +47,7 @@ class Delivery:
         max_pdu: bytes of a P-DATA-TF behind its header that this side takes.
         between: called at least every 0.2 s while something is waited for, and between pieces; what it raises ends all.
         originator: of a C-MOVE: the AE title that asked for it, and the Message ID of its request.
+        tls: how the station is called over TLS; None = without.
     """
 
     station: Station
@@ -54,6 +56,7 @@ class Delivery:
     max_pdu: int
     between: Callable[[], object]
     originator: tuple[str, int] | None = None
+    tls: Dialer | None = None
 
     def run(self, items: Sequence[Item], send: Callable[[Iterable[Prepared], Store], bool]) -> None:
         """Send all, over as many associations as their presentation contexts need.
@@ -66,8 +69,6 @@ class Delivery:
         Raises:
             GoneError: nothing else can be sent.
         """
-        if self.station.tls:
-            raise GoneError(RadmeshError("STATION_REFUSED", "this version does not send over TLS"))
         left = items
         while left:
             contexts, number = proposals(left, self.station.transfer_syntaxes)
@@ -84,7 +85,12 @@ class _Batch:
         self._contexts = contexts
         station = delivery.station
         self._target = Target(
-            station.host, station.port, station.ae_title.strip(), delivery.calling_ae_title, max_pdu=delivery.max_pdu
+            station.host,
+            station.port,
+            station.ae_title.strip(),
+            delivery.calling_ae_title,
+            max_pdu=delivery.max_pdu,
+            tls=delivery.tls,
         )
         self._association = self._open()
 

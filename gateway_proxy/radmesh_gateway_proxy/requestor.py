@@ -46,6 +46,7 @@ from radmesh_gateway_proxy.pdus import (
     parse_release,
 )
 from radmesh_gateway_proxy.sending import Buffer, in_pieces, send_object
+from radmesh_gateway_proxy.tls import Dialer
 from radmesh_gateway_proxy.upper_layer import Event, Indication, Machine, State
 from radmesh_native import dul
 
@@ -74,6 +75,7 @@ class Target:
         response_seconds: for a response.
         pdu_seconds: within which a PDU that has begun is whole, and the peer reads what it was sent.
         max_pdu: bytes of a P-DATA-TF behind its header that this side takes.
+        tls: how it is called over TLS; None = without.
     """
 
     host: str
@@ -84,6 +86,7 @@ class Target:
     response_seconds: float = 60.0
     pdu_seconds: float = 60.0
     max_pdu: int = 131_072
+    tls: Dialer | None = None
 
 
 class Requestor:
@@ -277,7 +280,16 @@ class Requestor:
         until = time.monotonic() + self._target.connect_seconds
         self._machine.handle(Event.EVT1, request)
         self._socket = self._connect(until)
-        self._wire = dul.Connection(self._socket.fileno(), max_pdu=self._target.max_pdu, chunk_size=65_536)
+        if self._target.tls is not None:
+            self._socket = self._target.tls.tunnel(
+                self._socket, self._target.host, self._target.connect_seconds, self._target.pdu_seconds, self._between
+            )
+        self._wire = dul.Connection(
+            self._socket.fileno(),
+            max_pdu=self._target.max_pdu,
+            chunk_size=65_536,
+            tcp=self._socket.family != socket.AF_UNIX,
+        )
         self._machine.handle(Event.EVT2)
         until = time.monotonic() + self._target.connect_seconds
         while self._machine.state is State.STA5:

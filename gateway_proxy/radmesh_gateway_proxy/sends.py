@@ -17,6 +17,7 @@ from radmesh.dicom.transcoding import Transcoder
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh.transfer.stations import station_of
+from radmesh_gateway_proxy.certificates import dialer_of
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.delivery import Delivery, GoneError, Store, is_done
 from radmesh_gateway_proxy.objects import Finder, Prepared
@@ -125,7 +126,14 @@ class Sends:
         if not items:
             raise RadmeshError("STUDY_NOT_FOUND", "there is no such study, or it is held")
         renewal = _Renewal(self._jobs, job, self._stopping)
-        delivery = Delivery(station, self._config.ae_title, self._transcoder, self._config.max_pdu, renewal)
+        delivery = Delivery(
+            station,
+            self._config.ae_title,
+            self._transcoder,
+            self._config.max_pdu,
+            renewal,
+            tls=dialer_of(station, self._config, self._context),
+        )
         failures: list[RadmeshError] = []
 
         def send(outgoing: Iterable[Prepared], store: Store) -> bool:

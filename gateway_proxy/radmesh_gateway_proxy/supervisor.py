@@ -14,7 +14,8 @@ from typing import Final
 from radmesh.dicom.stations import Station
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
-from radmesh_gateway_proxy.acceptor import Settings, certificates_of
+from radmesh_gateway_proxy.acceptor import Settings
+from radmesh_gateway_proxy.certificates import certificates_of
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.tally import BYTES, COMMANDS, OPEN, OUTCOMES, Board
 

@@ -10,7 +10,9 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +26,7 @@ _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _HANDSHAKE: Final = 0x16
 _ASSOCIATE_RQ: Final = 0x01
 _PIECE: Final = 64 << 10
+_TURN_MS: Final = 200
 
 
 class Certificates:
@@ -227,7 +230,82 @@ def accept(connection: socket.socket, context: ssl.SSLContext, seconds: float) -
 _REMEDY: Final = "versions (1.2 at least), cipher suites, and the authorities on both sides"
 
 
-def _shake_hands(connection: ssl.SSLSocket, until: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Dialer:
+    """How a station is called over TLS.
+
+    Attributes:
+        context: of the client's side.
+        certificate: SHA-256 of the certificate that the station has to show; empty = one that the context accepts.
+    """
+
+    context: ssl.SSLContext
+    certificate: str = ""
+
+    def tunnel(
+        self, connection: socket.socket, host: str, seconds: float, flush: float, between: Callable[[], object]
+    ) -> socket.socket:
+        """Shake hands on a connection, and return the plain end of its tunnel.
+
+        `between` is called at least every 0.2 s.
+
+        Raises:
+            RadmeshError: STATION_REFUSED, STATION_SILENT.
+        """
+        try:
+            wrapped = self.context.wrap_socket(connection, server_hostname=host, do_handshake_on_connect=False)
+            try:
+                _shake_hands(wrapped, time.monotonic() + seconds, between)
+                tunnel = Tunnel(wrapped, flush)
+            except BaseException:
+                wrapped.close()
+                raise
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or (error.reason or "no handshake").replace("_", " ").lower()
+            raise RadmeshError("STATION_REFUSED", f"no TLS with the station ({reason}): compare {_REMEDY}") from error
+        except TimeoutError:
+            raise RadmeshError("STATION_SILENT", "the station does not finish the TLS handshake") from None
+        except (OSError, ValueError) as error:
+            raise RadmeshError("STATION_REFUSED", "the station ended the connection within the handshake") from error
+        tunnel.start()
+        if self.certificate not in ("", tunnel.certificate):
+            tunnel.inner.close()
+            raise RadmeshError("STATION_REFUSED", "the station shows another certificate than the registry names")
+        return tunnel.inner
+
+
+def dialer(certificate: Path, key: Path, authorities: Path | None, shown: str) -> Dialer:
+    """Return how to call a station over TLS.
+
+    Args:
+        certificate: PEM file of our certificate and its chain, for a station that asks for one.
+        key: that of its key.
+        authorities: PEM file of who certifies stations; None = those of the system.
+        shown: SHA-256 of the one certificate that the station has to show, whoever made it; empty = its authority
+            must be known, and it must name the host.
+
+    Raises:
+        RadmeshError: CONFIG_INVALID: a file cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS)
+    name = "tls_certificate, tls_key"
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")
+        name = "tls_ca"
+        if shown:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        elif authorities is not None:
+            context.load_verify_locations(authorities)
+        else:
+            context.load_default_certs()
+    except (OSError, ValueError) as error:
+        raise RadmeshError("CONFIG_INVALID", f"dicom.{name} cannot be used: give PEM files") from error
+    return Dialer(context, shown)
+
+
+def _shake_hands(connection: ssl.SSLSocket, until: float, between: Callable[[], object] = lambda: None) -> None:
     """Do the handshake as a whole by `until`, however slowly its bytes come."""
     connection.setblocking(False)  # noqa: FBT003 - the standard library has no name for it
     while True:
@@ -239,8 +317,9 @@ def _shake_hands(connection: ssl.SSLSocket, until: float) -> None:
             wanted = select.POLLOUT
         else:
             return
-        left = until - time.monotonic()
         poll = select.poll()
         poll.register(connection, wanted)
-        if left <= 0 or not poll.poll(int(left * 1000) + 1):
-            raise TimeoutError
+        while not poll.poll(_TURN_MS):
+            between()
+            if time.monotonic() >= until:
+                raise TimeoutError

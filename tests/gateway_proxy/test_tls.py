@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from transfer_support import wait_for
 
 from radmesh.dicom.stations import GRANTS, Station
 from radmesh.runtime.errors import RadmeshError
+from radmesh_gateway_proxy.pdus import ProposedContext
+from radmesh_gateway_proxy.requestor import Requestor, Target
 from radmesh_gateway_proxy.supervisor import Supervisor
-from radmesh_gateway_proxy.tls import Tunnel
+from radmesh_gateway_proxy.tls import Tunnel, dialer
 
 FILE = str(get_testdata_file("CT_small.dcm"))
 Run = Callable[..., Supervisor]
@@ -270,3 +273,39 @@ def test_a_large_object_passes_whole(world: World, run: Run) -> None:
         wait_for(lambda: "2.25.300.1" in [row.header.sop_instance_uid for row in world.rows()])
         tls.close()
     assert world.stored("2.25.300.1")[1] == data
+
+
+def test_stations_are_called_over_tls_and_known_by_their_certificate(world: World, tmp_path: Path) -> None:
+    """pynetdicom as the station, which asks for our certificate too."""
+    theirs, key, fingerprint = certificate(tmp_path, "station")
+    other = certificate(tmp_path, "other")[0]
+    chain, own_key = world.context.credentials.certificate_paths()
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(theirs, key)
+    serving.load_verify_locations(world.context.credentials.ca_path)
+    serving.verify_mode = ssl.CERT_REQUIRED
+    ae = AE("WS1")
+    ae.add_supported_context(Verification)
+    server = ae.start_server(("127.0.0.1", 0), block=False, ssl_context=serving)
+    port = int(server.socket.getsockname()[1])
+
+    def echo_of(authorities: Path | None, shown: str = "") -> int:
+        tls = dialer(chain, own_key, authorities, shown)
+        target = Target("localhost", port, "WS1", "RADMESH", connect_seconds=5.0, tls=tls)
+        with Requestor(target, [ProposedContext(1, Verification, ("1.2.840.10008.1.2",))]) as requestor:
+            return requestor.echo().status
+
+    try:
+        assert echo_of(theirs) == 0
+        assert echo_of(None, fingerprint) == 0
+        for authorities, shown in ((other, ""), (None, ""), (None, "0" * 64)):
+            with pytest.raises(RadmeshError) as refused:
+                echo_of(authorities, shown)
+            assert refused.value.reason == "STATION_REFUSED"
+    finally:
+        server.shutdown()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = Target("localhost", silent.getsockname()[1], "WS1", "RADMESH", connect_seconds=0.3)
+        with pytest.raises(RadmeshError) as late:
+            Requestor(replace(target, tls=dialer(chain, own_key, theirs, "")), [])
+        assert late.value.reason == "STATION_SILENT"

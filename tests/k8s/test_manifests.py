@@ -561,7 +561,7 @@ def test_one_node_needs_no_storage_or_ports_of_a_kind():
     }
     assert set(outside) == {"dicom", "hl7", "door"}
     ports = [port["nodePort"] for spec in outside.values() for port in spec["ports"]]
-    assert len(set(ports)) == len(ports) == 4
+    assert len(set(ports)) == len(ports) == 5
     for spec in outside.values():
         assert (spec["type"], spec["externalTrafficPolicy"]) == ("NodePort", "Local")
         assert all(30000 <= port["nodePort"] <= 32767 for port in spec["ports"])

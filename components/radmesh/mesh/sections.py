@@ -233,7 +233,10 @@ class Station:
     )
     host: str = setting("", doc="Host where it takes associations; empty = it is not sent to.", rule=_station_host)
     port: int = setting(0, doc="Its port there.", minimum=0, maximum=65535)
-    tls: bool = setting(default=False, doc="Whether it is sent to over TLS.")
+    tls: bool = setting(
+        default=False,
+        doc="Whether it is sent to over TLS; it has to show `certificate`, or one of [dicom] `tls_ca` for its host.",
+    )
     certificate: str = setting(
         "",
         doc="SHA-256 of the certificate that it has to show, 64 lower-case hexadecimal digits; empty = none.",

@@ -15,6 +15,7 @@ from radmesh.dicom.stations import Station, Stations
 from radmesh.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN, is_valid_uid
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
+from radmesh_gateway_proxy.certificates import dialer_of
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.dimse import Command, Element, Outcome, Response, Status, encode_request, us
 from radmesh_gateway_proxy.pdus import ProposedContext, RoleSelection
@@ -200,6 +201,7 @@ class Reporter:
 
     def __init__(self, config: Section, context: Context, stations: Stations) -> None:
         self._config = config
+        self._context = context
         self._stations = stations
         self._log = context.log
         self._owner = context.instance
@@ -272,7 +274,14 @@ class Reporter:
             RadmeshError: as Requestor's; STATION_REFUSED where the station does not take it.
         """
         calling = found.called_ae_title or self._config.ae_title
-        target = Target(station.host, station.port, station.ae_title, calling, max_pdu=self._config.max_pdu)
+        target = Target(
+            station.host,
+            station.port,
+            station.ae_title,
+            calling,
+            max_pdu=self._config.max_pdu,
+            tls=dialer_of(station, self._config, self._context),
+        )
         proposed = [ProposedContext(1, _SOP_CLASS, UNCOMPRESSED)]
         roles = [RoleSelection(_SOP_CLASS, scu=False, scp=True)]
         with Requestor(target, proposed, roles=roles) as requestor:

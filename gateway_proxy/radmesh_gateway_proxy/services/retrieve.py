@@ -13,6 +13,7 @@ from pydicom.filewriter import write_dataset
 
 from radmesh.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN, clean_uid, is_valid_uid
 from radmesh.runtime.errors import RadmeshError
+from radmesh_gateway_proxy.certificates import dialer_of
 from radmesh_gateway_proxy.delivery import WARNINGS, Delivery, GoneError, Store
 from radmesh_gateway_proxy.dimse import Command, Element, Outcome, Response, Status, encode_request, us
 from radmesh_gateway_proxy.objects import Finder, Item, Outgoing, Prepared, context_for
@@ -250,6 +251,7 @@ def move(exchange: Exchange) -> Outcome:
         exchange.mesh.config.max_pdu,
         retrieve.between,
         (caller, exchange.request.message_id),
+        dialer_of(station, exchange.mesh.config, exchange.mesh.context),
     )
     comment = ""
     try:
