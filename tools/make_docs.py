@@ -28,6 +28,7 @@ from radmesh.dicom import header
 from radmesh.mesh import cli, reference
 from radmesh.runtime import metrics, reasons
 from radmesh.runtime.rpc import callers_of, roles_of
+from radmesh_gateway_proxy import conformance
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PROTOS: tuple[FileDescriptor, ...] = tuple(
@@ -188,6 +189,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "errors.md": reasons.document,
     "metrics.md": metrics.document,
     "reference/cli.md": cli_document,
+    "reference/conformance.md": conformance.document,
     "reference/config.md": reference.document,
     "reference/dicomweb.md": dicomweb_reference.document,
     "reference/header.md": header.document,
