@@ -115,6 +115,21 @@ def test_what_breaks_the_rules_of_unique_keys_is_refused(
     assert edge.move("STORESCP", *keys(level, **values), root=root).status == 0xA900
 
 
+def test_what_is_held_goes_to_nobody_but_who_sent_it(edge: Edge, station: Path) -> None:
+    """Its own station may have it, for itself."""
+    folder = edge.folder / "held"
+    folder.mkdir()
+    edge.store(save(folder, 930), calling="HOLDER")
+    (found,) = edge.cluster.client().find(verification="held")
+    assert (found.study_instance_uid, found.verification_reason) == ("2.25.77.930", "NO_ORDER")
+    study = keys("STUDY", StudyInstanceUID="2.25.77.930")
+    assert edge.get(edge.folder / "got-held", *study, calling="HOLDER").numbers["completed"] == 1
+    assert edge.get(edge.folder / "got-none", *study).numbers["completed"] == 0
+    for caller in ("HOLDER", "MOVER"):
+        assert edge.move("STORESCP", *study, calling=caller).numbers["completed"] == 0
+    assert edge.cluster.run("send", "2.25.77.930", "--to", "STORESCP", "--json").reason == "STUDY_NOT_FOUND"
+
+
 def test_an_unknown_destination_is_a801(edge: Edge, files: list[Path]) -> None:
     assert edge.move("NOBODY", *keys("STUDY", StudyInstanceUID=STUDY)).status == 0xA801
 

@@ -31,9 +31,17 @@ def free_ports() -> dict[str, int]:
 def configuration(ports: Mapping[str, int]) -> str:
     """[[stations]] that can be sent to."""
     grants = '["store", "query", "retrieve"]'
-    return "\n".join(
-        f'[[stations]]\nae_title = "{name}"\ngrants = {grants}\nhost = "127.0.0.1"\nport = {port}\n'
-        for name, port in ports.items()
+    return (
+        "\n".join(
+            f'[[stations]]\nae_title = "{name}"\ngrants = {grants}\nhost = "127.0.0.1"\nport = {port}\n'
+            for name, port in ports.items()
+        )
+        + f"""
+[[stations]]
+ae_title = "HOLDER"
+grants = {grants}
+verification = "required"
+"""
     )
 
 
