@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 
+from radmesh.api.database.v1 import dicom_query_pb2 as pb
 from radmesh.database_server import dicom_query
 from radmesh.database_server.dicom_query import ATTRIBUTES, UNIQUE, DicomQueries, Query
+from radmesh.database_server.dicom_query_service import AT_ONCE, DicomQueryService
 from radmesh.database_server.dicom_worklist import Worklist
 from radmesh.database_server.paging import Pages
 from radmesh.database_server.queries import Viewer
@@ -365,6 +367,19 @@ def test_a_page_that_takes_long_pulses_and_is_ended(parts: Parts) -> None:
         assert next(pages.read(endless)) is None
         assert begun.wait(30)
     assert ended.wait(30)
+
+
+def test_queries_at_once_are_bounded_and_leave_room_again(parts: Parts) -> None:
+    several(parts, {})
+    service: Any = DicomQueryService(DicomQueries(parts.database), Worklist(parts.database, parts.orders))
+    request = pb.FindRequest(model=pb.QUERY_MODEL_STUDY_ROOT, level="STUDY")
+    open_ = [service.Find(request, None) for _ in range(AT_ONCE)]
+    assert all(len(next(answers).identifiers) == 1 for answers in open_)
+    with pytest.raises(RadmeshError, match="TOO_MANY_CALLS"):
+        next(service.Find(request, None))
+    open_.pop().close()
+    assert len(list(service.FindWorklist(pb.FindWorklistRequest(), None))) == 1
+    assert sum(len(answer.identifiers) for answer in service.Find(request, None)) == 1
 
 
 # -- identifiers

@@ -215,24 +215,46 @@ def test_keys_that_are_not_known_are_said_to_be(stored: Edge) -> None:
     assert "0xff01" in text
 
 
+FIND = StudyRootQueryRetrieveInformationModelFind
+REQUEST = {0x0002: FIND.encode(), 0x0100: us(0x0020), 0x0110: us(7), 0x0700: us(0), 0x0800: us(1)}
+STUDIES = explicit((0x00080052, "CS", b"STUDY "), (0x0020000D, "UI", b""))
+
+
+def asking(edge: Edge) -> Client:
+    return Client(edge.port, [(1, FIND, [ExplicitVRLittleEndian])])
+
+
+def statuses_of(client: Client) -> list[int]:
+    """The status of each response to a C-FIND."""
+    statuses: list[int] = []
+    while not statuses or statuses[-1] == 0xFF00:
+        statuses.append(client.response().status)
+        if statuses[-1] == 0xFF00:
+            client.pdu()
+    return statuses
+
+
 def test_a_cancel_that_has_come_ends_a_query(stored: Edge) -> None:
-    find = StudyRootQueryRetrieveInformationModelFind
-    with Client(stored.port, [(1, find, [ExplicitVRLittleEndian])]) as client:
-        request = {0x0002: find.encode(), 0x0100: us(0x0020), 0x0110: us(7), 0x0700: us(0), 0x0800: us(1)}
+    with asking(stored) as client:
         cancel = {0x0100: us(0x0FFF), 0x0120: us(7), 0x0800: us(0x0101)}
-        identifier = explicit((0x00080052, "CS", b"STUDY "), (0x0020000D, "UI", b""))
         # Both are there when the request is looked at.
-        client.send(message(1, command(request), identifier) + message(1, command(cancel)))
+        client.send(message(1, command(REQUEST), STUDIES) + message(1, command(cancel)))
         assert client.response().status == 0xFE00
-        client.send(message(1, command({**request, 0x0110: us(8)}), identifier))
-        statuses: list[int] = []
-        while not statuses or statuses[-1] == 0xFF00:
-            response = client.response()
-            statuses.append(response.status)
-            if response.status == 0xFF00:
-                client.pdu()
+        client.send(message(1, command({**REQUEST, 0x0110: us(8)}), STUDIES))
+        statuses = statuses_of(client)
         assert statuses[-1] == 0
         assert len(statuses) > len(NAMES)
+        client.release()
+
+
+def test_a_hundred_stations_ask_at_once(stored: Edge) -> None:
+    clients = [asking(stored) for _ in range(100)]
+    for client in clients:
+        client.send(message(1, command(REQUEST), STUDIES))
+    answers = [statuses_of(client) for client in clients]
+    assert {statuses[-1] for statuses in answers} == {0}
+    assert len({len(statuses) for statuses in answers}) == 1
+    for client in clients:
         client.release()
 
 

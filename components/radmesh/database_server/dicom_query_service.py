@@ -1,5 +1,6 @@
 """The gRPC edge of what DICOM stations ask for: parse, call, answer."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -9,10 +10,13 @@ from radmesh.database_server.dicom_query import LIMIT, Batch, DicomQueries, Quer
 from radmesh.database_server.dicom_worklist import Worklist
 from radmesh.database_server.queries import Viewer
 from radmesh.dicom.identifier import KEYS_MOST, Key
+from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Call
 
 _MESSAGE_BYTES: Final = 1 << 20
 _DEPTH_MOST: Final = 8
+AT_ONCE: Final = 64
+"""Queries at once: each has a thread for as long as its station takes to read, and others need threads too."""
 
 
 @checked("Find", "FindWorklist")
@@ -22,6 +26,7 @@ class DicomQueryService:
     def __init__(self, queries: DicomQueries, worklist: Worklist) -> None:
         self._queries = queries
         self._worklist = worklist
+        self._room = threading.BoundedSemaphore(AT_ONCE)
 
     def Find(self, request: pb.FindRequest, _call: Call) -> Iterator[pb.FindResponse]:
         """Answer a C-FIND of the Query/Retrieve Service Class."""
@@ -39,7 +44,7 @@ class DicomQueryService:
                 limit=min(request.limit or LIMIT, LIMIT),
             )
         )
-        return _answers(found.batches(), keys_unsupported=found.keys_unsupported)
+        return self._answers(found.batches(), keys_unsupported=found.keys_unsupported)
 
     def FindWorklist(self, request: pb.FindWorklistRequest, _call: Call) -> Iterator[pb.FindResponse]:
         """Answer a C-FIND of the Modality Worklist."""
@@ -49,7 +54,15 @@ class DicomQueryService:
             character_set=request.encoding.character_set,
             limit=min(request.limit or LIMIT, LIMIT),
         )
-        return _answers(found.batches(), keys_unsupported=found.keys_unsupported)
+        return self._answers(found.batches(), keys_unsupported=found.keys_unsupported)
+
+    def _answers(self, batches: Iterable[Batch], *, keys_unsupported: bool) -> Iterator[pb.FindResponse]:
+        if not self._room.acquire(blocking=False):
+            raise RadmeshError("TOO_MANY_CALLS", f"{AT_ONCE} queries are being answered: ask again in a moment")
+        try:
+            yield from _messages(batches, keys_unsupported=keys_unsupported)
+        finally:
+            self._room.release()
 
 
 def _keys(messages: Iterable[pb.QueryKey]) -> tuple[Key, ...]:
@@ -70,7 +83,7 @@ def _keys(messages: Iterable[pb.QueryKey]) -> tuple[Key, ...]:
     return read(messages, 0)
 
 
-def _answers(batches: Iterable[Batch], *, keys_unsupported: bool) -> Iterator[pb.FindResponse]:
+def _messages(batches: Iterable[Batch], *, keys_unsupported: bool) -> Iterator[pb.FindResponse]:
     for batch in batches:
         answer = pb.FindResponse(keys_unsupported=keys_unsupported)
         size = 0

@@ -3,7 +3,9 @@
 The database matches and encodes; here keys are read, and rows framed.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -34,6 +36,9 @@ _MODELS: Final = {
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["DicomQueryService"]
 # A search over everything may take its time; the database is heard from all the while.
 _SECONDS: Final = 600.0
+# How long, and how often, a database that has no room for one more query is asked again.
+_PATIENCE: Final = 10.0
+_PAUSE: Final = 0.05
 
 
 def extended(asked: bytes) -> bytes:
@@ -61,7 +66,7 @@ def find(exchange: Exchange) -> Outcome:
         combined_date_time=bool(combined),
         limit=exchange.mesh.config.find_limit,
     )
-    return _answered(exchange, _client(exchange).Find(request, timeout=_SECONDS))
+    return _answered(exchange, partial(_client(exchange).Find, request, timeout=_SECONDS))
 
 
 def find_worklist(exchange: Exchange) -> Outcome:
@@ -72,7 +77,7 @@ def find_worklist(exchange: Exchange) -> Outcome:
         encoding=_encoding(exchange, identifier),
         limit=exchange.mesh.config.find_limit,
     )
-    return _answered(exchange, _client(exchange).FindWorklist(request, timeout=_SECONDS))
+    return _answered(exchange, partial(_client(exchange).FindWorklist, request, timeout=_SECONDS))
 
 
 def _client(exchange: Exchange) -> Any:
@@ -100,7 +105,24 @@ def _keys(keys: Iterable[Key]) -> list[pb.QueryKey]:
     return [pb.QueryKey(tag=key.tag, vr=key.vr, value=key.value, items=_keys(key.items)) for key in keys]
 
 
-def _answered(exchange: Exchange, answers: Any) -> Outcome:
+def _answered(exchange: Exchange, ask: Callable[[], Any]) -> Outcome:
+    """Ask, and ask again while the database has no room for one more query."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _sent_on(exchange, ask())
+        except RadmeshError as error:
+            # It says so before the first row.
+            if error.reason == "TOO_MANY_CALLS" and time.monotonic() < until:
+                if exchange.cancelled():
+                    return Outcome(Status.CANCELLED)
+                time.sleep(_PAUSE)
+                continue
+            tag = int(error.metadata.get("tag", "0"), 16)
+            return outcome_of(error, (tag >> 16, tag & 0xFFFF) if tag else None)
+
+
+def _sent_on(exchange: Exchange, answers: Any) -> Outcome:
     """Send the rows on as they come, until the peer has had enough."""
     limited = False
     try:
@@ -110,9 +132,6 @@ def _answered(exchange: Exchange, answers: Any) -> Outcome:
             status = Status.PENDING_WITHOUT_OPTIONAL_KEYS if answer.keys_unsupported else Status.PENDING
             exchange.respond_many(answer.identifiers, status)
             limited = answer.limited
-    except RadmeshError as error:
-        tag = int(error.metadata.get("tag", "0"), 16)
-        return outcome_of(error, (tag >> 16, tag & 0xFFFF) if tag else None)
     finally:
         answers.cancel()
     if limited:
