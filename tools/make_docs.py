@@ -18,6 +18,7 @@ from radmesh.api.common.v1 import common_pb2
 from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.database.v1 import commitment_pb2, database_pb2, dicom_query_pb2, procedure_step_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.application_server.dicomweb import reference as dicomweb_reference
 from radmesh.application_server.http import reference as http_reference
@@ -43,6 +44,7 @@ PROTOS: tuple[FileDescriptor, ...] = tuple(
         dicom_query_pb2,
         gateway_pb2,
         procedure_step_pb2,
+        proxy_pb2,
         stations_pb2,
         transfer_pb2,
     )

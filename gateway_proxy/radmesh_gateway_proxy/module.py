@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 
+from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.dicom.stations import Stations
 from radmesh.runtime.context import Context
 from radmesh.runtime.lifecycle import Group
 from radmesh.transfer.stations import StationKeeper
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.sends import Sends
+from radmesh_gateway_proxy.service import EdgeService
 from radmesh_gateway_proxy.services.commitment import Reporter
 from radmesh_gateway_proxy.supervisor import Supervisor
+
+_EDGE = proxy_pb2.DESCRIPTOR.services_by_name["EdgeService"]
 
 
 class GatewayProxy:
@@ -22,6 +26,7 @@ class GatewayProxy:
         self._workers = Group([StationKeeper(context, stations), Reporter(config, context, stations)])
         self._sends = Sends(config, context)
         self._server = context.server(max_workers=8)
+        self._server.add(_EDGE, EdgeService(config, context, stations))
 
     def start(self) -> None:
         """Return when associations are accepted.

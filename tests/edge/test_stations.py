@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from cluster_support import RealCluster
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
 from transfer_support import wait_for
 
 CONFIG = """
@@ -78,6 +80,27 @@ def test_stations_are_edited_while_the_cluster_runs(cluster: RealCluster) -> Non
 def test_what_cannot_be_is_refused(cluster: RealCluster, arguments: tuple[str, ...], code: int, reason: str) -> None:
     answer = cluster.run("stations", *arguments, "--json")
     assert (answer.code, answer.reason) == (code, reason)
+
+
+def test_a_station_is_called(cluster: RealCluster) -> None:
+    ae = AE("WS2")
+    ae.add_supported_context(Verification)
+    server = ae.start_server(("127.0.0.1", 0), block=False)
+    port = server.socket.getsockname()[1]
+    try:
+        assert cluster.run("stations", "set", "WS2", "--host", "localhost", "--port", str(port)).code == 0
+
+        def answers() -> bool:
+            answer = cluster.run("stations", "echo", "WS2", "--json")
+            return answer.code == 0 and answer.json["status"] == 0
+
+        wait_for(answers, 8)
+    finally:
+        server.shutdown()
+    gone = cluster.run("stations", "echo", "WS2", "--json")
+    assert (gone.code, gone.reason) == (3, "STATION_UNREACHABLE")
+    unknown = cluster.run("stations", "echo", "NOBODY", "--json")
+    assert (unknown.code, unknown.reason) == (5, "STATION_NOT_FOUND")
 
 
 def test_the_cluster_serves_tls_with_its_own_certificate(cluster: RealCluster) -> None:

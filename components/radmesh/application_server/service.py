@@ -9,6 +9,7 @@ from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.application_server.audit import Audit
 from radmesh.application_server.intake import Intake
 from radmesh.application_server.objects import copies
@@ -302,6 +303,7 @@ class AdministrationService:
         registry: Any,
         rejects: Any,
         stations: Any,
+        edge: Callable[[], Any],
         audit: Audit,
         instances: Mapping[str, str],
     ) -> None:
@@ -310,6 +312,7 @@ class AdministrationService:
         self._registry = registry
         self._rejects = rejects
         self._stations = stations
+        self._edge = edge
         self._audit = audit
         self._instances = instances
 
@@ -399,6 +402,13 @@ class AdministrationService:
         request.actor = _person(call).name
         answer: stations_pb2.DeleteStationResponse = self._change(
             "STATION_DELETE", request.name[:64], call, lambda: self._stations.DeleteStation(request), {}
+        )
+        return answer
+
+    def EchoStation(self, request: proxy_pb2.EchoStationRequest, call: Call) -> proxy_pb2.EchoStationResponse:
+        """Have a station called."""
+        answer: proxy_pb2.EchoStationResponse = self._change(
+            "STATION_ECHO", request.ae_title[:64], call, lambda: self._edge().EchoStation(request, timeout=30.0), {}
         )
         return answer
 

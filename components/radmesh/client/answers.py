@@ -155,6 +155,15 @@ class Sendings:
 
 
 @dataclass(frozen=True, slots=True)
+class Echoed:
+    """Of `stations echo`: the status of the C-ECHO (0 = success), and how long it took with its association."""
+
+    ae_title: str
+    status: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rejects:
     """Of `rejects`: newest first."""
 

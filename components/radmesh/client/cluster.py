@@ -19,6 +19,7 @@ from radmesh.api.application.v1 import application_pb2, application_pb2_grpc
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.client import convert, model
 from radmesh.client.connection import open_channel, target_of
 from radmesh.client.images import ImageCalls
@@ -542,6 +543,15 @@ class Cluster(RisCalls, ImageCalls):
             RadmeshError: STATION_NOT_FOUND.
         """
         self._unary(self._administration.DeleteStation, stations_pb2.DeleteStationRequest(name=name))
+
+    def echo_station(self, ae_title: str) -> tuple[int, float]:
+        """Have the gateway proxy call a station and do a C-ECHO; return its status (0 = success) and the seconds.
+
+        Raises:
+            RadmeshError: STATION_NOT_FOUND, STATION_UNREACHABLE, STATION_REFUSED, STATION_ABORTED, STATION_SILENT.
+        """
+        answer = self._unary(self._administration.EchoStation, proxy_pb2.EchoStationRequest(ae_title=ae_title))
+        return answer.status, answer.seconds
 
     def create_user(self, name: str, *, password: str, role: str, display_name: str = "") -> model.User:
         """Add a user.

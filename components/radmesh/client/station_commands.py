@@ -5,11 +5,12 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from radmesh.client import answers, shell
-from radmesh.client.shell import OK, Command, counted, moment, note, say, table
+from radmesh.client.shell import FAILED, OK, Command, counted, moment, note, say, table
 from radmesh.client.tables import Column
 from radmesh.dicom import stations
 
 if TYPE_CHECKING:
+    from radmesh.client.cluster import Cluster
     from radmesh.client.model import Station
 
 # Options of `set`: field, what it may be (empty: any text), what it is.
@@ -43,14 +44,15 @@ def register(command: Command) -> None:
         "the DICOM nodes outside, and what each may do",
         run_stations,
         answers.Stations,
+        answers.Echoed,
         example="set CT1 --grants store,commit --host 10.1.2.3 --port 104",
     )
     parser.add_argument(
         "action",
         nargs="?",
-        choices=("list", "show", "set", "remove"),
+        choices=("list", "show", "set", "remove", "echo"),
         default="list",
-        help="list (also without), show, set (adds it, or changes what is given), remove",
+        help="list (also without), show, set (adds it, or changes what is given), remove, echo (calls it: C-ECHO)",
     )
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="which; a new one has it as its AE title")
     for field, allowed, text in _TEXTS:
@@ -95,6 +97,8 @@ def run_stations(arguments: argparse.Namespace) -> int:
         )
     with shell.connect(arguments) as cluster:
         found = [] if arguments.action == "remove" else cluster.stations()
+        if arguments.action == "echo":
+            return _echo(arguments, cluster, next((s.ae_title for s in found if s.name == name), name))
         if arguments.action == "remove":
             cluster.delete_station(name)
         elif arguments.action == "set":
@@ -115,6 +119,15 @@ def run_stations(arguments: argparse.Namespace) -> int:
         for station in found:
             _print_one(station)
     return OK
+
+
+def _echo(arguments: argparse.Namespace, cluster: "Cluster", ae_title: str) -> int:
+    status, seconds = cluster.echo_station(ae_title)
+    if arguments.json:
+        shell.print_json(answers.Echoed(ae_title, status, seconds))
+    else:
+        say(f"{ae_title} answers with status 0x{status:04X} after {seconds:.3f} s")
+    return OK if status == 0 else FAILED
 
 
 def _print_list(found: "list[Station]") -> None:
