@@ -17,12 +17,14 @@ from typing import Any, BinaryIO, Final, cast
 
 from radmesh.dicom.uids import NATIVE, transfer_syntax
 from radmesh.runtime.errors import RadmeshError
+from radmesh_native import splice
 
 MOST: Final = 512 << 20
 """Bytes of a data set, before and after."""
 WALL_SECONDS: Final = 120.0
 _MEMORY: Final = 8 << 30
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+_PIXELS: Final = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 # Length and outcome before what is answered.
 _HEAD: Final = struct.Struct("<Q?")
 
@@ -134,8 +136,12 @@ def reencode(data: bytes, source: str, target: str, *, decode: bool = False) -> 
         data = inflater.decompress(data, MOST)
         if not inflater.eof:
             raise ValueError("too long, or cut")
+    # pydicom leaves out an element that is cut, without a word.
+    if splice.locate(data, _PIXELS, implicit=before.implicit, big_endian=before.big_endian)[0] == splice.CUT:
+        raise ValueError("it ends within an element")
     dataset = read_dataset(io.BytesIO(data), before.implicit, not before.big_endian)
-    if decode:
+    # What has no pixels has none that are compressed, whatever its transfer syntax says.
+    if decode and any(tag in dataset for tag in _PIXELS):
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = UID(source)
         dataset.set_original_encoding(before.implicit, not before.big_endian, dataset.original_character_set)

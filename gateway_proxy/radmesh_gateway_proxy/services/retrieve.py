@@ -171,9 +171,9 @@ class _Retrieve:
                 if prepared.failure is not None:
                     raise prepared.failure
                 status: int | None = store(prepared).status
-                reason = "" if status == Status.SUCCESS else f"0x{status:04X}"
+                reason, text = "" if status == Status.SUCCESS else f"0x{status:04X}", "the receiver's status"
             except RadmeshError as error:
-                status, reason = None, error.reason
+                status, reason, text = None, error.reason, error.message
             except _CancelledError:
                 return False
             self.count.add(item, status, remark=bool(prepared.remark))
@@ -182,6 +182,7 @@ class _Retrieve:
                     "sub-operation failed" if reason else "sent without corrections",
                     reason=reason or prepared.remark,
                     sop_instance_uid=item.sop_instance_uid,
+                    text=text,
                 )
             self.tell()
         return True
