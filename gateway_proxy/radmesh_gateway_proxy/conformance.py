@@ -17,6 +17,7 @@ from radmesh_gateway_proxy.dimse import Status
 from radmesh_gateway_proxy.negotiation import STORAGE_EXTENDED_NEGOTIATION
 from radmesh_gateway_proxy.objects import FALLBACKS
 from radmesh_gateway_proxy.pdus import APPLICATION_CONTEXT_NAME
+from radmesh_gateway_proxy.services import commitment, procedure_step
 from radmesh_gateway_proxy.services.registry import services
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 
@@ -113,6 +114,18 @@ def document() -> str:
         "## Statuses of C-MOVE and C-GET",
         "",
         *_table(("status", "when"), ((f"0x{status:04X}", text) for status, text in _RETRIEVE_STATUSES)),
+        "",
+        "## Statuses of Storage Commitment (N-ACTION)",
+        "",
+        "A report follows when every object is known to be stored, or every archive and spool has told that it has",
+        "registered all it has: objects that nobody has fail with 0x0112, those of another SOP class with 0x0119. It",
+        "is sent again, at most every 10 min, until the station answers it with 0x0000; also after a restart.",
+        "",
+        *_table(("status", "when"), ((f"0x{status:04X}", text) for status, text in commitment.STATUSES)),
+        "",
+        "## Statuses of Performed Procedure Step (N-CREATE, N-SET)",
+        "",
+        *_table(("status", "when"), ((f"0x{status:04X}", text) for status, text in procedure_step.STATUSES)),
         "",
         "Statuses of C-STORE: docs/errors.md; keys, matching and statuses of C-FIND: docs/reference/query.md.",
         "",

@@ -1,5 +1,6 @@
 """Performed procedure steps in the tables, and the acquisition status of studies before and after their images come."""
 
+import uuid
 from typing import Any
 
 import pytest
@@ -20,6 +21,11 @@ def steps(parts: Parts) -> ProcedureSteps:
     return ProcedureSteps(parts.database, parts.feed, parts.clock, parts.statuses)
 
 
+def new() -> bytes:
+    """The id of a message of its own."""
+    return uuid.uuid4().bytes
+
+
 def acquisition(parts: Parts, study: str) -> int:
     return int(parts.queries.study(study, ALL)["acquisition"])
 
@@ -35,16 +41,16 @@ def test_steps_move_a_study_that_is_there_and_one_that_comes_later(steps: Proced
     parts.register(first)
     study, later = first.study_instance_uid, record(2, 2)
     assert acquisition(parts, study) == COMPLETED
-    steps.create("2.25.1", "CT1", [study, later.study_instance_uid, study], b"begin", EXPLICIT)
+    steps.create("2.25.1", "CT1", [study, later.study_instance_uid, study], b"begin", EXPLICIT, new())
     assert acquisition(parts, study) == STARTED
     parts.register(later)
     assert acquisition(parts, later.study_instance_uid) == STARTED
-    steps.create("2.25.2", "CT1", [study], b"", EXPLICIT)
-    steps.change("2.25.1", "CT1", "DISCONTINUED", b"end", EXPLICIT)
+    steps.create("2.25.2", "CT1", [study], b"", EXPLICIT, new())
+    steps.change("2.25.1", "CT1", "DISCONTINUED", b"end", EXPLICIT, new())
     assert acquisition(parts, study) == STARTED  # the other goes on
     assert acquisition(parts, later.study_instance_uid) == DISCONTINUED
-    steps.change("2.25.2", "CT1", "", b"more", EXPLICIT)
-    steps.change("2.25.2", "CT1", "COMPLETED", b"end", EXPLICIT)
+    steps.change("2.25.2", "CT1", "", b"more", EXPLICIT, new())
+    steps.change("2.25.2", "CT1", "COMPLETED", b"end", EXPLICIT, new())
     assert acquisition(parts, study) == COMPLETED  # one of them was
     moves, _ = parts.statuses.history(study, 10, "")
     assert [(m["from_state"], m["to_state"], m["reason"], m["actor"]) for m in moves] == [
@@ -61,29 +67,31 @@ def test_steps_move_a_study_that_is_there_and_one_that_comes_later(steps: Proced
 
 
 def test_what_has_ended_stays_as_it_is(steps: ProcedureSteps, parts: Parts) -> None:
-    steps.create("2.25.1", "CT1", ["1.2.3"], b"", EXPLICIT)
+    steps.create("2.25.1", "CT1", ["1.2.3"], b"", EXPLICIT, new())
     with pytest.raises(RadmeshError) as twice:
-        steps.create("2.25.1", "CT1", ["1.2.3"], b"", EXPLICIT)
+        steps.create("2.25.1", "CT1", ["1.2.3"], b"", EXPLICIT, new())
     assert twice.value.reason == "PROCEDURE_STEP_EXISTS"
-    steps.change("2.25.1", "CT1", "COMPLETED", b"", EXPLICIT)
-    refused("PROCEDURE_STEP_ENDED", steps, "2.25.1", "CT1", "DISCONTINUED", b"", EXPLICIT)
-    refused("PROCEDURE_STEP_NOT_FOUND", steps, "2.25.2", "CT1", "", b"", EXPLICIT)
+    steps.change("2.25.1", "CT1", "COMPLETED", b"", EXPLICIT, new())
+    refused("PROCEDURE_STEP_ENDED", steps, "2.25.1", "CT1", "DISCONTINUED", b"", EXPLICIT, new())
+    refused("PROCEDURE_STEP_NOT_FOUND", steps, "2.25.2", "CT1", "", b"", EXPLICIT, new())
     made = record(1, 1)
     parts.register(made)
-    steps.create("2.25.3", "CT1", [made.study_instance_uid], b"", EXPLICIT)
-    steps.change("2.25.3", "CT1", "DISCONTINUED", b"", EXPLICIT)
+    steps.create("2.25.3", "CT1", [made.study_instance_uid], b"", EXPLICIT, new())
+    steps.change("2.25.3", "CT1", "DISCONTINUED", b"", EXPLICIT, new())
     assert acquisition(parts, made.study_instance_uid) == DISCONTINUED
 
 
 def test_messages(steps: ProcedureSteps) -> None:
     service = ProcedureStepService(steps)
     good: dict[str, Any] = {
-        "sop_instance_uid": "2.25.1", "station": "CT1", "study_instance_uids": ["1.2"], "transfer_syntax_uid": EXPLICIT
+        "sop_instance_uid": "2.25.1", "station": "CT1", "study_instance_uids": ["1.2"], "transfer_syntax_uid": EXPLICIT,
+        "request_id": bytes(16),
     }  # fmt: skip
     service.CreateProcedureStep(pb.CreateProcedureStepRequest(**good), CALL)
     for field, value in (
         ("sop_instance_uid", ""),
         ("station", "A" * 17),
+        ("request_id", b"short"),
         ("study_instance_uids", []),
         ("study_instance_uids", [""]),
         ("data_set", bytes((3 << 20) + 1)),
@@ -93,4 +101,16 @@ def test_messages(steps: ProcedureSteps) -> None:
         assert caught.value.reason == "FIELD_INVALID"
     with pytest.raises(RadmeshError, match="IN PROGRESS"):
         service.ChangeProcedureStep(pb.ChangeProcedureStepRequest(sop_instance_uid="2.25.1", status="DONE"), CALL)
-    service.ChangeProcedureStep(pb.ChangeProcedureStepRequest(sop_instance_uid="2.25.1", status="COMPLETED"), CALL)
+    service.ChangeProcedureStep(
+        pb.ChangeProcedureStepRequest(sop_instance_uid="2.25.1", status="COMPLETED", request_id=new()), CALL
+    )
+
+
+def test_a_call_that_is_repeated_changes_nothing(steps: ProcedureSteps, parts: Parts) -> None:
+    begun, ended = new(), new()
+    for _ in range(2):
+        steps.create("2.25.1", "CT1", ["1.2.3"], b"begin", EXPLICIT, begun)
+    for _ in range(2):
+        steps.change("2.25.1", "CT1", "COMPLETED", b"end", EXPLICIT, ended)
+    with parts.database.read() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(procedure_step_messages)).scalar_one() == 2

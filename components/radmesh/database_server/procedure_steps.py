@@ -38,9 +38,15 @@ class ProcedureSteps:
         self._statuses = statuses
 
     def create(
-        self, uid: str, station: str, study_instance_uids: Sequence[str], data_set: bytes, transfer_syntax_uid: str
+        self,
+        uid: str,
+        station: str,
+        study_instance_uids: Sequence[str],
+        data_set: bytes,
+        transfer_syntax_uid: str,
+        request_id: bytes,
     ) -> None:
-        """Keep a step that has begun.
+        """Keep a step that has begun; the same request again changes nothing.
 
         Raises:
             RadmeshError: PROCEDURE_STEP_EXISTS.
@@ -48,7 +54,10 @@ class ProcedureSteps:
 
         def work(connection: sa.Connection) -> tuple[None, list[tuple[str, str]]]:
             self._database.serialise(connection)
-            if connection.execute(self._of(uid)).first() is not None:
+            row = connection.execute(self._of(uid)).first()
+            if row is not None and self._last(connection, row.id) == (1, request_id):
+                return None, []
+            if row is not None:
                 raise RadmeshError("PROCEDURE_STEP_EXISTS", "there is a procedure step with this SOP Instance UID")
             now = micros(self._clock.now())
             values = {
@@ -65,13 +74,15 @@ class ProcedureSteps:
                 sa.insert(procedure_step_studies),
                 [{"step": step, "study_instance_uid": study} for study in dict.fromkeys(study_instance_uids)],
             )
-            self._keep(connection, step, 1, station, data_set, transfer_syntax_uid)
+            self._keep(connection, step, 1, station, data_set, transfer_syntax_uid, request_id)
             return None, self._move(connection, step, station)
 
         self._feed.write(work)
 
-    def change(self, uid: str, station: str, status: str, data_set: bytes, transfer_syntax_uid: str) -> None:
-        """Keep what a modality changes; an empty status is as before.
+    def change(
+        self, uid: str, station: str, status: str, data_set: bytes, transfer_syntax_uid: str, request_id: bytes
+    ) -> None:
+        """Keep what a modality changes; an empty status is as before. The same request again changes nothing.
 
         Raises:
             RadmeshError: PROCEDURE_STEP_NOT_FOUND, PROCEDURE_STEP_ENDED, FIELD_INVALID.
@@ -82,14 +93,14 @@ class ProcedureSteps:
             row = connection.execute(self._of(uid)).first()
             if row is None:
                 raise RadmeshError("PROCEDURE_STEP_NOT_FOUND", "there is no procedure step with this SOP Instance UID")
+            last, known = self._last(connection, row.id)
+            if known == request_id:
+                return None, []
             if row.status != IN_PROGRESS:
                 raise RadmeshError("PROCEDURE_STEP_ENDED", f"the procedure step is {row.status}, and stays so")
-            last = connection.execute(
-                sa.select(sa.func.max(procedure_step_messages.c.number)).where(procedure_step_messages.c.step == row.id)
-            ).scalar_one()
             if last >= _MESSAGES_MOST:
                 raise invalid("data_set", f"a procedure step is changed {_MESSAGES_MOST} times at most")
-            self._keep(connection, row.id, last + 1, station, data_set, transfer_syntax_uid)
+            self._keep(connection, row.id, last + 1, station, data_set, transfer_syntax_uid, request_id)
             connection.execute(
                 sa.update(procedure_steps)
                 .where(procedure_steps.c.id == row.id)
@@ -103,8 +114,26 @@ class ProcedureSteps:
     def _of(uid: str) -> Any:
         return sa.select(procedure_steps).where(procedure_steps.c.sop_instance_uid == uid)
 
+    @staticmethod
+    def _last(connection: sa.Connection, step: int) -> tuple[int, bytes]:
+        """Return number and request id of the last message of a step."""
+        query = (
+            sa.select(procedure_step_messages.c.number, procedure_step_messages.c.request_id)
+            .where(procedure_step_messages.c.step == step)
+            .order_by(procedure_step_messages.c.number.desc())
+        )
+        row = connection.execute(query.limit(1)).one()
+        return int(row.number), bytes(row.request_id)
+
     def _keep(
-        self, connection: sa.Connection, step: int, number: int, station: str, data_set: bytes, transfer_syntax: str
+        self,
+        connection: sa.Connection,
+        step: int,
+        number: int,
+        station: str,
+        data_set: bytes,
+        transfer_syntax: str,
+        request_id: bytes,
     ) -> None:
         connection.execute(
             sa.insert(procedure_step_messages).values(
@@ -113,6 +142,7 @@ class ProcedureSteps:
                 station=station,
                 transfer_syntax_uid=transfer_syntax,
                 data_set=data_set,
+                request_id=request_id,
                 time=micros(self._clock.now()),
             )
         )
@@ -155,6 +185,7 @@ class ProcedureStepService:
             request.study_instance_uids,
             request.data_set,
             request.transfer_syntax_uid,
+            request.request_id,
         )
         return pb.CreateProcedureStepResponse()
 
@@ -166,7 +197,12 @@ class ProcedureStepService:
             raise invalid("status", f"empty, or one of {', '.join(STATUSES)}")
         _check(request)
         self._steps.change(
-            request.sop_instance_uid, request.station, request.status, request.data_set, request.transfer_syntax_uid
+            request.sop_instance_uid,
+            request.station,
+            request.status,
+            request.data_set,
+            request.transfer_syntax_uid,
+            request.request_id,
         )
         return pb.ChangeProcedureStepResponse()
 
@@ -176,5 +212,7 @@ def _check(request: pb.CreateProcedureStepRequest | pb.ChangeProcedureStepReques
         raise invalid("sop_instance_uid, transfer_syntax_uid", "UIDs of at most 64 characters")
     if len(request.station) > 16:
         raise invalid("station", "at most 16 characters")
+    if len(request.request_id) != 16:
+        raise invalid("request_id", "16 bytes")
     if len(request.data_set) > _BYTES_MOST:
         raise invalid("data_set", f"at most {_BYTES_MOST} bytes")

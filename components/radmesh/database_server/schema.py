@@ -461,6 +461,8 @@ procedure_step_messages = Table(
     _text("station"),
     _text("transfer_syntax_uid"),
     Column("data_set", LargeBinary, nullable=False),
+    # By which a message is known whose call is repeated.
+    Column("request_id", LargeBinary(16), nullable=False),
     _number("time"),
 )
 users = Table(

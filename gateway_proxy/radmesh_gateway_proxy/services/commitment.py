@@ -37,6 +37,13 @@ _ACTION_TYPE: Final = 1
 _ALL_STORED, _SOME_NOT = 1, 2  # Event Type ID
 _REFERENCES_MOST: Final = 20_000
 _BYTES_MOST: Final = 4 << 20
+STATUSES: Final = (
+    (Status.PROCESSING_FAILURE, "an open request with the Transaction UID names other objects"),
+    (Status.NO_SUCH_OBJECT_INSTANCE, "the SOP Instance is not the well-known one"),
+    (Status.INVALID_ARGUMENT_VALUE, "nothing is asked about, or a UID is missing or none"),
+    (Status.NO_SUCH_ACTION, "the Action Type is not 1"),
+    (Status.RESOURCE_LIMITATION, f"it cannot be kept now, or asks about more than {_REFERENCES_MOST} objects"),
+)
 _SERVICE: Final = commitment_pb2.DESCRIPTOR.services_by_name["CommitmentService"]
 _JOBS: Final = database_pb2.DESCRIPTOR.services_by_name["JobService"]
 _KIND: Final = "commitment"

@@ -19,6 +19,15 @@ _STATUSES: Final = (_IN_PROGRESS, "COMPLETED", "DISCONTINUED")
 _MAY_NO_LONGER_BE_UPDATED: Final = 0xA710  # Error ID, PS3.4 table F.7.2-2
 _BYTES_MOST: Final = 3 << 20
 _ELEMENTS_MOST: Final = 200_000
+STATUSES: Final = (
+    (Status.INVALID_ATTRIBUTE_VALUE, "a status or a Study Instance UID is none, or a step does not begin IN PROGRESS"),
+    (Status.PROCESSING_FAILURE, "the attributes cannot be read; of a step that has ended with Error ID 0xA710"),
+    (Status.DUPLICATE_SOP_INSTANCE, "N-CREATE: there is a step of that SOP Instance UID"),
+    (Status.NO_SUCH_OBJECT_INSTANCE, "N-SET: there is none"),
+    (Status.INVALID_OBJECT_INSTANCE, "N-CREATE: the SOP Instance UID is none"),
+    (Status.MISSING_ATTRIBUTE, "the status, or the Scheduled Step Attributes Sequence, is missing"),
+    (Status.RESOURCE_LIMITATION, "it cannot be kept now, or has more than 3 MiB: send it again"),
+)
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["ProcedureStepService"]
 _REFUSED: Final = {
     "PROCEDURE_STEP_EXISTS": Status.DUPLICATE_SOP_INSTANCE,
@@ -51,6 +60,7 @@ def create(exchange: Exchange) -> Outcome:
         study_instance_uids=studies,
         data_set=data,
         transfer_syntax_uid=exchange.context.transfer_syntax,
+        request_id=uuid.uuid4().bytes,
     )
     refused = _refused(exchange, lambda database: database.CreateProcedureStep(message))
     return refused or Outcome(Status.SUCCESS, elements={int(Element.AFFECTED_SOP_INSTANCE_UID): uid.encode("ascii")})
@@ -68,6 +78,7 @@ def change(exchange: Exchange) -> Outcome:
         status=status,
         data_set=data,
         transfer_syntax_uid=exchange.context.transfer_syntax,
+        request_id=uuid.uuid4().bytes,
     )
     return _refused(exchange, lambda database: database.ChangeProcedureStep(message)) or Outcome(Status.SUCCESS)
 

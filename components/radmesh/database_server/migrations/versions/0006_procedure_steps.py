@@ -49,6 +49,7 @@ def upgrade() -> None:
         _text("station"),
         _text("transfer_syntax_uid"),
         sa.Column("data_set", sa.LargeBinary(), nullable=False),
+        sa.Column("request_id", sa.LargeBinary(16), nullable=False),
         _number("time"),
     )
 
