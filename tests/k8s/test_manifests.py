@@ -321,7 +321,8 @@ def test_ports_of_clients_are_the_usual_ones(objects, tmp_path):
         port["name"]: port["port"] for name in ("dicom", "hl7", "door") for port in services[name]["spec"]["ports"]
     }
     assert offered == {
-        "dicom": usual["dicom"], "dicom-tls": usual["dicom_tls"], "hl7": usual["hl7"], "https": usual["http"], "grpc": usual["grpc"]
+        "dicom": usual["dicom"], "dicom-tls": usual["dicom_tls"],
+        "hl7": usual["hl7"], "https": usual["http"], "grpc": usual["grpc"]
     }  # fmt: skip
 
 
@@ -467,7 +468,11 @@ def test_who_may_come_in_is_who_calls(objects):
         expected = {(frozenset(callers(component)), frozenset({7000}))}
         if component in ("archive-server", "network-gateway"):
             expected.add((frozenset(callers(component, line=True)), frozenset({7001})))
-        to_clients = {"gateway-proxy": {11112, 2762}, "connectivity-manager": {2575}, "application-server": {8080, 50051}}
+        to_clients = {
+            "gateway-proxy": {11112, 2762},
+            "connectivity-manager": {2575},
+            "application-server": {8080, 50051},
+        }
         if component in to_clients:
             expected.add((None, frozenset(to_clients[component])))
         assert {allowed(rule) for rule in policy["ingress"]} == expected, component
