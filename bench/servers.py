@@ -106,6 +106,7 @@ def peer(name: str, data: Path, *, tuned: bool) -> Iterator[Running]:
             "DicomPort": port,
             "HttpPort": free_port(),
             "DicomAet": "ORTHANC",
+            "DicomAlwaysAllowFind": True,
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "Plugins": [],

@@ -16,17 +16,20 @@ from radmesh.api.application.v1 import application_pb2
 from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.connectivity.v1 import connectivity_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import commitment_pb2, database_pb2, dicom_query_pb2, procedure_step_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.application_server.dicomweb import reference as dicomweb_reference
 from radmesh.application_server.http import reference as http_reference
 from radmesh.client import shell
+from radmesh.database_server import dicom_reference as query_reference
 from radmesh.database_server.queries import OVERLAID
 from radmesh.dicom import header
 from radmesh.mesh import cli, reference
 from radmesh.runtime import metrics, reasons
 from radmesh.runtime.rpc import callers_of, roles_of
+from radmesh_gateway_proxy import conformance
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PROTOS: tuple[FileDescriptor, ...] = tuple(
@@ -34,10 +37,15 @@ PROTOS: tuple[FileDescriptor, ...] = tuple(
     for module in (
         application_pb2,
         archive_pb2,
+        commitment_pb2,
         common_pb2,
         connectivity_pb2,
         database_pb2,
+        dicom_query_pb2,
         gateway_pb2,
+        procedure_step_pb2,
+        proxy_pb2,
+        stations_pb2,
         transfer_pb2,
     )
 )
@@ -183,11 +191,13 @@ PAGES: dict[str, Callable[[], str]] = {
     "errors.md": reasons.document,
     "metrics.md": metrics.document,
     "reference/cli.md": cli_document,
+    "reference/conformance.md": conformance.document,
     "reference/config.md": reference.document,
     "reference/dicomweb.md": dicomweb_reference.document,
     "reference/header.md": header.document,
     "reference/http.md": http_reference.document,
     "reference/overlay.md": overlay_document,
+    "reference/query.md": query_reference.document,
     "reference/rpc.md": rpc_document,
 }
 

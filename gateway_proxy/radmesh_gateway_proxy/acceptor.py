@@ -16,14 +16,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.database.v1 import database_pb2
-from radmesh.dicom.stations import GRANTS, Station, match
+from radmesh.dicom.stations import GRANTS, Station, Stations
+from radmesh.dicom.transcoding import Transcoder
 from radmesh.runtime import interpreter
 from radmesh.runtime.clock import SystemClock
 from radmesh.runtime.context import Context
@@ -33,14 +34,19 @@ from radmesh.runtime.logs import Logger
 from radmesh.runtime.metrics import Metrics
 from radmesh.runtime.security import Credentials
 from radmesh.transfer.sender import KeepBudget, Sender
+from radmesh.transfer.stations import StationKeeper
 from radmesh.transfer.tickets import TicketCache, admit_by
-from radmesh_gateway_proxy.association import Association, Peer
+from radmesh_gateway_proxy.association import Association
 from radmesh_gateway_proxy.audit import Audit
+from radmesh_gateway_proxy.certificates import certificates_of
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.intake import Intake, Mark, Senders
 from radmesh_gateway_proxy.negotiation import Negotiator, Policy
+from radmesh_gateway_proxy.services.exchange import Peer
+from radmesh_gateway_proxy.services.registry import abstract_syntaxes, extended
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 from radmesh_gateway_proxy.tally import Board, Tally
+from radmesh_gateway_proxy.tls import Tunnel, accept
 
 # Connections beyond the associations that may be open: those that have not asked yet, or are closing.
 _YOUNG: Final = 128
@@ -65,6 +71,7 @@ class Settings:
     credentials: str
     addresses: Mapping[str, str]
     listener: int
+    tls_listener: int  # -1 = TLS is not served
     board: int
     rows: int
     row: int
@@ -112,22 +119,38 @@ class Draining:
 class Acceptor:
     """One process's share of the edge."""
 
-    def __init__(self, settings: Settings, context: Context, listener: socket.socket, tally: Tally) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        context: Context,
+        listener: socket.socket,
+        tally: Tally,
+        tls_listener: socket.socket | None = None,
+    ) -> None:
         self.config = settings.section
+        self.context = context
         self.log = context.log
         self.tally = tally
         self.draining = Draining()
+        self.transcoder = Transcoder()
         self.negotiator = Negotiator(
             Policy(
                 storage_sop_classes() | set(self.config.private_sop_classes),
                 transfer_syntaxes(),
+                abstract_syntaxes(),
+                extended(),
                 ae_title=self.config.ae_title,
                 require_called_ae=self.config.require_called_ae,
                 max_pdu=self.config.max_pdu,
             )
         )
-        self._stations = settings.stations
+        self.stations = Stations(settings.stations)
+        self._keeper = StationKeeper(context, self.stations)
         self._listener = listener
+        self._tls_listener = tls_listener
+        self._certificates = certificates_of(self.config, context) if tls_listener is not None else None
+        # A handshake takes a thread, and its peer is nobody yet.
+        self._handshakes = threading.BoundedSemaphore(_YOUNG)
         self._lock = threading.Lock()
         self._live: dict[Association, None] = {}
         self._ended = threading.Condition(self._lock)
@@ -144,13 +167,23 @@ class Acceptor:
 
     # What an association needs
 
-    def grants(self, calling_ae_title: str, address: str) -> Collection[str] | None:
+    def grants(self, calling_ae_title: str, address: str, certificate: str = "") -> Collection[str] | None:
         """Return what a station may do; None if it is unknown, and stations are checked."""
         check = self.config.check_stations
         if check == "off" or (check == "auto" and ipaddress.ip_address(address).is_loopback):
             return GRANTS
-        station = match(self._stations, calling_ae_title, address)
-        return None if station is None else station.grants
+        station = self.stations.match(calling_ae_title, address)
+        if station is None or station.certificate not in ("", certificate):
+            return None
+        return station.grants
+
+    def station(self, ae_title: str, address: str) -> Station | None:
+        """Return the station that calls itself so from there; None if none is known."""
+        return self.stations.match(ae_title, address)
+
+    def destination(self, ae_title: str) -> Station | None:
+        """Return the station that takes associations under this AE title; None if none is known that does."""
+        return self.stations.lookup(ae_title)
 
     def refused(self, peer: Peer, reason: str) -> None:
         """Write to the log and the audit that a station was refused."""
@@ -196,16 +229,23 @@ class Acceptor:
             commands: descriptor on which the parent's lines come.
         """
         self._audit.start()
+        self._keeper.start()
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
+        if self._tls_listener is not None:
+            poll.register(self._tls_listener, select.POLLIN)
         poll.register(commands, select.POLLIN)
         while self.draining.until is None:
             for descriptor, _ in poll.poll(500):
                 if descriptor == commands:
                     self._command(commands)
+                elif self._tls_listener is not None and descriptor == self._tls_listener.fileno():
+                    self._accept(self._tls_listener, self._begin_tls)
                 else:
-                    self._accept()
+                    self._accept(self._listener, self._begin)
         self._listener.close()
+        if self._tls_listener is not None:
+            self._tls_listener.close()
         self._drain()
 
     def _command(self, commands: int) -> None:
@@ -215,19 +255,49 @@ class Acceptor:
         if line[0] == "drain":
             self.draining.begin(float(line[1]))
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket, begin: Callable[[socket.socket, str], None]) -> None:
         until = time.monotonic() + _DEFERENCE_SECONDS
         while not self.tally.is_least_busy() and time.monotonic() < until:
             time.sleep(_DEFERENCE_SECONDS / 4)
         try:
-            connection, address = self._listener.accept()
+            connection, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return  # a sibling took it, or it is gone
         except OSError as error:
             self.log.warning("cannot accept", error=os.strerror(error.errno or 0))
             time.sleep(0.05)  # out of descriptors, most likely
             return
-        association = Association(connection, str(address[0]).removeprefix("::ffff:"), self)
+        begin(connection, str(address[0]).removeprefix("::ffff:"))
+
+    def _begin_tls(self, connection: socket.socket, address: str) -> None:
+        if not self._handshakes.acquire(blocking=False):
+            connection.close()
+            return
+        try:
+            threading.Thread(
+                target=self._shake_hands, args=(connection, address), name="tls-begin", daemon=True
+            ).start()
+        except RuntimeError:
+            self._handshakes.release()
+            self.log.warning("cannot start a thread", connections=len(self._live))
+            connection.close()
+
+    def _shake_hands(self, connection: socket.socket, address: str) -> None:
+        assert self._certificates is not None
+        try:
+            wrapped = accept(connection, self._certificates.context(), self.config.artim_timeout)
+            tunnel = Tunnel(wrapped, self.config.pdu_timeout)
+        except RadmeshError as error:
+            self.log.warning("TLS refused", address=address, text=error.message)
+            connection.close()
+            return
+        finally:
+            self._handshakes.release()
+        tunnel.start()
+        self._begin(tunnel.inner, address, tunnel.certificate)
+
+    def _begin(self, connection: socket.socket, address: str, certificate: str = "") -> None:
+        association = Association(connection, address, self, certificate)
         self._make_room()
         self.tally.connected(1)
         with self._lock:
@@ -266,6 +336,8 @@ class Acceptor:
         with self._ended:
             self._ended.wait_for(lambda: not self._live, max(0.0, self.draining.until - time.monotonic()) + 1.0)
         self._senders.close()
+        self.transcoder.close()
+        self._keeper.stop(0.5)
         self._audit.stop(1.0)
 
 
@@ -300,9 +372,12 @@ def main() -> int:
     )
     listener = socket.socket(fileno=settings.listener)
     listener.setblocking(False)  # noqa: FBT003 - the standard library has no name for it
+    tls_listener = socket.socket(fileno=settings.tls_listener) if settings.tls_listener >= 0 else None
+    if tls_listener is not None:
+        tls_listener.setblocking(False)  # noqa: FBT003 - the standard library has no name for it
     board = Board(settings.rows, settings.board)
     tally = Tally(board, settings.row, settings.section.max_associations)
-    acceptor = Acceptor(settings, context, listener, tally)
+    acceptor = Acceptor(settings, context, listener, tally, tls_listener)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: acceptor.draining.begin(_DEFAULT_GRACE))
     interpreter.settle()

@@ -6,23 +6,25 @@ The thread blocks in native/ with the GIL released, so an idle association costs
 import select
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Protocol
 
 from radmesh.dicom.uids import VERIFICATION_SOP_CLASS
 from radmesh.runtime.errors import RadmeshError
-from radmesh.runtime.logs import Logger
-from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.dimse import (
     SUCCESS,
     Command,
     CommandError,
+    Element,
     Outcome,
     Request,
+    Response,
     Status,
     encode_response,
+    is_response,
     parse_request,
+    parse_response,
 )
 from radmesh_gateway_proxy.negotiation import (
     AcceptedContext,
@@ -44,6 +46,17 @@ from radmesh_gateway_proxy.pdus import (
     parse_associate_reject,
     parse_release,
 )
+from radmesh_gateway_proxy.sending import in_pieces, send_object
+from radmesh_gateway_proxy.services.exchange import (
+    Buffer,
+    Exchange,
+    InterruptedExchangeError,
+    Mesh,
+    Peer,
+    RefusalError,
+    outcome_of,
+)
+from radmesh_gateway_proxy.services.registry import by_operation
 from radmesh_gateway_proxy.tally import Tally
 from radmesh_gateway_proxy.upper_layer import Event, Indication, Machine, State
 from radmesh_native import dul
@@ -61,15 +74,6 @@ _PDU_EVENTS: Final[Mapping[PduType, tuple[Event, Callable[[bytes], object]]]] = 
     PduType.RELEASE_RP: (Event.EVT13, parse_release),
     PduType.ABORT: (Event.EVT16, parse_abort),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who is on the other side."""
-
-    calling_ae_title: str
-    called_ae_title: str
-    address: str
 
 
 class Store(Protocol):
@@ -97,20 +101,21 @@ class Drain(Protocol):
         """When the process ends, by time.monotonic(); None while it does not drain."""
 
 
-class Edge(Protocol):
+class Edge(Mesh, Protocol):
     """What the associations of a process share."""
 
-    config: Section
     negotiator: Negotiator
     tally: Tally
-    log: Logger
 
     @property
     def draining(self) -> Drain:
         """Whether the process drains."""
 
-    def grants(self, calling_ae_title: str, address: str) -> Collection[str] | None:
-        """Return what a station may do; None if it may not even connect."""
+    def grants(self, calling_ae_title: str, address: str, certificate: str = "") -> Collection[str] | None:
+        """Return what a station may do; None if it may not even connect.
+
+        `certificate` is the SHA-256 of the one that it showed, in hexadecimal digits; empty = none.
+        """
 
     def store(self, peer: Peer) -> Store:
         """Return what takes the objects of one association."""
@@ -119,20 +124,13 @@ class Edge(Protocol):
         """Write to the audit that a station was refused; returns at once."""
 
 
-class _Interrupted(Exception):  # noqa: N818 - the peer's doing, no error of ours
-    """Something else came where a data set was to go on."""
-
-    def __init__(self, event: tuple[Any, ...]) -> None:
-        super().__init__(event[0])
-        self.event = event
-
-
 class Association:
-    """One accepted connection, from its first byte to its last."""
+    """One accepted connection, from its first byte to its last; over TLS it is the plain end of a tunnel."""
 
-    def __init__(self, connection: socket.socket, address: str, edge: Edge) -> None:
+    def __init__(self, connection: socket.socket, address: str, edge: Edge, certificate: str = "") -> None:
         self._socket = connection
         self._address = address
+        self._certificate = certificate
         self._edge = edge
         self._config = edge.config
         self._log = edge.log
@@ -149,7 +147,12 @@ class Association:
         self._readable = True
         self._in_message = False
         self._agreement: Agreement | None = None
-        self._may_store = False
+        self._grants: Collection[str] = ()
+        self._running: Request | None = None
+        self._cancelled = False
+        self._early: tuple[Any, ...] | None = None
+        self._message_id = 0
+        self._awaited: dict[int, Callable[[Response], None]] = {}
         self._peer = Peer("", "", address)
         self._store: Store | None = None
         self._counted = False
@@ -245,6 +248,9 @@ class Association:
 
     def _receive(self) -> tuple[Any, ...]:
         """Return the wire's next event; of a process that drains, WOKEN only when the association is to end."""
+        if self._early is not None:
+            event, self._early = self._early, None
+            return event
         idle = self._config.idle_timeout
         whole = self._config.pdu_timeout
         if self._artim_until:
@@ -342,7 +348,7 @@ class Association:
             self._machine.handle(Event.EVT7, answer.accept)
 
     def _admitted(self, request: AssociateRequest, answer: Agreement | AssociateReject) -> AssociateReject | None:
-        grants = self._edge.grants(request.calling_ae_title, self._address)
+        grants = self._edge.grants(request.calling_ae_title, self._address, self._certificate)
         if grants is None:
             self._edge.refused(self._peer, "STATION_UNKNOWN")
             return REJECT_CALLING_AE_TITLE
@@ -353,7 +359,7 @@ class Association:
         if not self._edge.tally.associate():
             return REJECT_LOCAL_LIMIT
         self._counted = True
-        self._may_store = STORE_GRANT in grants
+        self._grants = grants
         return None
 
     def _release(self) -> None:
@@ -370,20 +376,24 @@ class Association:
         if context is None:
             self._invalid(AbortReason.INVALID_PARAMETER_VALUE, "the presentation context was not accepted")
             return
+        if self._awaited and is_response(command):
+            self._answered(command, has_data_set=has_data_set)
+            return
         try:
             request = parse_request(command, has_data_set=has_data_set)
         except CommandError as error:
             self._log.warning("unusable command set", address=self._address, text=str(error))
             self._abort("aborted")
             return
-        chunks = self._chunks() if has_data_set else iter(())
+        chunks = self._data = self._chunks() if has_data_set else iter(())
+        self._running, self._cancelled = request, False
         started, before = time.monotonic(), self._data_bytes
         self._in_message = True
         try:
             outcome = self._answer(request, context, chunks)
             for _ in chunks:  # what an operation that failed has left of its data set
                 continue
-        except _Interrupted as interruption:
+        except InterruptedExchangeError as interruption:
             self._in_message = False
             self._dispatch(interruption.event)
             return
@@ -394,6 +404,33 @@ class Association:
             self._edge.tally.responded(request.name, outcome.status)
         if outcome is not None:
             self._respond(context_id, request, outcome)
+            if outcome.then is not None and self._machine.state is State.STA6 and not self._broken:
+                self._follow_up(outcome.then)
+
+    def _follow_up(self, then: Callable[[], None]) -> None:
+        try:
+            then()
+        except InterruptedExchangeError as interruption:
+            self._dispatch(interruption.event)
+        except RadmeshError as error:
+            self._log.warning("what follows a request failed", reason=error.reason, text=error.message)
+
+    def _answered(self, command: bytes, *, has_data_set: bool) -> None:
+        """Hand the response to a request of ours to who made it."""
+        try:
+            response = parse_response(command, has_data_set=has_data_set)
+            answered = self._awaited.pop(response.message_id, None)
+            if answered is None:
+                raise CommandError("a response came to a request that was not made")
+            for _ in self._chunks() if has_data_set else ():
+                continue
+        except CommandError as error:
+            self._log.warning("unusable command set", address=self._address, text=str(error))
+            self._abort("aborted")
+        except InterruptedExchangeError as interruption:
+            self._dispatch(interruption.event)
+        else:
+            self._follow_up(lambda: answered(response))
 
     def _answer(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Any:
         if request.command_field == Command.C_STORE:
@@ -402,7 +439,38 @@ class Association:
             return self._c_echo(request, context)
         if request.command_field == Command.C_CANCEL:
             return None  # nothing runs that could be cancelled, and a C-CANCEL has no response
-        return Outcome(Status.UNRECOGNIZED_OPERATION, "this operation is not served", (0x0000, 0x0100))
+        return self._serve(request, context)
+
+    def _serve(self, request: Request, context: AcceptedContext) -> Outcome:
+        assert self._agreement is not None
+        service = by_operation().get((request.command_field, context.abstract_syntax))
+        if service is None:
+            return Outcome(Status.UNRECOGNIZED_OPERATION, "this operation is not served", (0x0000, 0x0100))
+        if request.affected_sop_class_uid != context.abstract_syntax:
+            return Outcome(Status.SOP_CLASS_NOT_SUPPORTED, "the SOP class is not that of the context", (0x0000, 0x0002))
+        if service.grant and service.grant not in self._grants:
+            self._edge.refused(self._peer, "GRANT_MISSING")
+            return Outcome(Status.NOT_AUTHORIZED, f"GRANT_MISSING: the station needs the grant {service.grant}")
+        if self._store is not None:
+            # What it has just sent it finds.
+            self._store.wait_registered(self._config.release_wait)
+        exchange = Exchange(self, self._peer, request, context, self._agreement, self._grants, self._edge)
+        started = time.monotonic()
+        try:
+            outcome = service.handler(exchange)
+        except RefusalError as refusal:
+            outcome = refusal.outcome
+        except RadmeshError as error:
+            self._log.warning("request failed", service=service.name, reason=error.reason, text=error.message)
+            outcome = outcome_of(error)
+        self._log.info(
+            "request answered",
+            service=service.name,
+            calling_ae_title=self._peer.calling_ae_title,
+            status=f"0x{outcome.status:04X}",
+            seconds=round(time.monotonic() - started, 3),
+        )
+        return outcome
 
     def _c_echo(self, request: Request, context: AcceptedContext) -> Outcome:
         if VERIFICATION_SOP_CLASS not in (request.affected_sop_class_uid, context.abstract_syntax):
@@ -410,7 +478,7 @@ class Association:
         return SUCCESS
 
     def _c_store(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Outcome:
-        if not self._may_store:
+        if STORE_GRANT not in self._grants:
             return Outcome(Status.NOT_AUTHORIZED, "GRANT_MISSING: the station may not store")
         if self._store is None:
             self._store = self._edge.store(self._peer)
@@ -422,12 +490,12 @@ class Association:
         """Yield the data set that follows a command.
 
         Raises:
-            _Interrupted: the connection or the peer's next PDU ended it.
+            InterruptedExchangeError: the connection or the peer's next PDU ended it.
         """
         while True:
             event = self._receive()
             if event[0] != dul.DATA:
-                raise _Interrupted(event)
+                raise InterruptedExchangeError(event)
             if event[2]:
                 self._data_bytes += len(event[2])
                 yield event[2]
@@ -435,27 +503,100 @@ class Association:
                 return
 
     def _respond(self, context_id: int, request: Request, outcome: Outcome) -> None:
+        try:
+            self.send_response(context_id, encode_response(request, outcome), outcome.identifier)
+        except InterruptedExchangeError as interruption:
+            self._dispatch(interruption.event)
+
+    # What an exchange does (services.exchange.Line)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the data set that follows the request, once."""
+        return self._data
+
+    def send_response(self, context_id: int, command: bytes, identifier: bytes) -> None:
+        """Send one response."""
+        with self._sending() as (peer_max_pdu, timeout):
+            self._wire.send_message(context_id, command, identifier or None, peer_max_pdu, timeout)
+
+    def send_rows(self, context_id: int, command: bytes, rows: Sequence[Buffer]) -> None:
+        """Send a message for each row: the same command set, and the row as its data set."""
+        with self._sending() as (peer_max_pdu, timeout):
+            self._wire.send_rows(context_id, command, rows, peer_max_pdu, timeout)
+
+    @contextmanager
+    def _sending(self) -> Iterator[tuple[int, int]]:
         assert self._agreement is not None
         assert self._machine.state is State.STA6  # DT-1
         try:
-            self._wire.send_message(
-                context_id,
-                encode_response(request, outcome),
-                None,
-                self._agreement.peer_max_pdu,
-                int(self._config.pdu_timeout * 1000),
-            )
+            yield self._agreement.peer_max_pdu, int(self._config.pdu_timeout * 1000)
         except TimeoutError:
             self._outcome = "timeout"
-            self._broken = True
         except OSError:
-            self._broken = True
+            pass
+        else:
+            return
+        raise InterruptedExchangeError((dul.CLOSED, False))
 
+    def cancelled(self) -> bool:
+        """Whether a C-CANCEL for the request came; what else came is kept for later, and then nothing more is read."""
+        while not self._cancelled and self._early is None:
+            event = self._wire.receive(0, 0)
+            if event[0] == dul.TIMEOUT:
+                break
+            self._note(event)
+        until = self._edge.draining.until
+        if until is not None and time.monotonic() > until:
+            raise InterruptedExchangeError((dul.WOKEN,))
+        return self._cancelled
 
-def outcome_of(error: RadmeshError, tag: tuple[int, int] | None = None) -> Outcome:
-    """Return the DIMSE outcome of an error of the mesh: the status from the table of reasons, with its name."""
-    status = error.definition.dimse_status
-    return Outcome(status, f"{error.reason}: {error.message}"[:64], tag)
+    def _note(self, event: tuple[Any, ...]) -> None:
+        """Take note of what comes while a request is being answered."""
+        assert self._running is not None
+        if event[0] != dul.COMMAND:
+            raise InterruptedExchangeError(event)
+        if not event[3]:
+            with suppress(CommandError):
+                request = parse_request(event[2], has_data_set=False)
+                if request.command_field == Command.C_CANCEL:
+                    self._cancelled |= request.number(Element.MESSAGE_ID_RESPONDED_TO) == self._running.message_id
+                    return
+        self._early = event
+
+    def store(self, context_id: int, command: bytes, pieces: Iterable[Buffer]) -> Response:
+        """Send a C-STORE request on this association, and return its response."""
+        if self._early is not None:
+            # The response would come behind a request that nobody reads before this one is answered.
+            raise InterruptedExchangeError((dul.INVALID, AbortReason.UNEXPECTED_PDU, "a request amid a C-GET"))
+        with self._sending() as (peer_max_pdu, timeout):
+            send_object(self._wire, context_id, command, in_pieces(pieces), peer_max_pdu, timeout)
+        while True:
+            event = self._receive()
+            if event[0] == dul.COMMAND and is_response(event[2]):
+                break
+            self._note(event)
+            if self._early is not None:
+                raise InterruptedExchangeError((dul.INVALID, AbortReason.UNEXPECTED_PDU, "a request amid a C-GET"))
+        if event[3]:
+            for _ in self._chunks():
+                continue
+        try:
+            return parse_response(event[2], has_data_set=event[3])
+        except CommandError as error:
+            raise InterruptedExchangeError((dul.INVALID, AbortReason.INVALID_PARAMETER_VALUE, str(error))) from None
+
+    def ask(
+        self, context_id: int, command: Callable[[int], bytes], data: bytes, answered: Callable[[Response], None]
+    ) -> None:
+        """Send a request of ours, and go on; `answered` is called when its response comes, if ever."""
+        number = self.next_message_id()
+        self.send_response(context_id, command(number), data)
+        self._awaited[number] = answered
+
+    def next_message_id(self) -> int:
+        """Return the Message ID of a request of ours on this association."""
+        self._message_id = self._message_id % 0xFFFF + 1
+        return self._message_id
 
 
 def _readable(connection: socket.socket, seconds: float) -> bool:

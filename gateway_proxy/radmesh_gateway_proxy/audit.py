@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.runtime.context import Context
-from radmesh_gateway_proxy.association import Peer
+from radmesh_gateway_proxy.services.exchange import Peer
 
 _MOST_WAITING = 1000
 _MOST_AT_ONCE = 200

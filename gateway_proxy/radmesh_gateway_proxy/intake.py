@@ -24,9 +24,9 @@ from radmesh.runtime.reasons import REASONS
 from radmesh.study_store import ObjectHeader
 from radmesh.transfer.model import Committed, ObjectReference
 from radmesh.transfer.sender import Sender
-from radmesh_gateway_proxy.association import Peer, outcome_of
 from radmesh_gateway_proxy.dimse import SUCCESS, Outcome, Request, text_of
 from radmesh_gateway_proxy.negotiation import AcceptedContext
+from radmesh_gateway_proxy.services.exchange import Peer, outcome_of
 from radmesh_gateway_proxy.tail import Tail
 
 _SOP_CLASS: Final = (0x0008, 0x0016)

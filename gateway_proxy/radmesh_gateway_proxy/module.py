@@ -2,17 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 
+from radmesh.api.proxy.v1 import proxy_pb2
+from radmesh.dicom.stations import Stations
 from radmesh.runtime.context import Context
+from radmesh.runtime.lifecycle import Group
+from radmesh.transfer.stations import StationKeeper
 from radmesh_gateway_proxy.config import Section
+from radmesh_gateway_proxy.sends import Sends
+from radmesh_gateway_proxy.service import EdgeService
+from radmesh_gateway_proxy.services.commitment import Reporter
 from radmesh_gateway_proxy.supervisor import Supervisor
+
+_EDGE = proxy_pb2.DESCRIPTOR.services_by_name["EdgeService"]
 
 
 class GatewayProxy:
-    """The acceptors, and the server that says how they do."""
+    """The acceptors, what is sent to stations, and the server that says how they do."""
 
     def __init__(self, config: Section, context: Context) -> None:
-        self._supervisor = Supervisor(config, context.settings.get("stations", ()), context)
+        configured = context.settings.get("stations", ())
+        self._supervisor = Supervisor(config, configured, context)
+        stations = Stations(configured)
+        self._workers = Group([StationKeeper(context, stations), Reporter(config, context, stations)])
+        self._sends = Sends(config, context)
         self._server = context.server(max_workers=8)
+        self._server.add(_EDGE, EdgeService(config, context, stations))
 
     def start(self) -> None:
         """Return when associations are accepted.
@@ -23,13 +37,17 @@ class GatewayProxy:
         self._supervisor.start()
         try:
             self._server.start()
+            self._workers.start()
         except BaseException:
             self._supervisor.stop(0.0)
             raise
+        self._sends.start()
 
     def stop(self, grace: float) -> None:
         """Let associations finish, then end."""
         self._server.drain()
+        self._workers.stop(min(grace, 2.0))
+        self._sends.stop(1.0)
         self._supervisor.stop(grace)
         self._server.stop(0.5)
 

@@ -7,8 +7,8 @@ a modality sends the same A-ASSOCIATE-RQ with every study.
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from radmesh.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, VERIFICATION_SOP_CLASS
@@ -47,6 +47,8 @@ class Policy:
     Attributes:
         storage_sop_classes: SOP Class UIDs that C-STORE takes, private ones of the configuration included.
         transfer_syntaxes: Transfer Syntax UIDs in which a data set may come; none is transcoded.
+        services: transfer syntaxes by abstract syntax, of all that is served beside storage and verification.
+        extended: of those, who answers extended negotiation.
         ae_title: this side's AE title.
         require_called_ae: whether a caller must name it.
         max_pdu: bytes of a P-DATA-TF behind its header that this side takes.
@@ -54,6 +56,8 @@ class Policy:
 
     storage_sop_classes: Collection[str]
     transfer_syntaxes: Collection[str]
+    services: Mapping[str, Collection[str]] = field(default_factory=dict)
+    extended: Mapping[str, Callable[[bytes], bytes]] = field(default_factory=dict)
     ae_title: str = "RADMESH"
     require_called_ae: bool = False
     max_pdu: int = 131_072
@@ -76,12 +80,14 @@ class Agreement:
         contexts: accepted contexts by their id.
         accept: the encoded A-ASSOCIATE-AC.
         peer_max_pdu: bytes of a P-DATA-TF behind its header that the peer takes; 0 = any number.
+        scp_sop_classes: storage classes of which the peer is SCP too: objects may be sent to it on this association.
     """
 
     request: AssociateRequest
     contexts: Mapping[int, AcceptedContext]
     accept: bytes
     peer_max_pdu: int
+    scp_sop_classes: Collection[str] = frozenset()
 
 
 def negotiate(request: AssociateRequest, policy: Policy) -> Agreement | AssociateReject:
@@ -112,18 +118,27 @@ def negotiate(request: AssociateRequest, policy: Policy) -> Agreement | Associat
         replies,
         _user_information(request.user, {c.abstract_syntax for c in accepted.values()}, policy),
     )
-    return Agreement(request, MappingProxyType(accepted), encode_associate_accept(answer), request.user.max_length)
+    return Agreement(
+        request,
+        MappingProxyType(accepted),
+        encode_associate_accept(answer),
+        request.user.max_length,
+        frozenset(role.sop_class_uid for role in answer.user.roles if role.scp),
+    )
 
 
 def _reply(context: ProposedContext, role: RoleSelection | None, policy: Policy) -> ContextReply:
     first = context.transfer_syntaxes[0] if context.transfer_syntaxes else ""
-    if context.abstract_syntax != VERIFICATION_SOP_CLASS and context.abstract_syntax not in policy.storage_sop_classes:
+    uid = context.abstract_syntax
+    storage = uid in policy.storage_sop_classes
+    if not storage and uid != VERIFICATION_SOP_CLASS and uid not in policy.services:
         return ContextReply(context.context_id, ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED, first)
-    if role is not None and not role.scu:
-        # The peer wants to be served only, and nothing here sends on an association that it did not open.
+    if role is not None and not role.scu and not (role.scp and storage):
+        # The peer wants to be served only, and only objects are sent on an association that was not opened here.
         return ContextReply(context.context_id, ContextResult.USER_REJECTION, first)
+    known = policy.services.get(uid, policy.transfer_syntaxes)
     for transfer_syntax in context.transfer_syntaxes:
-        if transfer_syntax in policy.transfer_syntaxes:
+        if transfer_syntax in known:
             return ContextReply(context.context_id, ContextResult.ACCEPTANCE, transfer_syntax)
     return ContextReply(context.context_id, ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED, first)
 
@@ -136,12 +151,20 @@ def _user_information(asked: UserInformation, accepted: Collection[str], policy:
         # Requests may come before the responses to earlier ones; they are answered in order, so one at a time is true.
         async_window=None if asked.async_window is None else (1, 1),
         roles=tuple(
-            RoleSelection(r.sop_class_uid, scu=r.scu, scp=False) for r in asked.roles if r.sop_class_uid in accepted
+            RoleSelection(r.sop_class_uid, scu=r.scu, scp=r.scp and r.sop_class_uid in policy.storage_sop_classes)
+            for r in asked.roles
+            if r.sop_class_uid in accepted
         ),
         extended=tuple(
-            ExtendedNegotiation(e.sop_class_uid, STORAGE_EXTENDED_NEGOTIATION)
+            ExtendedNegotiation(
+                e.sop_class_uid,
+                policy.extended[e.sop_class_uid](e.information)
+                if e.sop_class_uid in policy.extended
+                else STORAGE_EXTENDED_NEGOTIATION,
+            )
             for e in asked.extended
-            if e.sop_class_uid in accepted and e.sop_class_uid != VERIFICATION_SOP_CLASS
+            if e.sop_class_uid in accepted
+            and (e.sop_class_uid in policy.storage_sop_classes or e.sop_class_uid in policy.extended)
         ),
     )
 

@@ -15,6 +15,7 @@ from radmesh.dicom.stations import Station
 from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh_gateway_proxy.acceptor import Settings
+from radmesh_gateway_proxy.certificates import certificates_of
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.tally import BYTES, COMMANDS, OPEN, OUTCOMES, Board
 
@@ -50,6 +51,7 @@ class Supervisor:
         self._board = Board(rows)
         self._children = [_Child(row) for row in range(rows)]
         self._listener: socket.socket | None = None
+        self._tls_listener: socket.socket | None = None
         self._grace: float | None = None
         self._wake = threading.Event()
         # Not a Worker: a child dies with the thread that started it (PR_SET_PDEATHSIG), so that must outlive all.
@@ -64,7 +66,8 @@ class Supervisor:
         Raises:
             RadmeshError: PORT_IN_USE; PEER_TIMEOUT when the acceptors do not come up.
         """
-        self._listener = self._listen()
+        self._listener = self._listen(self._config.port, "--dicom-port")
+        self._tls_listener = self._listen_tls()
         self._thread.start()
         until = time.monotonic() + _START_PATIENCE
         while not all(self._board.pids()):
@@ -80,8 +83,9 @@ class Supervisor:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(grace + 2 * _KILL_AFTER)
-        if self._listener is not None:
-            self._listener.close()
+        for listener in (self._listener, self._tls_listener):
+            if listener is not None:
+                listener.close()
         self._publisher.stop(1.0)
         self._publish()
 
@@ -93,15 +97,37 @@ class Supervisor:
 
     def endpoints(self) -> Mapping[str, str]:
         """Return what is served to the outside."""
-        host = self._config.bind
-        return {"dicom": f"dicom://{f'[{host}]' if ':' in host else host}:{self.port}"}
+        host = f"[{self._config.bind}]" if ":" in self._config.bind else self._config.bind
+        found = {"dicom": f"dicom://{host}:{self.port}"}
+        if self._tls_listener is not None:
+            found["dicom_tls"] = f"dicoms://{host}:{self._tls_listener.getsockname()[1]}"
+        return found
 
     def pids(self) -> Sequence[int]:
         """Return this process and its acceptors."""
         return [os.getpid(), *(pid for pid in self._board.pids() if pid)]
 
-    def _listen(self) -> socket.socket:
-        bind, port = self._config.bind, self._config.port
+    def _listen_tls(self) -> socket.socket | None:
+        """Return the listener of the port for TLS; None = it is not served.
+
+        Raises:
+            RadmeshError: CONFIG_INVALID, PORT_IN_USE, where a certificate is configured.
+        """
+        if not self._config.tls:
+            return None
+        try:
+            certificates_of(self._config, self._context)
+            return self._listen(self._config.tls_port, "--dicom-tls-port")
+        except RadmeshError as error:
+            if self._config.tls_certificate:
+                if self._listener is not None:
+                    self._listener.close()
+                raise
+            self._log.warning("DICOM over TLS is not served", reason=error.reason, text=error.message)
+            return None
+
+    def _listen(self, port: int, option: str) -> socket.socket:
+        bind = self._config.bind
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
         until = time.monotonic() + (_PORT_PATIENCE if port else 0.0)
         while True:
@@ -118,7 +144,7 @@ class Supervisor:
                     time.sleep(0.05)
                     continue
                 text = f"cannot listen for DICOM on {bind} port {port} ({os.strerror(error.errno or 0).lower()})"
-                raise RadmeshError("PORT_IN_USE", f"{text}: choose another with --dicom-port") from error
+                raise RadmeshError("PORT_IN_USE", f"{text}: choose another with {option}") from error
             return listener
 
     # The acceptors
@@ -159,6 +185,7 @@ class Supervisor:
             credentials=str(self._context.credentials.ca_path.parent),
             addresses=self._context.addresses,
             listener=self._listener.fileno(),
+            tls_listener=-1 if self._tls_listener is None else self._tls_listener.fileno(),
             board=self._board.descriptor,
             rows=self._board.rows,
             row=child.row,
@@ -169,7 +196,7 @@ class Supervisor:
             child.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "radmesh_gateway_proxy.acceptor"],
                 stdin=subprocess.PIPE,
-                pass_fds=(settings.listener, settings.board),
+                pass_fds=tuple(fd for fd in (settings.listener, settings.tls_listener, settings.board) if fd >= 0),
             )
             assert child.process.stdin is not None
             child.process.stdin.write(settings.to_json().encode() + b"\n")

@@ -12,10 +12,28 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-STATUSES: Final = (0x0000, 0x0122, 0x0124, 0x0211, 0x0212, 0xA700, 0xA900, 0xC000)
+STATUSES: Final = (
+    *(0x0000, 0x0110, 0x0112, 0x0122, 0x0124, 0x0211, 0x0212, 0xA700, 0xA701, 0xA702, 0xA801, 0xA900, 0xB000, 0xC000),
+    0xFE00,
+)
 OUTCOMES: Final = ("released", "aborted", "refused", "lost", "timeout")
 SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, float("inf"))
-COMMANDS: Final = ("C-STORE", "C-ECHO", "other")
+COMMANDS: Final = (
+    *(
+        "C-STORE",
+        "C-ECHO",
+        "C-FIND",
+        "C-GET",
+        "C-MOVE",
+        "N-EVENT-REPORT",
+        "N-GET",
+        "N-SET",
+        "N-ACTION",
+        "N-CREATE",
+        "N-DELETE",
+    ),
+    "other",
+)
 
 OPEN: Final = 0
 _PID: Final = 1

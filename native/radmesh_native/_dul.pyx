@@ -83,6 +83,9 @@ cdef enum:
     # The longest PDU that we send, whatever the peer takes
     MOST_SENT = 1048576
     MOST_COMMAND = 65536
+    # A row of a query, and all that are sent at once
+    MOST_ROW = 16777216
+    MOST_ROWS = 67108864
     # A-ABORT reasons of the service provider (PS3.8 9.3.8)
     UNRECOGNIZED_PDU = 1
     UNEXPECTED_PDU = 2
@@ -570,6 +573,88 @@ cdef class Connection:
                 PyBuffer_Release(&view)
         _raise(outcome)
 
+    def send_rows(self, uint8_t context, bytes command not None, rows, uint32_t peer_max_pdu, int64_t timeout_ms):
+        """Send a message for each row, all with one command set; what is small goes out with one send."""
+        cdef list items = list(rows)
+        cdef const uint8_t *head = <const uint8_t *> PyBytes_AS_STRING(command)
+        cdef size_t head_length = PyBytes_GET_SIZE(command)
+        cdef size_t most, total, n, length
+        cdef Py_buffer view
+        cdef iovec part
+        cdef uint8_t *out
+        cdef uint8_t *p
+        cdef int64_t deadline
+        cdef int outcome
+        if peer_max_pdu == 0 or peer_max_pdu > MOST_SENT:
+            peer_max_pdu = MOST_SENT
+        if peer_max_pdu < 32:
+            raise ValueError("peer_max_pdu: 0 or 32 and more")
+        most = peer_max_pdu - 6
+        total = len(items) * framed_size(head_length, most)
+        for item in items:
+            n = len(item)
+            if n > MOST_ROW:
+                raise ValueError("a row has more than 16 MiB")
+            total += framed_size(n, most)
+        if total > MOST_ROWS:
+            raise ValueError("rows: at most 64 MiB at once")
+        out = <uint8_t *> malloc(total + 1)
+        if out == NULL:
+            raise MemoryError
+        try:
+            p = out
+            for item in items:
+                p = frame(p, context, 1, head, head_length, most)
+                PyObject_GetBuffer(item, &view, PyBUF_SIMPLE)
+                try:
+                    # A view of other items than bytes has another length than was asked for.
+                    length = view.len
+                    if p + framed_size(length, most) > out + total:
+                        raise ValueError("rows are bytes")
+                    p = frame(p, context, 0, <const uint8_t *> view.buf, length, most)
+                finally:
+                    PyBuffer_Release(&view)
+            part.iov_base = out
+            part.iov_len = p - out
+            deadline = now_ms() + timeout_ms
+            with nogil:
+                outcome = send_all(self.fd, &part, 1, deadline)
+        finally:
+            free(out)
+        _raise(outcome)
+
+
+cdef size_t framed_size(size_t length, size_t most) noexcept nogil:
+    """Bytes of a command set or data set with its PDU and PDV headers."""
+    cdef size_t pdus = (length + most - 1) // most
+    return length + 12 * (pdus if pdus else 1)
+
+
+cdef uint8_t *frame(
+    uint8_t *p, uint8_t context, uint8_t kind, const uint8_t *data, size_t length, size_t most
+) noexcept nogil:
+    """Copy data as whole P-DATA-TF PDUs; `kind` is 1 of a command set."""
+    cdef size_t at = 0
+    cdef size_t n
+    while True:
+        n = length - at if length - at < most else most
+        put_header(p, context, kind | (2 if at + n == length else 0), n)
+        memcpy(p + 12, data + at, n)
+        p += 12 + n
+        at += n
+        if at == length:
+            return p
+
+
+cdef void put_header(uint8_t *p, uint8_t context, uint8_t flags, size_t n) noexcept nogil:
+    """Write the header of a P-DATA-TF of one fragment of n bytes."""
+    p[0] = 4
+    p[1] = 0
+    put32(p + 2, <uint32_t> n + 6)
+    put32(p + 6, <uint32_t> n + 2)
+    p[10] = context
+    p[11] = flags
+
 
 cdef int send_framed(
     int fd, uint8_t context, const uint8_t *command, size_t command_length, const uint8_t *data, size_t data_length,
@@ -593,12 +678,7 @@ cdef int send_framed(
         while True:
             n = length - at if length - at < most else most
             p = headers + 12 * k
-            p[0] = 4
-            p[1] = 0
-            put32(p + 2, <uint32_t> n + 6)
-            put32(p + 6, <uint32_t> n + 2)
-            p[10] = context
-            p[11] = (1 if s == 0 else 0) | (2 if at + n == length and (last or s == 0) else 0)
+            put_header(p, context, (1 if s == 0 else 0) | (2 if at + n == length and (last or s == 0) else 0), n)
             parts[2 * k].iov_base = p
             parts[2 * k].iov_len = 12
             parts[2 * k + 1].iov_base = <void *> (source + at)

@@ -19,8 +19,12 @@ else comes.
 long one goes out piece by piece: the command with the first piece and last=False, then the others with command None.
 `timeout_ms` is for one call, so pieces of 1 MiB demand a pace of the peer that a whole object would not.
 
-`send` and `send_message` raise TimeoutError when the peer does not read, ConnectionError when it is gone: part of the
-message may have gone out, and the connection is of no more use. `parse_command` and `encode_command` raise ValueError.
+`send_rows(context, command, rows, peer_max_pdu, timeout_ms)` sends a message for each row, with the same command set:
+the responses of a query. They are framed in one buffer (64 MiB at most) and go out with one send.
+
+`send`, `send_message` and `send_rows` raise TimeoutError when the peer does not read, ConnectionError when it is gone:
+part of the message may have gone out, and the connection is of no more use. `parse_command` and `encode_command` raise
+ValueError.
 """
 
 from radmesh_native._dul import (

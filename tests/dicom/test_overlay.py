@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import struct
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -159,3 +160,57 @@ def test_the_same_correction_gives_the_same_bytes():
     assert first == second
     item = read(first).OriginalAttributesSequence[0]
     assert item.AttributeModificationDateTime == "20260102030405.000000+0000"
+
+
+def element(tag, vr, value):
+    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr.encode(), len(value)) + value
+
+
+GROUP_10 = element(0x00100010, "PN", b"Doe^John") + element(0x00100020, "LO", b"OLD ")
+ODD = (
+    element(0x00080005, "CS", b"ISO_IR 100")
+    + element(0x00080013, "TM", b"no time!")
+    + element(0x00091001, "ZZ", b"\xff\xfe\x00\x01")
+    + element(0x00100000, "UL", struct.pack("<I", len(GROUP_10)))
+)
+BEHIND = element(0x00110010, "LO", b"ACME") + element(0x00111001, "SH", b"\x00\x01") + element(0x00200010, "SH", b"S1")
+
+
+def test_every_other_byte_is_copied():
+    corrected = Corrected([ODD + GROUP_10 + BEHIND + b"\xe0\x7f\x10\x00OW\0\0\0\0\0\0"], ExplicitVRLittleEndian, NEW)
+    body = b"".join(corrected)
+    name, patient = element(0x00100010, "PN", "Müller^Ö".encode("latin-1")), element(0x00100020, "LO", b"NEW ")
+    new_length = element(0x00100000, "UL", struct.pack("<I", len(name + patient)))
+    assert body.startswith(ODD[: -len(new_length)] + new_length + name + patient + BEHIND)
+    assert not corrected.recoded
+    # What was there is kept as its bytes were.
+    assert body.count(GROUP_10) == 1
+    assert body.endswith(b"\xe0\x7f\x10\x00OW\0\0\0\0\0\0")
+    assert len(body) == len(ODD + GROUP_10 + BEHIND) + 12 + corrected.grown
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_history_gets_one_more(syntax, undefined):
+    first = b"".join(Corrected([encoded(1)], ExplicitVRLittleEndian, [Correction("PatientID", "SECOND")]))
+    ds = read(first)
+    ds["OriginalAttributesSequence"].is_undefined_length = undefined
+    ds.file_meta.TransferSyntaxUID = syntax
+    buffer = io.BytesIO()
+    ds.save_as(buffer, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
+    buffer.seek(0)
+    part10.seek_data_set(buffer)
+    body = b"".join(Corrected([buffer.read()], syntax, [Correction("PatientID", "THIRD", "user:jo")]))
+    found = read(body, syntax)
+    history = found.OriginalAttributesSequence
+    assert found.PatientID == "THIRD"
+    assert [item.ModifiedAttributesSequence[0].PatientID for item in history] == ["P1", "SECOND"]
+    assert [item.ModifyingSystem for item in history] == ["radmesh ris:main", "radmesh user:jo"]
+
+
+def test_it_is_said_when_the_character_set_changes():
+    for charset, value, recoded in (("ISO_IR 100", "山田", True), ("ISO_IR 192", "山田", False), ("", "Doe", False)):
+        body = encoded(1, SpecificCharacterSet=charset) if charset else encoded(1)
+        corrected = Corrected([body], ExplicitVRLittleEndian, [Correction("PatientName", value)])
+        assert corrected.recoded == recoded
+        assert str(read(b"".join(corrected)).PatientName) == value

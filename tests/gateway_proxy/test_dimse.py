@@ -8,8 +8,8 @@ from raw_dicom import CT, command, echo_rq, store_rq, us
 
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.reasons import REASONS
-from radmesh_gateway_proxy.association import outcome_of
 from radmesh_gateway_proxy.dimse import SUCCESS, CommandError, Outcome, encode_response, parse_request, text_of
+from radmesh_gateway_proxy.services.exchange import outcome_of
 
 
 def test_a_store_request_is_read() -> None:

@@ -31,8 +31,8 @@ from raw_dicom import (
 )
 
 from radmesh.runtime.errors import RadmeshError
-from radmesh_gateway_proxy.association import Peer
 from radmesh_gateway_proxy.intake import Intake
+from radmesh_gateway_proxy.services.exchange import Peer
 from radmesh_native import header as native
 
 CONTEXTS = (

@@ -24,6 +24,8 @@ from radmesh_gateway_proxy.pdus import (
 )
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
+MR, US = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.6.1"
+GET = "1.2.840.10008.5.1.4.1.2.2.3"
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 EXPLICIT = "1.2.840.10008.1.2.1"
 IMPLICIT = "1.2.840.10008.1.2"
@@ -94,19 +96,38 @@ def test_another_application_context_is_rejected() -> None:
 
 
 def test_roles_window_and_extended_negotiation_are_answered() -> None:
+    served = {FIND: (EXPLICIT,), GET: (IMPLICIT, EXPLICIT)}
+    policy = Policy(POLICY.storage_sop_classes, POLICY.transfer_syntaxes, served)
     agreement, accept = agreed(
         request(
             ProposedContext(1, CT, (EXPLICIT,)),
-            ProposedContext(3, "1.2.840.10008.5.1.4.1.1.4", (EXPLICIT,)),
-            roles=(RoleSelection(CT, True, True), RoleSelection("1.2.840.10008.5.1.4.1.1.4", False, True)),
+            ProposedContext(3, MR, (EXPLICIT,)),
+            ProposedContext(5, FIND, (IMPLICIT,)),
+            ProposedContext(7, GET, (EXPLICIT, IMPLICIT)),
+            ProposedContext(9, US, (EXPLICIT,)),
+            roles=(
+                *(RoleSelection(CT, True, True), RoleSelection(MR, False, True), RoleSelection(US, False, False)),
+                *(RoleSelection(FIND, False, True), RoleSelection(GET, True, True)),
+            ),
             async_window=(0, 0),
             extended=(ExtendedNegotiation(CT, b"\2\0\0\0\0\0"), ExtendedNegotiation(FIND, b"\1")),
-        )
+        ),
+        policy,
     )
-    assert accept.user.roles == (RoleSelection(CT, True, False),)
+    assert accept.user.roles == (
+        *(RoleSelection(CT, True, True), RoleSelection(MR, False, True), RoleSelection(GET, True, False)),
+    )
+    assert agreement.scp_sop_classes == {CT, MR}
+    assert {c.context_id: c.result for c in accept.contexts} == {
+        1: ContextResult.ACCEPTANCE,
+        3: ContextResult.ACCEPTANCE,
+        5: ContextResult.USER_REJECTION,
+        7: ContextResult.ACCEPTANCE,
+        9: ContextResult.USER_REJECTION,
+    }
+    assert agreement.contexts[7].transfer_syntax == EXPLICIT
     assert accept.user.async_window == (1, 1)
     assert accept.user.extended == (ExtendedNegotiation(CT, b"\2\0\3\0\0\0"),)
-    assert accept.contexts[1].result is ContextResult.USER_REJECTION
     assert agreement.peer_max_pdu == 16384
 
 

@@ -66,6 +66,7 @@ def test_settings_survive_the_pipe() -> None:
         credentials="/c",
         addresses={"a": "unix:/b"},
         listener=3,
+        tls_listener=-1,
         board=4,
         rows=2,
         row=1,
@@ -105,7 +106,7 @@ def test_store_through_processes(world: World, run: Run) -> None:
         samples.get_sample_value("radmesh_dimse_responses_total", {"command": "C-STORE", "status": "0x0000"}) or 0
     ) >= 1
     assert (samples.get_sample_value("radmesh_intake_seconds_count") or 0) >= 1
-    assert supervisor.endpoints() == {"dicom": f"dicom://127.0.0.1:{supervisor.port}"}
+    assert supervisor.endpoints()["dicom"] == f"dicom://127.0.0.1:{supervisor.port}"
 
 
 def spread(supervisor: Any) -> list[Client]:

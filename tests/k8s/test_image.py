@@ -51,8 +51,7 @@ def test_ports_of_clients_are_exposed():
     schema = TABLE.schema()
     defaults, _ = config.read(schema, environment={})
     assert defaults is not None
-    served = [variable for name, variable in PORTS.items() if name != "dicom_tls"]
-    usual = {defaults.value(schema.by_variable(variable)[0]) for variable in served}
+    usual = {defaults.value(schema.by_variable(variable)[0]) for variable in PORTS.values()}
     assert set(map(int, values("EXPOSE")[0].split())) == usual
 
 

@@ -298,7 +298,7 @@ def test_ports_are_those_that_are_served(objects, tmp_path):
             expected["line"] = mesh.line_port
         if pod.component == "gateway-proxy":
             assert found["dicom"].bind == "0.0.0.0"
-            expected["dicom"] = found["dicom"].port
+            expected |= {"dicom": found["dicom"].port, "dicom-tls": found["dicom"].tls_port}
         if pod.component == "connectivity-manager":
             assert found["connectivity"].bind == "0.0.0.0"
             expected["hl7"] = found["connectivity"].hl7_port
@@ -321,7 +321,8 @@ def test_ports_of_clients_are_the_usual_ones(objects, tmp_path):
         port["name"]: port["port"] for name in ("dicom", "hl7", "door") for port in services[name]["spec"]["ports"]
     }
     assert offered == {
-        "dicom": usual["dicom"], "hl7": usual["hl7"], "https": usual["http"], "grpc": usual["grpc"]
+        "dicom": usual["dicom"], "dicom-tls": usual["dicom_tls"],
+        "hl7": usual["hl7"], "https": usual["http"], "grpc": usual["grpc"]
     }  # fmt: skip
 
 
@@ -467,7 +468,11 @@ def test_who_may_come_in_is_who_calls(objects):
         expected = {(frozenset(callers(component)), frozenset({7000}))}
         if component in ("archive-server", "network-gateway"):
             expected.add((frozenset(callers(component, line=True)), frozenset({7001})))
-        to_clients = {"gateway-proxy": {11112}, "connectivity-manager": {2575}, "application-server": {8080, 50051}}
+        to_clients = {
+            "gateway-proxy": {11112, 2762},
+            "connectivity-manager": {2575},
+            "application-server": {8080, 50051},
+        }
         if component in to_clients:
             expected.add((None, frozenset(to_clients[component])))
         assert {allowed(rule) for rule in policy["ingress"]} == expected, component
@@ -561,7 +566,7 @@ def test_one_node_needs_no_storage_or_ports_of_a_kind():
     }
     assert set(outside) == {"dicom", "hl7", "door"}
     ports = [port["nodePort"] for spec in outside.values() for port in spec["ports"]]
-    assert len(set(ports)) == len(ports) == 4
+    assert len(set(ports)) == len(ports) == 5
     for spec in outside.values():
         assert (spec["type"], spec["externalTrafficPolicy"]) == ("NodePort", "Local")
         assert all(30000 <= port["nodePort"] <= 32767 for port in spec["ports"])

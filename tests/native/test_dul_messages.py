@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import Buffer
 
 from radmesh_native import dul
 
@@ -285,3 +286,40 @@ def test_throughput(tcp_pair: Pair) -> None:
     seconds, busy = time.perf_counter() - started, time.thread_time() - busy
     sender.join()
     print(f"\n200 objects of {len(data):,} bytes: {200 / seconds:.0f}/s, {busy / 200 * 1e6:.0f} us of CPU each")
+
+
+@pytest.mark.parametrize("peer_max_pdu", [0, 32, 1000])
+def test_rows_are_messages_with_one_command(peer_max_pdu: int) -> None:
+    rows: list[Buffer] = [b"a", bytearray(b"b" * 26), memoryview(b"c" * 5000), b""]
+    command = dul.encode_command({0x0100: b"\x20\x80", 0x0800: b"\x01\x00"})
+    here, there = socket.socketpair()
+    with here, there:
+        sender, receiver = dul.Connection(here.fileno(), tcp=False), dul.Connection(there.fileno(), tcp=False)
+        sender.send_rows(5, command, rows, peer_max_pdu, 1000)
+        for row in rows:
+            assert receiver.receive(1000, 1000) == (dul.COMMAND, 5, command, True)
+            data, last = b"", False
+            while not last:
+                kind, context, piece, last = receiver.receive(1000, 1000)
+                assert (kind, context) == (dul.DATA, 5)
+                data += piece
+            assert data == row
+        sender.send_rows(5, command, [], peer_max_pdu, 1000)
+        assert receiver.receive(0, 0)[0] == dul.TIMEOUT
+
+
+def test_rows_are_bounded() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        sender = dul.Connection(here.fileno(), tcp=False)
+        with pytest.raises(ValueError, match="16 MiB"):
+            sender.send_rows(1, b"", [bytes((16 << 20) + 1)], 0, 1000)
+        with pytest.raises(ValueError, match="64 MiB"):
+            sender.send_rows(1, b"", [bytes(16 << 20)] * 4, 0, 1000)
+        with pytest.raises(ValueError, match="peer_max_pdu"):
+            sender.send_rows(1, b"", [], 31, 1000)
+        with pytest.raises(TimeoutError):
+            sender.send_rows(1, b"", [bytes(8 << 20)], 0, 10)
+        there.close()
+        with pytest.raises(ConnectionError):
+            sender.send_rows(1, b"", [b"x"], 0, 1000)

@@ -110,7 +110,7 @@ def test_without_an_order_it_is_held_and_only_its_modality_sees_it_until_the_ord
         assert (refusal.code, refusal.reason) == (5, "STUDY_NOT_FOUND"), arguments
     assert list(tmp_path.iterdir()) == []
     # Another station, and the one that sent it.
-    assert [hospital.found_by_station(station, study) for station in ("CT2", "", "CT1")] == [False, False, True]
+    assert [hospital.found_by_station(station, study) for station in ("CT2", "OTHER", "CT1")] == [False, False, True]
     assert [hospital.instances_seen(station, study) for station in ("CT2", "CT1")] == [[], [(uid, HELD)]]
     assert [hospital.studies_of_patient(station, patient) for station in ("CT2", "", "CT1")] == [[1], [1], [2]]
 

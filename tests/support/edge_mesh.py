@@ -7,7 +7,7 @@ from typing import Any
 from transfer_support import TRANSFER, Mesh, Registry
 
 from radmesh.api.common.v1 import common_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.dicom.stations import Station
@@ -18,13 +18,14 @@ from radmesh.transfer.model import key_of
 from radmesh.transfer.receiver import TransferReceiver
 from radmesh.transfer.sender import Sender
 from radmesh.transfer.tickets import TicketCache, admit_by
-from radmesh_gateway_proxy.association import Peer
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.intake import Intake, Senders
+from radmesh_gateway_proxy.services.exchange import Peer
 from radmesh_gateway_proxy.supervisor import Supervisor
 
 REGISTRY = database_pb2.DESCRIPTOR.services_by_name["RegistryService"]
 ACCOUNTS = database_pb2.DESCRIPTOR.services_by_name["AccountService"]
+STATIONS = stations_pb2.DESCRIPTOR.services_by_name["StationService"]
 ADMISSION = gateway_pb2.DESCRIPTOR.services_by_name["AdmissionService"]
 
 
@@ -77,6 +78,16 @@ class Accounts:
         raise AttributeError(name)
 
 
+class Stations:
+    """The registry of stations, with no news."""
+
+    def ListStations(self, _request: stations_pb2.ListStationsRequest, _call: Any) -> Any:
+        return stations_pb2.ListStationsResponse(version=1, unchanged=True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(Accounts(), name)
+
+
 class World:
     """Archive, gateway and database of a small mesh."""
 
@@ -93,7 +104,9 @@ class World:
         self.server = self.mesh.serve(archive, TRANSFER, self.receiver, self.receiver.codecs)
         self.registry, self.accounts = Waits(), Accounts()
         database = self.mesh.context("database-server")
-        self._serve(database, (REGISTRY, self.registry, None), (ACCOUNTS, self.accounts, None))
+        self._serve(
+            database, (REGISTRY, self.registry, None), (ACCOUNTS, self.accounts, None), (STATIONS, Stations(), None)
+        )
         gateway = self.mesh.context("network-gateway")
         spool = LmdbStudyStore(folder / "spool", "spool-0", self.mesh.clock, reserve=0, spool=True)
         self.spool = spool
@@ -140,7 +153,7 @@ class World:
         return make
 
     def supervisor(self, stations: tuple[Station, ...] = (), **settings: Any) -> Supervisor:
-        section = Section(**{"port": 0, "processes": 2, **settings})
+        section = Section(**{"port": 0, "tls_port": 0, "processes": 2, **settings})
         return Supervisor(section, stations, self.context)
 
     def rows(self) -> list[IndexRow]:

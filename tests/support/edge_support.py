@@ -11,13 +11,17 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from radmesh.dicom.stations import GRANTS, Station, match
+from radmesh.dicom.stations import GRANTS, Station, Stations, match
+from radmesh.dicom.transcoding import Transcoder
+from radmesh.runtime.context import Context
 from radmesh.runtime.logs import Logger
 from radmesh_gateway_proxy.acceptor import Draining
-from radmesh_gateway_proxy.association import Association, Peer, Store
+from radmesh_gateway_proxy.association import Association, Store
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.dimse import SUCCESS, Outcome, Request
 from radmesh_gateway_proxy.negotiation import AcceptedContext, Negotiator, Policy
+from radmesh_gateway_proxy.services.exchange import Peer
+from radmesh_gateway_proxy.services.registry import abstract_syntaxes, extended
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 from radmesh_gateway_proxy.tally import Board, Tally
 
@@ -68,8 +72,10 @@ class LocalEdge:
     audited: list[tuple[Peer, str]] = field(default_factory=list)
     stores: list[KeepingStore] = field(default_factory=list)
     make_store: Callable[[Peer], Store] | None = None
+    mesh: Context | None = None
 
     def __post_init__(self) -> None:
+        self.transcoder = Transcoder()
         self.output = io.StringIO()
         self.log = Logger("gateway-proxy", "gateway-proxy", self.output)
         self.board = Board(1)
@@ -80,6 +86,8 @@ class LocalEdge:
             Policy(
                 storage_sop_classes() | set(self.config.private_sop_classes),
                 transfer_syntaxes(),
+                abstract_syntaxes(),
+                extended(),
                 ae_title=self.config.ae_title,
                 require_called_ae=self.config.require_called_ae,
                 max_pdu=self.config.max_pdu,
@@ -101,12 +109,23 @@ class LocalEdge:
             thread.start()
             self.threads.append(thread)
 
-    def grants(self, calling_ae_title: str, address: str) -> Collection[str] | None:
+    def grants(self, calling_ae_title: str, address: str, certificate: str = "") -> Collection[str] | None:
         check = self.config.check_stations
         if check == "off" or (check == "auto" and ipaddress.ip_address(address).is_loopback):
             return GRANTS
         station = match(self.stations, calling_ae_title, address)
-        return None if station is None else station.grants
+        return None if station is None or station.certificate not in ("", certificate) else station.grants
+
+    @property
+    def context(self) -> Context:
+        assert self.mesh is not None, "this edge has no mesh behind it"
+        return self.mesh
+
+    def station(self, ae_title: str, address: str) -> Station | None:
+        return match(self.stations, ae_title, address)
+
+    def destination(self, ae_title: str) -> Station | None:
+        return Stations(self.stations).lookup(ae_title)
 
     def refused(self, peer: Peer, reason: str) -> None:
         self.audited.append((peer, reason))
@@ -130,6 +149,7 @@ class LocalEdge:
 
     def close(self) -> None:
         self.listener.close()
+        self.transcoder.close()
 
     def __enter__(self) -> Self:
         return self

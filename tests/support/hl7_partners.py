@@ -34,7 +34,7 @@ def mllp_send(port: int, path: Path) -> str:
     return done.stdout
 
 
-def _node(script: str, *arguments: object) -> tuple[list[str], dict[str, str]]:
+def node(script: str, *arguments: object) -> tuple[list[str], dict[str, str]]:
     """Return command line and environment of a script; where node is not to be had, the test is not run."""
     if not shutil.which("node") or not _MODULES.is_dir():
         if os.environ.get("PARTNERS") == "0":
@@ -45,7 +45,7 @@ def _node(script: str, *arguments: object) -> tuple[list[str], dict[str, str]]:
 
 def node_send(port: int, *paths: Path) -> list[str]:
     """Send files with node-hl7-client, a message each; return the answers."""
-    command, environment = _node("send.cjs", port, *paths)
+    command, environment = node("send.cjs", port, *paths)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     answers: list[str] = json.loads(done.stdout)
@@ -152,7 +152,7 @@ class NodeReceiver(Received):
     def __init__(self, port: int, plan: Sequence[str] = ()) -> None:
         super().__init__()
         self.port = port
-        command, environment = _node("receive.cjs", port, *plan)
+        command, environment = node("receive.cjs", port, *plan)
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert json.loads(self._process.stdout.readline()) == {"listen": port}

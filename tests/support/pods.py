@@ -29,6 +29,7 @@ SERVED_BY = {
     "radmesh.api.curator.v1": ("curator",),
     "radmesh.api.database.v1": ("database-server",),
     "radmesh.api.gateway.v1": ("network-gateway",),
+    "radmesh.api.proxy.v1": ("gateway-proxy",),
     "radmesh.api.transfer.v1": ("archive-server", "network-gateway"),
 }
 

@@ -12,8 +12,11 @@ from typing import Any
 
 from cluster_support import Answer, RealCluster, image
 from hl7_partners import free_port
+from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
+from pynetdicom import AE
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 from raw_dicom import Client as Modality
 from waiting import wait_for
 
@@ -172,11 +175,17 @@ class Hospital(RealCluster):
     # -- stations
 
     def found_by_station(self, station: str, study: str) -> bool:
-        """Whether a station's query finds the study, as the gateway proxy asks for it."""
-        answer = self.inside("QueryService").FindStudies(
-            database_pb2.FindStudiesRequest(study_instance_uids=[study], viewer_station=station)
-        )
-        return bool(answer.studies)
+        """Whether a station's C-FIND finds the study."""
+        asked = Dataset()
+        asked.QueryRetrieveLevel, asked.StudyInstanceUID = "STUDY", study
+        ae = AE(station)
+        ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
+        association = ae.associate("127.0.0.1", int(self.ready["ports"]["dicom"]), ae_title="RADMESH")
+        assert association.is_established
+        answers = list(association.send_c_find(asked, StudyRootQueryRetrieveInformationModelFind))
+        association.release()
+        assert answers[-1][0].Status == 0
+        return len(answers) == 2
 
     def studies_of_patient(self, station: str, patient_id: str) -> list[int]:
         """The counts that a station is told of a Patient ID, one for each patient that has it."""

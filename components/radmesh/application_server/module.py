@@ -4,10 +4,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from radmesh.api.application.v1 import application_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.application_server import dicomweb, images, pages, service
 from radmesh.application_server.audit import Audit
 from radmesh.application_server.changes import StudyChanges, StudyWatches
@@ -32,7 +34,7 @@ from radmesh.transfer.codec import decoder, encode
 from radmesh.transfer.sender import Sender
 from radmesh.transfer.tickets import TicketCache, admit_by
 
-_DATABASE = database_pb2.DESCRIPTOR.services_by_name
+_DATABASE = {**database_pb2.DESCRIPTOR.services_by_name, **stations_pb2.DESCRIPTOR.services_by_name}
 _GATEWAY = gateway_pb2.DESCRIPTOR.services_by_name
 _DOOR = application_pb2.DESCRIPTOR.services_by_name
 _MEET_SECONDS = 5.0
@@ -94,6 +96,8 @@ class ApplicationServer:
             audit,
             sessions,
             lambda: Sender(context.line, admit, context.clock, tickets=tickets),
+            stubs["JobService"],
+            stubs["StationService"],
         )
         ris_service = RisService(
             queries=queries,
@@ -105,7 +109,14 @@ class ApplicationServer:
             domains=domains_of(context),
             audit=audit,
         )
-        administration = service.AdministrationService(context, accounts, registry, rejects, audit, instances)
+
+        # Not needed to start: a cluster without an edge serves its clients.
+        def edge() -> Any:
+            return context.client(proxy_pb2.DESCRIPTOR.services_by_name["EdgeService"], "gateway-proxy")
+
+        administration = service.AdministrationService(
+            context, accounts, registry, rejects, stubs["StationService"], edge, audit, instances
+        )
         self._door.add(_DOOR["SessionService"], session_service)
         self._door.add(_DOOR["StudyService"], study_service, codecs=_BULK)
         self._door.add(_DOOR["RisService"], ris_service)

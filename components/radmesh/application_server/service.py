@@ -1,13 +1,15 @@
 """The clients' door: parse, ask the mesh with the caller's eyes, audit, answer."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from radmesh.api.application.v1 import application_pb2 as pb
 from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.common.v1 import common_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.application_server.audit import Audit
 from radmesh.application_server.intake import Intake
 from radmesh.application_server.objects import copies
@@ -23,6 +25,9 @@ from radmesh_native.crc32c import crc32c
 CHUNK_MAX: Final = 1_048_560
 _ARCHIVES: Final = archive_pb2.DESCRIPTOR.services_by_name["ArchiveService"]
 _STATUS: Final = common_pb2.DESCRIPTOR.services_by_name["StatusService"]
+# Kind of job that gateway proxies do; with an hour between the last tries, most of a day.
+_SEND: Final = "send"
+_SEND_ATTEMPTS: Final = 24
 _STATUS_SECONDS: Final = 2.0
 _STUDIES: Final = pb.DESCRIPTOR.services_by_name["StudyService"].methods_by_name
 _STORERS: Final = roles_of(_STUDIES["StoreInstances"])
@@ -82,8 +87,12 @@ class StudyService:
         audit: Audit,
         sessions: SessionCache,
         sender: Callable[[], Any],
+        jobs: Any,
+        stations: Any,
     ) -> None:
         self._context = context
+        self._jobs = jobs
+        self._stations = stations
         self._queries = queries
         self._studies = studies
         self._registry = registry
@@ -257,17 +266,53 @@ class StudyService:
                     raise
         return pb.EvictStudyResponse(bytes=freed)
 
+    def SendStudy(self, request: pb.SendStudyRequest, call: Call) -> database_pb2.Job:
+        """Have a study sent to a station."""
+        uid, title = request.study_instance_uid, request.station.strip()
+        self._audit.record("STUDY_SEND", call, object_id=uid, detail={"station": title[:16]})
+        # What is held leaves for nobody, whoever asks.
+        self._queries.GetStudy(database_pb2.GetStudyRequest(study_instance_uid=uid))
+        known = self._stations.ListStations(stations_pb2.ListStationsRequest()).stations
+        if not any(station.ae_title.strip() == title and station.port for station in known):
+            raise RadmeshError("STATION_NOT_FOUND", "no station of that AE title has a host and a port to send to")
+        payload = json.dumps({"study": uid, "station": title, "by": _person(call).name})
+        job: database_pb2.Job = self._jobs.EnqueueJob(
+            database_pb2.EnqueueJobRequest(
+                kind=_SEND, key=f"{title}/{uid}", payload=payload, max_attempts=_SEND_ATTEMPTS
+            )
+        )
+        return job
+
+    def ListSends(self, request: pb.ListSendsRequest, _call: Call) -> database_pb2.ListJobsResponse:
+        """List what was, is and will be sent."""
+        answer: database_pb2.ListJobsResponse = self._jobs.ListJobs(
+            database_pb2.ListJobsRequest(
+                kind=_SEND, state=request.state, page_size=request.page_size, page_token=request.page_token
+            )
+        )
+        return answer
+
 
 class AdministrationService:
     """application.v1.AdministrationService."""
 
     def __init__(
-        self, context: Context, accounts: Any, registry: Any, rejects: Any, audit: Audit, instances: Mapping[str, str]
+        self,
+        context: Context,
+        accounts: Any,
+        registry: Any,
+        rejects: Any,
+        stations: Any,
+        edge: Callable[[], Any],
+        audit: Audit,
+        instances: Mapping[str, str],
     ) -> None:
         self._context = context
         self._accounts = accounts
         self._registry = registry
         self._rejects = rejects
+        self._stations = stations
+        self._edge = edge
         self._audit = audit
         self._instances = instances
 
@@ -331,6 +376,39 @@ class AdministrationService:
         """Remove a reject."""
         answer: gateway_pb2.DeleteRejectResponse = self._change(
             "REJECT_DELETE", request.id, call, lambda: self._rejects.DeleteReject(request), {}
+        )
+        return answer
+
+    def ListStations(self, request: stations_pb2.ListStationsRequest, _call: Call) -> stations_pb2.ListStationsResponse:
+        """List the stations."""
+        answer: stations_pb2.ListStationsResponse = self._stations.ListStations(request)
+        return answer
+
+    def SetStation(self, request: stations_pb2.SetStationRequest, call: Call) -> stations_pb2.Station:
+        """Add or replace a station."""
+        request.actor = _person(call).name
+        station = request.station
+        detail: dict[str, object] = {"ae_title": station.ae_title[:16], "grants": sorted(station.grants)[:8]}
+        name = (station.name or station.ae_title)[:64]
+        changed: stations_pb2.Station = self._change(
+            "STATION_SET", name, call, lambda: self._stations.SetStation(request), detail
+        )
+        return changed
+
+    def DeleteStation(
+        self, request: stations_pb2.DeleteStationRequest, call: Call
+    ) -> stations_pb2.DeleteStationResponse:
+        """Remove a station."""
+        request.actor = _person(call).name
+        answer: stations_pb2.DeleteStationResponse = self._change(
+            "STATION_DELETE", request.name[:64], call, lambda: self._stations.DeleteStation(request), {}
+        )
+        return answer
+
+    def EchoStation(self, request: proxy_pb2.EchoStationRequest, call: Call) -> proxy_pb2.EchoStationResponse:
+        """Have a station called."""
+        answer: proxy_pb2.EchoStationResponse = self._change(
+            "STATION_ECHO", request.ae_title[:64], call, lambda: self._edge().EchoStation(request, timeout=30.0), {}
         )
         return answer
 

@@ -14,7 +14,9 @@ from radmesh.client.model import (
     Order,
     Reject,
     Report,
+    Sending,
     Series,
+    Station,
     StoreResult,
     Study,
     User,
@@ -136,6 +138,29 @@ class Users:
     """Of `users`: all; of `users add` and `set` the one; of `remove` none."""
 
     users: tuple[User, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stations:
+    """Of `stations`: all; of `stations show` and `set` the one; of `remove` none."""
+
+    stations: tuple[Station, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sendings:
+    """Of `send`: the one that was begun, or, without a study, all, newest first."""
+
+    sendings: tuple[Sending, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Echoed:
+    """Of `stations echo`: the status of the C-ECHO (0 = success), and how long it took with its association."""
+
+    ae_title: str
+    status: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from grpc_status import rpc_status
 
 from radmesh.api.application.v1 import application_pb2, application_pb2_grpc
 from radmesh.api.common.v1 import common_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
+from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.client import convert, model
 from radmesh.client.connection import open_channel, target_of
 from radmesh.client.images import ImageCalls
@@ -483,6 +484,25 @@ class Cluster(RisCalls, ImageCalls):
         freed: int = self._unary(self._studies.EvictStudy, request).bytes
         return freed
 
+    def send(self, study_instance_uid: str, station: str) -> model.Sending:
+        """Have a study sent to the station of an AE title; return at once, with what is to be done.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND (also if it is held), STATION_NOT_FOUND.
+        """
+        request = application_pb2.SendStudyRequest(study_instance_uid=study_instance_uid, station=station)
+        return convert.sending(self._unary(self._studies.SendStudy, request))
+
+    def sendings(self) -> Iterator[model.Sending]:
+        """Yield what was sent, is being sent and will be, newest first."""
+        request = application_pb2.ListSendsRequest(page_size=500)
+        while True:
+            page = self._unary(self._studies.ListSends, request)
+            yield from map(convert.sending, page.jobs)
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
+
     def status(self) -> model.ClusterStatus:
         """Return what every component and every store says of itself."""
         return convert.cluster_status(
@@ -499,6 +519,39 @@ class Cluster(RisCalls, ImageCalls):
             if not page.next_page_token:
                 return users
             request.page_token = page.next_page_token
+
+    def stations(self) -> list[model.Station]:
+        """Return the DICOM nodes outside, by name."""
+        answer = self._unary(self._administration.ListStations, stations_pb2.ListStationsRequest())
+        return [convert.station(station) for station in answer.stations]
+
+    def set_station(self, station: model.Station) -> model.Station:
+        """Add a station, or replace the one of its name if that still has its `version`; 0 = whatever it is.
+
+        Raises:
+            RadmeshError: FIELD_INVALID, VERSION_CONFLICT.
+        """
+        request = stations_pb2.SetStationRequest(
+            station=convert.station_message(station), expected_version=station.version
+        )
+        return convert.station(self._unary(self._administration.SetStation, request))
+
+    def delete_station(self, name: str) -> None:
+        """Remove a station, also one of the configuration.
+
+        Raises:
+            RadmeshError: STATION_NOT_FOUND.
+        """
+        self._unary(self._administration.DeleteStation, stations_pb2.DeleteStationRequest(name=name))
+
+    def echo_station(self, ae_title: str) -> tuple[int, float]:
+        """Have the gateway proxy call a station and do a C-ECHO; return its status (0 = success) and the seconds.
+
+        Raises:
+            RadmeshError: STATION_NOT_FOUND, STATION_UNREACHABLE, STATION_REFUSED, STATION_ABORTED, STATION_SILENT.
+        """
+        answer = self._unary(self._administration.EchoStation, proxy_pb2.EchoStationRequest(ae_title=ae_title))
+        return answer.status, answer.seconds
 
     def create_user(self, name: str, *, password: str, role: str, display_name: str = "") -> model.User:
         """Add a user.

@@ -1,6 +1,8 @@
 """Between the door's messages and the client's dataclasses."""
 
+import json
 from collections.abc import Iterable
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.curator.v1 import curator_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import database_pb2, stations_pb2
 from radmesh.client import model
 from radmesh.runtime.errors import RadmeshError
 
@@ -179,6 +181,38 @@ def user(m: database_pb2.User) -> model.User:
         display_name=m.display_name,
         role=enum_name(database_pb2.Role, m.role, "ROLE_").lower(),
         last_sign_in_time=time_of(m.last_sign_in_time),
+    )
+
+
+def sending(m: database_pb2.Job) -> model.Sending:
+    """Convert a job of SendStudy."""
+    payload = json.loads(m.payload or "{}")
+    return model.Sending(
+        id=m.id,
+        study_instance_uid=str(payload.get("study", "")),
+        station=str(payload.get("station", "")),
+        state=enum_name(database_pb2.JobState, m.state, "JOB_STATE_"),
+        attempt=m.attempt,
+        due_time=time_of(m.due_time),
+        reason=m.reason,
+        message=m.message,
+        by=str(payload.get("by", "")),
+    )
+
+
+def station(m: stations_pb2.Station) -> model.Station:
+    """Convert a station."""
+    values: dict[str, Any] = {field.name: getattr(m, field.name) for field in m.DESCRIPTOR.fields}
+    for name in ("addresses", "grants", "transfer_syntaxes"):
+        values[name] = tuple(values[name])
+    return model.Station(**values | {"update_time": time_of(m.update_time)})
+
+
+def station_message(station: model.Station) -> stations_pb2.Station:
+    """Return a station as it is set."""
+    values: dict[str, Any] = {f.name: getattr(station, f.name) for f in fields(station)}
+    return stations_pb2.Station(
+        **{name: value for name, value in values.items() if name not in ("edited", "version", "update_time")}
     )
 
 

@@ -199,6 +199,53 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
+class Station:
+    """A DICOM node outside, as docs/reference/config.md explains it under [[stations]].
+
+    `edited`: by a person; until then it is as the configuration has it.
+    """
+
+    name: str
+    ae_title: str
+    addresses: tuple[str, ...] = ()
+    grants: tuple[str, ...] = ()
+    domain: str = "default"
+    verification: str = "advisory"
+    study_key: str = "accession else date+modality"
+    patient_key: str = "id"
+    accession_identifies_patient: bool = False
+    on_ris_unavailable: str = "mark"
+    host: str = ""
+    port: int = 0
+    tls: bool = False
+    certificate: str = ""
+    character_set: str = ""
+    transfer_syntaxes: tuple[str, ...] = ()
+    commit_report: str = "auto"
+    edited: bool = False
+    version: int = 0
+    update_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A study that is sent to a station: QUEUED, LEASED (on its way), SUCCEEDED or FAILED.
+
+    `attempt` counts tries; `reason` and `message` are of the last one that failed, `due_time` is when the next one is.
+    """
+
+    id: int
+    study_instance_uid: str
+    station: str
+    state: str
+    attempt: int
+    due_time: datetime | None
+    reason: str
+    message: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """An object that could not be stored as DICOM; its bytes were kept."""
 

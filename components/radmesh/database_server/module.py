@@ -5,10 +5,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from radmesh.api.connectivity.v1 import connectivity_pb2
-from radmesh.api.database.v1 import database_pb2
+from radmesh.api.database.v1 import commitment_pb2, database_pb2, dicom_query_pb2, procedure_step_pb2, stations_pb2
 from radmesh.database_server import service
 from radmesh.database_server.accounts import Accounts
+from radmesh.database_server.commitment import Commitments, CommitmentService
 from radmesh.database_server.config import Section
+from radmesh.database_server.dicom_query import DicomQueries
+from radmesh.database_server.dicom_query_service import DicomQueryService
+from radmesh.database_server.dicom_worklist import Worklist
 from radmesh.database_server.feed import Feed
 from radmesh.database_server.grants import GrantService
 from radmesh.database_server.jobs import Jobs
@@ -18,11 +22,13 @@ from radmesh.database_server.orders import Orders
 from radmesh.database_server.overlay import Overlay
 from radmesh.database_server.people import People
 from radmesh.database_server.placement import Placement
+from radmesh.database_server.procedure_steps import ProcedureSteps, ProcedureStepService
 from radmesh.database_server.queries import Queries
 from radmesh.database_server.registry import Registry
 from radmesh.database_server.renditions import Renditions
 from radmesh.database_server.reports import TOPIC, Reports
 from radmesh.database_server.schema import MIGRATIONS, outbox, studies
+from radmesh.database_server.stations import StationRegistry, StationService
 from radmesh.database_server.statuses import Statuses
 from radmesh.database_server.verification import Verifications
 from radmesh.dicom.domains import Domains
@@ -32,7 +38,11 @@ from radmesh.runtime.rpc import Server
 from radmesh.sql.engine import Database
 from radmesh.sql.outbox import Consumer, Dispatcher
 
-_SERVICES: Final = database_pb2.DESCRIPTOR.services_by_name
+_SERVICES: Final = {
+    name: service
+    for proto in (commitment_pb2, database_pb2, procedure_step_pb2, stations_pb2)
+    for name, service in proto.DESCRIPTOR.services_by_name.items()
+}
 _PRUNE_SECONDS: Final = 3600.0
 _CONNECTIVITY: Final = connectivity_pb2.DESCRIPTOR.services_by_name["ConnectivityService"]
 
@@ -46,6 +56,8 @@ class DatabaseServer:
         clock = context.clock
         self._feed = Feed(self._database, clock, config.history)
         self._domains = Domains.of(context.settings)
+        registered = StationRegistry(self._database, self._feed, clock, self._domains)
+        registered.fill(context.settings.get("stations", ()))
         people = People(self._database, self._domains)
         overlay = Overlay(self._database, clock, people)
         statuses = Statuses(self._database, self._feed, clock, overlay)
@@ -56,6 +68,9 @@ class DatabaseServer:
         reports = Reports(self._database, self._feed, clock, statuses)
         queries = Queries(self._database, registry.living_since)
         renditions = Renditions(self._database, self._feed, clock, queries, registry.living_since)
+        jobs = Jobs(self._database, self._feed, clock)
+        steps = ProcedureSteps(self._database, self._feed, clock, statuses)
+        commitments = Commitments(self._database, clock, jobs, config.store_timeout)
         accounts = Accounts(self._database, self._feed, clock, config.session)
         accounts.ensure_administrator(context.data.parent)
         self._server: Server = context.server(max_workers=128)
@@ -71,13 +86,20 @@ class DatabaseServer:
             ("StudyService", service.StudyService(statuses, queries, verifications)),
             ("OrderService", service.OrderService(orders, merges)),
             ("ReportService", service.ReportService(reports)),
-            ("JobService", service.JobService(Jobs(self._database, self._feed, clock))),
+            ("JobService", service.JobService(jobs)),
             ("CurationService", service.CurationService(renditions)),
             ("FeedService", service.FeedService(self._feed)),
             ("AccountService", service.AccountService(accounts)),
             ("GrantService", GrantService(self._database, clock)),
+            ("StationService", StationService(registered)),
+            ("CommitmentService", CommitmentService(commitments)),
+            ("ProcedureStepService", ProcedureStepService(steps)),
         ):
             self._server.add(_SERVICES[name], implementation)
+        self._server.add(
+            dicom_query_pb2.DESCRIPTOR.services_by_name["DicomQueryService"],
+            DicomQueryService(DicomQueries(self._database), Worklist(self._database, orders)),
+        )
         sender = service.ReportSender(reports, orders, queries, self._manager)
         undone = service.UndoTeller(merges, self._manager)
         self._tellers = [self._teller(name, sender, undone) for name in (*self._domains.names, "")]

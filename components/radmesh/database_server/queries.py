@@ -196,6 +196,21 @@ def visible(viewer: Viewer) -> Any:
     return sa.or_(seen, sent) if viewer.station else seen
 
 
+def has_modality(modalities: Sequence[str], viewer: Viewer) -> Any:
+    """Return the condition that a study has one of the modalities, in what the viewer sees."""
+    texts = (studies.c.modalities.like(f"%\\\\{_pattern(m)}\\\\%", escape="\\") for m in modalities)
+    if viewer.include_held:
+        return sa.or_(*texts)
+    seen = (
+        sa.exists()
+        .where(series.c.study == studies.c.id, sa.or_(*(matches(series.c.modality, m) for m in modalities)))
+        .where(instances.c.series == series.c.id, admissions.c.id == instances.c.admission, not_held(viewer))
+        # Its own series, whatever else is asked for.
+        .correlate(studies)
+    )
+    return sa.and_(sa.or_(*texts), sa.or_(studies.c.verification != HELD, seen))
+
+
 def web_caches(connection: sa.Connection, since: int) -> list[str]:
     """Return the web caches that have announced themselves since a time, by name."""
     living = sa.and_(stores.c.kind == WEB_CACHE, stores.c.heartbeat_time >= since)
@@ -294,17 +309,6 @@ class Queries:
             ),
         )
 
-    def _has_modality(self, modalities: Sequence[str], viewer: Viewer) -> Any:
-        texts = (studies.c.modalities.like(f"%\\\\{_pattern(m)}\\\\%", escape="\\") for m in modalities)
-        if viewer.include_held:
-            return sa.or_(*texts)
-        seen = (
-            sa.exists()
-            .where(series.c.study == studies.c.id, sa.or_(*(matches(series.c.modality, m) for m in modalities)))
-            .where(instances.c.series == series.c.id, admissions.c.id == instances.c.admission, not_held(viewer))
-        )
-        return sa.and_(sa.or_(*texts), sa.or_(studies.c.verification != HELD, seen))
-
     def _is_verified(self, verification: int, viewer: Viewer) -> Any:
         if viewer.include_held:
             return studies.c.verification == verification
@@ -356,7 +360,7 @@ class Queries:
             if not form.study_date_from:
                 conditions.append(studies.c.study_date != "")
         if form.modalities:
-            conditions.append(self._has_modality(form.modalities, form.viewer))
+            conditions.append(has_modality(form.modalities, form.viewer))
         if form.verification:
             conditions.append(self._is_verified(form.verification, form.viewer))
         for axis, state in ((studies.c.reading, form.reading), (studies.c.acquisition, form.acquisition)):

@@ -16,6 +16,8 @@ from radmesh.database_server.schema import (
     instances,
     locations,
     marks,
+    procedure_step_studies,
+    procedure_steps,
     series,
     stores,
     studies,
@@ -35,6 +37,8 @@ NOT_REQUIRED, PENDING, VERIFIED, UNVERIFIED, HELD = 1, 2, 3, 4, 5
 # A study is as bad as the worst of its admissions.
 WORST: Final = (HELD, UNVERIFIED, PENDING, VERIFIED, NOT_REQUIRED)
 COMPLETED, NEW_READING = 3, 1
+# What the steps of a study make of its acquisition (database.v1.AcquisitionState), that which counts most first.
+_OF_STEPS: Final = {"IN PROGRESS": 2, "COMPLETED": COMPLETED, "DISCONTINUED": 4}
 # StoreKind of common.v1
 WEB_CACHE: Final = 3
 
@@ -377,6 +381,20 @@ class Registry:
         return micros(self._clock.now()) - int(self.store_timeout * 1e6)
 
 
+def acquisition_of(connection: sa.Connection, study_instance_uid: str) -> int:
+    """Return the acquisition state of a study by its performed procedure steps; without one it is COMPLETED.
+
+    It goes on as long as a step does; of those that have ended one that was completed counts.
+    """
+    query = (
+        sa.select(procedure_steps.c.status)
+        .join(procedure_step_studies, procedure_step_studies.c.step == procedure_steps.c.id)
+        .where(procedure_step_studies.c.study_instance_uid == study_instance_uid)
+    )
+    found = set(connection.execute(query.distinct()).scalars())
+    return next((state for status, state in _OF_STEPS.items() if status in found), COMPLETED)
+
+
 class _Registration:
     """One request within its transaction."""
 
@@ -478,7 +496,7 @@ class _Registration:
                     referring_physician_name=text["ReferringPhysicianName"],
                     domain=domain,
                     verification=_begins(item.record.verification),
-                    acquisition=COMPLETED,
+                    acquisition=acquisition_of(self._c, uid),
                     reading=NEW_READING,
                     first_receive_time=item.record.receive_time,
                     last_receive_time=item.record.receive_time,

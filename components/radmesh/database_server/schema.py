@@ -404,6 +404,67 @@ changes = Table(
     _number("time"),
 )
 outbox = outbox_table(metadata)
+# The DICOM nodes outside. `entry` is JSON (radmesh.dicom.stations); of what was removed the row stays, so that the
+# configuration does not bring it back.
+stations = Table(
+    "stations",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    _text("entry"),
+    Column("edited", Boolean, nullable=False, server_default=text("false")),
+    Column("removed", Boolean, nullable=False, server_default=text("false")),
+    # Rises with every change of any of them.
+    _number("version"),
+    _number("update_time"),
+)
+# Requests for Storage Commitment. `items` is JSON: [SOP Class UID, SOP Instance UID] of each object.
+commitments = Table(
+    "commitments",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("station", String(16), nullable=False),
+    Column("transaction_uid", String(64), nullable=False),
+    _text("called_ae_title"),
+    _text("items"),
+    # Rises with each request of the same transaction.
+    _number("version"),
+    _number("request_time"),
+    # When the station had its report; 0 = it has not.
+    _number("finish_time"),
+    UniqueConstraint("station", "transaction_uid"),
+    Index(None, "finish_time"),
+)
+# What modalities say of the acquisition (MPPS): steps, the studies they belong to, and every message as it came.
+procedure_steps = Table(
+    "procedure_steps",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("sop_instance_uid", String(64), nullable=False, unique=True),
+    _text("station"),
+    # "IN PROGRESS", "COMPLETED", "DISCONTINUED".
+    _text("status"),
+    _number("create_time"),
+    _number("update_time"),
+)
+procedure_step_studies = Table(
+    "procedure_step_studies",
+    metadata,
+    Column("step", Key, ForeignKey("procedure_steps.id", ondelete="CASCADE"), primary_key=True),
+    Column("study_instance_uid", String(64), primary_key=True),
+    Index(None, "study_instance_uid"),
+)
+procedure_step_messages = Table(
+    "procedure_step_messages",
+    metadata,
+    Column("step", Key, ForeignKey("procedure_steps.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    _text("station"),
+    _text("transfer_syntax_uid"),
+    Column("data_set", LargeBinary, nullable=False),
+    # By which a message is known whose call is repeated.
+    Column("request_id", LargeBinary(16), nullable=False),
+    _number("time"),
+)
 users = Table(
     "users",
     metadata,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from radmesh.dicom.stations import Station, match
+from radmesh.dicom.stations import Station, Stations
 
 DEFAULT: Final = "default"
 BY_OBJECT: Final = "by-object"
@@ -47,14 +47,14 @@ class RisDomain:
 
 
 class Domains:
-    """The domains of a cluster, and the rule that tells the domain of an object. Immutable.
+    """The domains of a cluster, and the rule that tells the domain of an object. Immutable but for `stations`.
 
     Raises:
         ValueError: an accession pattern is none; two domains have one name or one issuer.
     """
 
     def __init__(self, stations: Sequence[Station], domains: Sequence[RisDomain]) -> None:
-        self._stations = tuple(stations)
+        self.stations = Stations(stations)
         self._domains = {domain.name: domain for domain in domains or (RisDomain(DEFAULT),)}
         issuers = [domain.issuer for domain in domains if domain.issuer]
         if len(self._domains) < len(domains) or len(set(issuers)) < len(issuers):
@@ -84,7 +84,7 @@ class Domains:
     def station(self, ae_title: str, address: str) -> Station:
         """Return the station that calls itself so and comes from there; an unknown one has the defaults."""
         # What names no station is stored all the same: an object from a DICOMweb client may have no AE title.
-        known = match(self._stations, ae_title, address)
+        known = self.stations.match(ae_title, address)
         return known or Station("UNKNOWN")
 
     def domain_of(self, station: str, address: str, issuer: str, accession: str) -> str:

@@ -1,15 +1,17 @@
 """Corrected values written into a data set (PS3.3 C.12.1.1.9: Original Attributes Sequence), as it streams by.
 
 What a modality sent is kept as it came; whoever fetches an object gets what is shown of it, and what was there before.
-Only the elements up to the Original Attributes Sequence (0400,0561) are taken apart; all behind them is passed on as it
-is, unless the object's character set cannot carry a corrected value: then every text up to the pixel data is written
-anew in UTF-8.
+The elements that change are replaced in the bytes of the header, the Original Attributes Sequence (0400,0561) is added
+or gets an item more, and every other byte is copied. Where that cannot be (the object's character set cannot carry a
+corrected value, or the elements are out of order) the header is read and written anew: up to (0400,0561) or, for
+another character set, up to the pixel data.
 """
 
 import codecs
 import io
+import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, Final, Protocol, cast
@@ -24,6 +26,7 @@ from pydicom.filewriter import write_dataset
 
 from radmesh.dicom.uids import TransferSyntax, transfer_syntax
 from radmesh.runtime.errors import RadmeshError
+from radmesh_native import splice
 
 VRS: Final = {
     "PatientID": "LO",
@@ -39,6 +42,13 @@ VRS: Final = {
 ORIGINALS: Final = 0x04000561
 HEAD_MOST: Final = 64 << 20
 """Bytes of a data set that are kept in memory so that it can be corrected."""
+_CHARSET: Final = 0x00080005
+_TAGS: Final = {keyword: int(cast("int", tag_for_keyword(keyword))) for keyword in VRS}
+_SPLICED: Final = (_CHARSET, *_TAGS.values(), ORIGINALS)
+_GROUP_LENGTHS: Final = (0x00080000, 0x00100000, 0x04000000)
+# Bytes that are read to find the elements in, at first; and of a value, whose length has 16 bits in Explicit VR.
+_FIRST_LOOK: Final = 32 << 10
+_MOST_VALUE: Final = 0xFFFE
 _PIXELS: Final = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 _UTF_8: Final = "ISO_IR 192"
 _UNDEFINED: Final = 0xFFFFFFFF
@@ -68,6 +78,8 @@ class Corrected:
 
     Attributes:
         changed: keywords whose values changed, sorted; empty: the bytes are those that came.
+        recoded: whether the data set is in another character set than it was (ISO_IR 192), since its own cannot carry a
+            corrected value.
         grown: by how many bytes the data set becomes longer (shorter: negative); None where that shows at the end only.
     """
 
@@ -81,7 +93,7 @@ class Corrected:
         came = _Replay(pieces)
         source = _Replay(_inflated(came.pieces())) if syntax.deflated else came
         try:
-            head, self.changed = _head(source, syntax, corrections)
+            head, self.changed, self.recoded = _head(source, syntax, corrections)
         except RadmeshError:
             raise
         except Exception as error:
@@ -163,8 +175,13 @@ class _Replay:
         yield from self.rest()
 
 
-def _head(source: _Replay, syntax: TransferSyntax, corrections: Sequence[Correction]) -> tuple[bytes, tuple[str, ...]]:
-    """Return the corrected beginning of a data set, and what changed in it; `source` stands at what follows."""
+def _head(
+    source: _Replay, syntax: TransferSyntax, corrections: Sequence[Correction]
+) -> tuple[bytes, tuple[str, ...], bool]:
+    """Return the corrected beginning of a data set, what changed, and whether the character set did.
+
+    `source` then stands at what follows.
+    """
     stopped = False
 
     def until(end: Callable[[int], bool]) -> Dataset:
@@ -179,13 +196,17 @@ def _head(source: _Replay, syntax: TransferSyntax, corrections: Sequence[Correct
         source.seek(0)
         return read_dataset(cast("Any", source), syntax.implicit, not syntax.big_endian, stop_when=stop)
 
+    made = _spliced(source, syntax, corrections)
+    if made is not None:
+        return *made, False
     dataset = until(lambda tag: tag > ORIGINALS)
     if not stopped:
         _check_end(dataset, source)
     changing = _changing(dataset, corrections)
     if not changing:
-        return b"", ()
-    if not all(_carries(dataset, correction.value) for correction in changing):
+        return b"", (), False
+    recoded = not all(_carries(dataset, correction.value) for correction in changing)
+    if recoded:
         dataset = until(lambda tag: tag in _PIXELS)
         if not stopped:
             _check_end(dataset, source)
@@ -197,7 +218,136 @@ def _head(source: _Replay, syntax: TransferSyntax, corrections: Sequence[Correct
     sink = DicomFileLike(buffer)
     sink.is_little_endian, sink.is_implicit_VR = not syntax.big_endian, syntax.implicit
     write_dataset(sink, dataset)
-    return buffer.getvalue(), tuple(sorted(correction.keyword for correction in changing))
+    return buffer.getvalue(), tuple(sorted(correction.keyword for correction in changing)), recoded
+
+
+def _spliced(
+    source: _Replay, syntax: TransferSyntax, corrections: Sequence[Correction]
+) -> tuple[bytes, tuple[str, ...]] | None:
+    """As `_head`, but replaces bytes alone; None if more has to be known than where the elements are."""
+    if any(correction.keyword not in VRS for correction in corrections):
+        return None
+    size = _FIRST_LOOK
+    while True:
+        source.seek(0)
+        data = source.read(size)
+        try:
+            state, end, found = splice.locate(
+                data, (*_SPLICED, *_GROUP_LENGTHS), implicit=syntax.implicit, big_endian=syntax.big_endian
+            )
+        except ValueError:
+            return None
+        whole = len(data) < size
+        if state == splice.FOUND or (state == splice.ENDED and whole):
+            break
+        if whole:
+            return None  # cut, which whoever reads it says better
+        size *= 4
+    head = _Splice(data[:end], syntax, found)
+    changing = head.changing(corrections)
+    if changing is None:
+        return None
+    if not changing:
+        return b"", ()
+    made = head.corrected(changing)
+    source.seek(end)
+    return None if made is None else (made, tuple(sorted(correction.keyword for correction in changing)))
+
+
+class _Splice:
+    """The head of a data set as bytes, and where the elements are that may change."""
+
+    def __init__(self, data: bytes, syntax: TransferSyntax, found: Mapping[int, tuple[int, int, int, bool]]) -> None:
+        self._data = data
+        self._found = found
+        self._implicit = syntax.implicit
+        self._order = ">" if syntax.big_endian else "<"
+        charset = self._value(_CHARSET).decode("latin-1").strip("\0 ")
+        # Of code extensions, and of the default repertoire, only ASCII is known.
+        single = "" if "\\" in charset or charset in ("", "ISO_IR 6", "ISO_IR 13") else charset
+        self._encoding = convert_encodings(single)[0] if single else "ascii"
+
+    def _value(self, tag: int) -> bytes:
+        _, value, end, _ = self._found[tag]
+        return self._data[value:end]
+
+    def changing(self, corrections: Sequence[Correction]) -> list[Correction] | None:
+        """Return the corrections that are not what is there; None if that cannot be told, or not be written."""
+        changing = []
+        for correction in corrections:
+            try:
+                new = correction.value.rstrip().encode(self._encoding)
+                old = self._value(_TAGS[correction.keyword]).rstrip(b"\0 ").decode(self._encoding)
+            except (UnicodeError, LookupError):
+                return None
+            if "\\" in old or not correction.source.isascii() or len(new) > _MOST_VALUE:
+                return None
+            if old != correction.value.rstrip():
+                changing.append(correction)
+        return changing
+
+    def corrected(self, changing: Sequence[Correction]) -> bytes | None:
+        """Return the head with corrected values, and with what was there before; None if there is no room for that."""
+        items = []
+        for source, group in groupby(sorted(changing, key=lambda c: (c.source, c.keyword)), key=lambda c: c.source):
+            of_source = list(group)
+            before = b"".join(
+                self._element(tag, VRS[keyword], self._value(tag))
+                for tag, keyword in sorted((_TAGS[c.keyword], c.keyword) for c in of_source)
+            )
+            items.append(
+                self._item(
+                    self._element(0x04000550, "SQ", self._item(before))
+                    + self._element(0x04000562, "DT", modification_time(of_source).encode())
+                    + self._element(0x04000563, "LO", modifying_system(source).encode())
+                    + self._element(0x04000564, "LO", b"")
+                    + self._element(0x04000565, "CS", b"CORRECT")
+                )
+            )
+        replacing = {
+            _TAGS[c.keyword]: self._element(_TAGS[c.keyword], VRS[c.keyword], c.value.rstrip().encode(self._encoding))
+            for c in changing
+        }
+        replacing[ORIGINALS] = self._with_history(b"".join(items))
+        return self._joined(replacing)
+
+    def _with_history(self, items: bytes) -> bytes:
+        start, value, end, undefined = self._found[ORIGINALS]
+        if undefined:
+            # Before the delimiter, which is its last eight bytes.
+            return self._data[start : end - 8] + items + self._data[end - 8 : end]
+        return self._element(ORIGINALS, "SQ", self._data[value:end] + items)
+
+    def _joined(self, replacing: dict[int, bytes]) -> bytes | None:
+        grown: dict[int, int] = {}
+        for tag, element in replacing.items():
+            start, _, end, _ = self._found[tag]
+            grown[tag >> 16] = grown.get(tag >> 16, 0) + len(element) - (end - start)
+        for tag in _GROUP_LENGTHS:
+            # Retired (PS3.5 7.2), and true where they are.
+            if grown.get(tag >> 16) and len(self._value(tag)) == 4:
+                length = struct.unpack(self._order + "I", self._value(tag))[0] + grown[tag >> 16]
+                if not 0 <= length <= _UNDEFINED:
+                    return None
+                replacing[tag] = self._element(tag, "UL", struct.pack(self._order + "I", length))
+        parts, at = [], 0
+        for tag, element in sorted(replacing.items()):
+            start, _, end, _ = self._found[tag]
+            parts += [self._data[at:start], element]
+            at = end
+        return b"".join((*parts, self._data[at:]))
+
+    def _element(self, tag: int, vr: str, value: bytes) -> bytes:
+        value += b" " * (len(value) % 2)
+        head = struct.pack(self._order + "HH", tag >> 16, tag & 0xFFFF)
+        if self._implicit:
+            return head + struct.pack(self._order + "I", len(value)) + value
+        if vr == "SQ":
+            return head + b"SQ\0\0" + struct.pack(self._order + "I", len(value)) + value
+        return head + vr.encode() + struct.pack(self._order + "H", len(value)) + value
+
+    def _item(self, content: bytes) -> bytes:
+        return struct.pack(self._order + "HHI", 0xFFFE, 0xE000, len(content)) + content
 
 
 def _check_end(dataset: Dataset, source: _Replay) -> None:

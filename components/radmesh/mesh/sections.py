@@ -41,6 +41,24 @@ def _host(value: str) -> str | None:
     return 'must be a host name or an address, without port, such as "archive-server-0.archive-server" or "[fd00::1]"'
 
 
+def _station_host(value: str) -> str | None:
+    good = not value or re.fullmatch(r"[\w.-]{1,253}|[0-9a-fA-F:.]{2,45}", value)
+    return None if good else 'must be a host name or an address, without port, such as "ws3.example.org" or "fd00::1"'
+
+
+def _station(value: str) -> str | None:
+    good = len(value) <= 64 and value.isprintable() and value.strip() == value and not {"/", "\\"}.intersection(value)
+    return None if good else "must be at most 64 printable characters without slash, backslash or spaces around"
+
+
+def _fingerprint(value: str) -> str | None:
+    return None if not value or re.fullmatch(r"[0-9a-f]{64}", value) else "must be 64 lower-case hexadecimal digits"
+
+
+def _uid(value: str) -> str | None:
+    return None if re.fullmatch(r"[0-9.]{1,64}", value) else "must be a UID"
+
+
 def _name(value: str) -> str | None:
     if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", value):
         return None
@@ -210,6 +228,39 @@ class Station:
         doc="What becomes of a study while its RIS cannot be asked: visible and marked, or held. It heals by itself.",
         choices=stations.ON_RIS_UNAVAILABLE,
     )
+    name: str = setting(
+        "", doc="What `radmesh stations` calls it; empty = its AE title. Needed where two have the same.", rule=_station
+    )
+    host: str = setting("", doc="Host where it takes associations; empty = it is not sent to.", rule=_station_host)
+    port: int = setting(0, doc="Its port there.", minimum=0, maximum=65535)
+    tls: bool = setting(
+        default=False,
+        doc="Whether it is sent to over TLS; it has to show `certificate`, or one of [dicom] `tls_ca` for its host.",
+    )
+    certificate: str = setting(
+        "",
+        doc="SHA-256 of the certificate that it has to show, 64 lower-case hexadecimal digits; empty = none.",
+        rule=_fingerprint,
+    )
+    character_set: str = setting(
+        "",
+        doc="Specific Character Set of what it is answered with; empty = one that holds the answer.",
+        choices=stations.CHARACTER_SETS,
+    )
+    transfer_syntaxes: tuple[str, ...] = setting(
+        (), doc="Transfer Syntax UIDs that it is sent objects in, the best first; empty = as stored.", rule=_uid
+    )
+    commit_report: str = setting(
+        "auto",
+        doc="Where it is told what is stored for good (Storage Commitment): on a `new` association, on the `same` that "
+        "it asked on, or `auto`: a new one if it has a host.",
+        choices=stations.COMMIT_REPORTS,
+    )
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong between its settings."""
+        if bool(self.host) != bool(self.port):
+            yield "port", "is needed with host, and host with it"
 
     def station(self) -> stations.Station:
         """Return the station as the components know it."""
@@ -298,7 +349,11 @@ def consistent(configuration: Configuration) -> Iterator[tuple[str, str]]:
     yield from _domains_agree(configuration)
     known = {domains.DEFAULT, domains.BY_OBJECT, *(domain.name for domain in configuration["domains"])}
     seen: dict[tuple[str, str], int] = {}
+    names: dict[str, int] = {}
     for number, station in enumerate(configuration["stations"]):
+        first = names.setdefault(station.name, number) if station.name else number
+        if first != number:
+            yield f"stations[{number}].name", f"{station.name} is stations[{first}] already: each needs its own"
         if station.domain not in known:
             remedy = f"add it under [[domains]], or use one of {', '.join(sorted(known))}"
             yield f"stations[{number}].domain", f"there is no domain {station.domain}: {remedy}"

@@ -19,6 +19,7 @@ from radmesh.study_store import LmdbStudyStore
 from radmesh.transfer.feed import Follower
 from radmesh.transfer.pump import Heartbeat, RegistrationPump
 from radmesh.transfer.receiver import TransferReceiver
+from radmesh.transfer.stations import StationKeeper
 
 _GATEWAY = gateway_pb2.DESCRIPTOR.services_by_name
 
@@ -80,7 +81,8 @@ class NetworkGateway:
         self._server.add(_GATEWAY["AdmissionService"], AdmissionService(admission))
         self._server.add(_GATEWAY["HoldService"], HoldService(Holds(context, verifier)))
         self._server.add(_GATEWAY["RejectService"], RejectService(self._rejects), codecs=RejectService.codecs)
-        self._services = Group([admission, revocation, verifier, healing, heartbeat, pump, drain])
+        stations = StationKeeper(context, domains.stations)
+        self._services = Group([stations, admission, revocation, verifier, healing, heartbeat, pump, drain])
         figure = context.status.figure
         figure("healed", lambda: healing.healed)
         figure("rejects", lambda: len(self._rejects.list("", 1 << 30)))

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from radmesh.api.database.v1 import database_pb2
 from radmesh.application_server import dicom_json
 from radmesh.dicom.header import TAGS
+from radmesh.dicom.matching import DATE, TIME, in_range, text_matches
 from radmesh.dicom.uids import is_valid_uid
 from radmesh.runtime.errors import RadmeshError
 
@@ -22,10 +23,6 @@ OPENED_MOST: Final = 200
 _MOST_PARAMETERS: Final = 200
 _LONGEST: Final = 1024
 _MOST_UIDS: Final = 1000
-_DATE: Final = re.compile(r"(\d{8})?(-)?(\d{8})?", re.ASCII)
-_TIME: Final = re.compile(
-    r"(\d{2}(?:\d{2}(?:\d{2}(?:\.\d{1,6})?)?)?)?(-)?(\d{2}(?:\d{2}(?:\d{2}(?:\.\d{1,6})?)?)?)?", re.ASCII
-)
 _TAG: Final = re.compile(r"[0-9A-Fa-f]{8}")
 _LIST: Final = re.compile(r"[,\\]")
 # PS3.18 8.3.4: what says that a search is done otherwise than was asked for.
@@ -229,11 +226,11 @@ def _checked(attribute: Attribute, value: str) -> str:
         if len(uids) > _MOST_UIDS or not all(map(is_valid_uid, uids)):
             raise _invalid(attribute.keyword, f"at most {_MOST_UIDS} UIDs, separated by commas")
         return "\\".join(uids)
-    if attribute.vr == "DA" and not (_DATE.fullmatch(value) and value != "-"):
+    if attribute.vr == "DA" and not (DATE.fullmatch(value) and value != "-"):
         raise _invalid(attribute.keyword, "a date such as 20260131, or a range such as 20260101-20260131")
     if attribute.vr == "TM":
         value = value.replace(":", "")
-        if not _TIME.fullmatch(value) or value == "-":
+        if not TIME.fullmatch(value) or value == "-":
             raise _invalid(attribute.keyword, "a time such as 134500, or a range such as 08-1230")
     return value
 
@@ -245,20 +242,20 @@ def matches(attribute: Attribute, wanted: str, item: Any) -> bool:
     """Whether an attribute of a study, series or instance matches."""
     value = attribute.value(item)
     if attribute.keyword == "ModalitiesInStudy":
-        return any(_text_matches(part, one) for part in _LIST.split(wanted) for one in _strings(value))
+        return any(text_matches(part, one) for part in _LIST.split(wanted) for one in _strings(value))
     text = "" if value is None else str(value)
     if attribute.vr == "UI":
         return text in wanted.split("\\")
     if attribute.vr in ("DA", "TM"):
-        return _in_range(
+        return in_range(
             text.replace(":", "").replace(".", "") if attribute.vr == "DA" else text.replace(":", ""), wanted
         )
     if attribute.vr in ("IS", "US"):
         return _number(text) == _number(wanted)
     if attribute.vr == "PN":
         groups = [group.rstrip("^ ") for group in text.casefold().split("=")]
-        return any(_text_matches(wanted.casefold().rstrip("^ "), group) for group in groups)
-    return _text_matches(wanted, text)
+        return any(text_matches(wanted.casefold().rstrip("^ "), group) for group in groups)
+    return text_matches(wanted, text)
 
 
 def _strings(value: object) -> list[str]:
@@ -270,34 +267,6 @@ def _number(text: str) -> object:
         return int(text)
     except ValueError:
         return text
-
-
-def _in_range(text: str, wanted: str) -> bool:
-    """Range matching of dates and times; a time that is cut stands for all that begin so."""
-    first, dash, last = wanted.partition("-")
-    if not text:
-        return False
-    if not dash:
-        return text.startswith(first) or first.startswith(text)
-    return (not first or text >= first[: len(text)]) and (not last or text[: len(last)] <= last)
-
-
-def _text_matches(pattern: str, text: str) -> bool:
-    """Wild card matching, in time that is linear for all practical patterns: no backtracking over several `*`."""
-    p = t = 0
-    star, mark = -1, 0
-    while t < len(text):
-        if p < len(pattern) and pattern[p] == "*":
-            star, mark = p, t
-            p += 1
-        elif p < len(pattern) and pattern[p] in ("?", text[t]):
-            p, t = p + 1, t + 1
-        elif star >= 0:
-            p, mark = star + 1, mark + 1
-            t = mark
-        else:
-            return False
-    return not pattern[p:].strip("*")
 
 
 def request_of(search: Search) -> tuple[database_pb2.FindStudiesRequest, tuple[tuple[Attribute, str], ...]]:

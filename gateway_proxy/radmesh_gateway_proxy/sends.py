@@ -1,0 +1,181 @@
+"""Studies that are to be sent to stations: jobs of the Database Server, tried until they succeed or cannot.
+
+Each try sends the whole study again: what a station has already it answers with success, and whoever was restored from
+an older backup gets everything.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, Final
+
+from radmesh.api.database.v1 import database_pb2, stations_pb2
+from radmesh.dicom.stations import Station, Stations
+from radmesh.dicom.transcoding import Transcoder
+from radmesh.runtime.context import Context
+from radmesh.runtime.errors import RadmeshError
+from radmesh.transfer.stations import station_of
+from radmesh_gateway_proxy.certificates import dialer_of
+from radmesh_gateway_proxy.config import Section
+from radmesh_gateway_proxy.delivery import Delivery, GoneError, Store, is_done
+from radmesh_gateway_proxy.objects import Finder, Prepared
+
+KIND: Final = "send"
+"""Kind of job; its payload is {"study": UID, "station": AE title}."""
+THREADS: Final = 2
+_LEASE: Final = timedelta(seconds=60)
+_RENEW_SECONDS: Final = 20.0
+_POLL_SECONDS: Final = 2.0
+# Doubled with each try; an hour at most.
+_RETRY_SECONDS, _RETRY_MOST = 5.0, 3600.0
+# A station that has no room now may have some later (PS3.4 table B.2-1: A7xx, PS3.7: resource limitation).
+_LATER: Final = (*range(0xA700, 0xA800), 0x0213)
+
+
+class _LostError(Exception):
+    """The job is not ours any more, or this process ends."""
+
+
+class _Renewal:
+    """Keeps a job's lease while it is worked on."""
+
+    def __init__(self, jobs: Any, job: database_pb2.Job, stopping: threading.Event) -> None:
+        self._jobs, self._job, self._stopping = jobs, job, stopping
+        self._due = time.monotonic() + _RENEW_SECONDS
+
+    def __call__(self) -> None:
+        """Renew the lease when that is due; raises _LostError when there is nothing to be gone on with."""
+        if self._stopping.is_set():
+            raise _LostError
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + _RENEW_SECONDS
+        request = database_pb2.RenewJobRequest(id=self._job.id, fence=self._job.fence)
+        request.lease.FromTimedelta(_LEASE)
+        try:
+            self._jobs.RenewJob(request)
+        except RadmeshError as error:
+            if error.reason == "JOB_LOST":
+                raise _LostError from None
+
+
+class Sends:
+    """Leases jobs and does them, on threads of its own."""
+
+    def __init__(self, config: Section, context: Context) -> None:
+        services = database_pb2.DESCRIPTOR.services_by_name
+        self._config = config
+        self._context = context
+        self._log = context.log
+        self._jobs = context.client(services["JobService"], "database-server")
+        self._registry = context.client(stations_pb2.DESCRIPTOR.services_by_name["StationService"], "database-server")
+        self._transcoder = Transcoder()
+        self._stopping = threading.Event()
+        self._workers = [context.worker(f"send-{number}", self._step) for number in range(THREADS)]
+
+    def start(self) -> None:
+        """Begin."""
+        for worker in self._workers:
+            worker.start()
+
+    def stop(self, grace: float) -> None:
+        """Give back what is under way, and end."""
+        self._stopping.set()
+        for worker in self._workers:
+            worker.stop(grace)
+        self._transcoder.close()
+
+    def _step(self) -> float:
+        if self._stopping.is_set():
+            return _POLL_SECONDS
+        request = database_pb2.LeaseJobsRequest(kinds=[KIND], count=1)
+        request.lease.FromTimedelta(_LEASE)
+        jobs = self._jobs.LeaseJobs(request).jobs
+        for job in jobs:
+            self._do(job)
+        return 0.0 if jobs else _POLL_SECONDS
+
+    def _do(self, job: database_pb2.Job) -> None:
+        finish = database_pb2.FinishJobRequest(id=job.id, fence=job.fence, state=database_pb2.JOB_STATE_SUCCEEDED)
+        try:
+            self._send(job)
+        except _LostError:
+            finish.state = database_pb2.JOB_STATE_QUEUED
+        except RadmeshError as error:
+            again = error.definition.transient
+            finish.state = database_pb2.JOB_STATE_QUEUED if again else database_pb2.JOB_STATE_FAILED
+            finish.reason, finish.message = error.reason, error.message
+            pause = min(_RETRY_SECONDS * 2 ** min(job.attempt - 1, 16), _RETRY_MOST)
+            finish.retry_delay.FromTimedelta(timedelta(seconds=pause))
+            self._log.warning(
+                "study not sent", job=job.id, attempt=job.attempt, again=again, reason=error.reason, text=error.message
+            )
+        try:
+            self._jobs.FinishJob(finish)
+        except RadmeshError as error:
+            # The lease runs out, and the study is sent once more.
+            self._log.warning("job not finished", job=job.id, reason=error.reason)
+
+    def _send(self, job: database_pb2.Job) -> None:
+        payload = json.loads(job.payload)
+        study, title = str(payload["study"]), str(payload["station"])
+        station = self._station(title)
+        items = Finder(self._context, "").items(study)
+        if not items:
+            raise RadmeshError("STUDY_NOT_FOUND", "there is no such study, or it is held")
+        renewal = _Renewal(self._jobs, job, self._stopping)
+        delivery = Delivery(
+            station,
+            self._config.ae_title,
+            self._transcoder,
+            self._config.max_pdu,
+            renewal,
+            tls=dialer_of(station, self._config, self._context),
+        )
+        failures: list[RadmeshError] = []
+
+        def send(outgoing: Iterable[Prepared], store: Store) -> bool:
+            for prepared in outgoing:
+                renewal()
+                try:
+                    _store(prepared, store)
+                except RadmeshError as error:
+                    failures.append(error)
+            return True
+
+        try:
+            delivery.run(items, send)
+        except GoneError as gone:
+            raise gone.cause from None
+        if failures:
+            # What may pass is tried again, with all the others.
+            worst = next((error for error in failures if error.definition.transient), failures[0])
+            text = f"{len(failures)} of {len(items)} instances were not sent; {worst.message}"
+            raise RadmeshError(worst.reason, text)
+        self._log.info("study sent", job=job.id, ae_title=title, instances=len(items), attempt=job.attempt)
+
+    def _station(self, title: str) -> Station:
+        answer = self._registry.ListStations(stations_pb2.ListStationsRequest())
+        known = []
+        for message in answer.stations:
+            try:
+                known.append(station_of(message))
+            except ValueError:  # a newer registry knows more than this component
+                continue
+        station = Stations(known).lookup(title)
+        if station is None:
+            raise RadmeshError("STATION_NOT_FOUND", f"no station {title} has a host and a port to send to")
+        return station
+
+
+def _store(prepared: Prepared, store: Store) -> None:
+    """Send one instance; raises RadmeshError if the station has not got it."""
+    if prepared.failure is not None:
+        raise prepared.failure
+    status = store(prepared).status
+    if status in _LATER:
+        raise RadmeshError("STATION_FULL", f"the station answers 0x{status:04X}")
+    if not is_done(status):
+        raise RadmeshError("STATION_REFUSED_OBJECT", f"the station answers 0x{status:04X}")

@@ -1,0 +1,307 @@
+"""C-MOVE and C-GET: what a station asks for is sent, to a station it names or to itself (PS3.4 C.4.2 and C.4.3)."""
+
+import io
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomFileLike
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
+
+from radmesh.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN, clean_uid, is_valid_uid
+from radmesh.runtime.errors import RadmeshError
+from radmesh_gateway_proxy.certificates import dialer_of
+from radmesh_gateway_proxy.delivery import WARNINGS, Delivery, GoneError, Store
+from radmesh_gateway_proxy.dimse import Command, Element, Outcome, Response, Status, encode_request, us
+from radmesh_gateway_proxy.objects import Finder, Item, Outgoing, Prepared, context_for
+from radmesh_gateway_proxy.services.exchange import Exchange, RefusalError
+
+PATIENT_ROOT_MOVE: Final = "1.2.840.10008.5.1.4.1.2.1.2"
+PATIENT_ROOT_GET: Final = "1.2.840.10008.5.1.4.1.2.1.3"
+STUDY_ROOT_MOVE: Final = "1.2.840.10008.5.1.4.1.2.2.2"
+STUDY_ROOT_GET: Final = "1.2.840.10008.5.1.4.1.2.2.3"
+PATIENT_STUDY_MOVE: Final = "1.2.840.10008.5.1.4.1.2.3.2"
+PATIENT_STUDY_GET: Final = "1.2.840.10008.5.1.4.1.2.3.3"
+
+_LEVEL: Final = (0x0008, 0x0052)
+_LEVELS: Final = ("PATIENT", "STUDY", "SERIES", "IMAGE")
+# Unique key of each level (PS3.4 C.6.1.1): tag, keyword.
+_KEYS: Final = {
+    "PATIENT": ((0x0010, 0x0020), "PatientID"),
+    "STUDY": ((0x0020, 0x000D), "StudyInstanceUID"),
+    "SERIES": ((0x0020, 0x000E), "SeriesInstanceUID"),
+    "IMAGE": ((0x0008, 0x0018), "SOPInstanceUID"),
+}
+_PENDING_SECONDS: Final = 0.2
+# A C-CANCEL ends a sub-operation that has not ended by itself after this time.
+_CANCEL_SECONDS: Final = 0.5
+# UI has a 16 bit length in Explicit VR.
+_MOST_FAILED_BYTES: Final = 65_000
+
+
+class _CancelledError(Exception):
+    """The peer cancelled, and the sub-operation that is under way does not end."""
+
+
+@dataclass(slots=True)
+class Count:
+    """Sub-operations of a retrieve."""
+
+    remaining: int = 0
+    completed: int = 0
+    warning: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def elements(self, *, remaining: bool) -> dict[int, bytes]:
+        """Return their numbers (PS3.7 9.1.3.1.7 to .10), which are 65,535 at most."""
+        return {
+            **({int(Element.REMAINING): us(self.remaining)} if remaining else {}),
+            int(Element.COMPLETED): us(self.completed),
+            int(Element.FAILED): us(len(self.failed)),
+            int(Element.WARNING): us(self.warning),
+        }
+
+    def add(self, item: Item, status: int | None, *, remark: bool) -> None:
+        """Count one; `status` None = it was not sent."""
+        self.remaining -= 1
+        if status is not None and (status in WARNINGS or (status == Status.SUCCESS and remark)):
+            self.warning += 1
+        elif status == Status.SUCCESS:
+            self.completed += 1
+        else:
+            self.failed.append(item.sop_instance_uid)
+
+
+def wanted(exchange: Exchange, viewer_station: str) -> list[Item]:
+    """Return the instances that the identifier of a C-MOVE or C-GET names.
+
+    Raises:
+        RefusalError: 0xA900 if it breaks the rules of PS3.4 C.4.2.2.1, 0xC000 if it cannot be read.
+        RadmeshError: of the Database Server.
+    """
+    dataset = _identifier(exchange)
+    level = str(dataset.get("QueryRetrieveLevel") or "").strip()
+    patient_root = exchange.context.abstract_syntax not in (STUDY_ROOT_MOVE, STUDY_ROOT_GET)
+    levels = _LEVELS if patient_root else _LEVELS[1:]
+    if level not in levels:
+        raise _refused("the level is none of the information model", _LEVEL)
+    keys = {name: _values(dataset, name) for name in levels[: levels.index(level) + 1]}
+    if not keys[level]:
+        raise _refused(f"the unique key {_KEYS[level][1]} is empty", _KEYS[level][0])
+    finder = Finder(exchange.mesh.context, viewer_station)
+    if level == "PATIENT":
+        issuer = str(dataset.get("IssuerOfPatientID") or "").strip()
+        studies: Sequence[str] = finder.studies(keys["PATIENT"][0], issuer)
+    else:
+        studies = keys["STUDY"]
+        # Above the level there is one value of each key; of the patient's ID nothing depends on it.
+        for name in levels[: levels.index(level)]:
+            if name != "PATIENT" and len(keys[name]) != 1:
+                raise _refused(f"{_KEYS[name][1]} needs one value", _KEYS[name][0])
+    found: list[Item] = []
+    for study in studies:
+        found += finder.items(study, keys.get("SERIES", ()), keys.get("IMAGE", ()))
+    return found
+
+
+def _identifier(exchange: Exchange) -> Dataset:
+    data = exchange.identifier()
+    if not data:
+        raise _refused("the request has no identifier")
+    try:
+        implicit = exchange.context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
+        dataset = read_dataset(io.BytesIO(data), implicit, is_little_endian=True)
+        dataset.decode()
+    except Exception as error:  # whatever pydicom makes of bytes that are no data set
+        raise RefusalError(Outcome(Status.CANNOT_UNDERSTAND, "the identifier cannot be read")) from error
+    return dataset
+
+
+def _values(dataset: Dataset, level: str) -> tuple[str, ...]:
+    tag, keyword = _KEYS[level]
+    value = dataset.get(keyword)
+    values = [value] if isinstance(value, str) else list(value or ())
+    texts = tuple(
+        str(v).strip() if level == "PATIENT" else clean_uid(str(v).encode("latin-1", "replace")) for v in values
+    )
+    texts = tuple(text for text in texts if text)
+    if level == "PATIENT":
+        if len(texts) > 1 or any("*" in text or "?" in text for text in texts):
+            raise _refused("Patient ID needs one value, without wildcards", tag)
+    elif not all(is_valid_uid(text) for text in texts):
+        raise _refused(f"{keyword} is no UID, nor a list of them", tag)
+    return texts
+
+
+def _refused(text: str, tag: tuple[int, int] | None = None) -> RefusalError:
+    return RefusalError(Outcome(Status.DATA_SET_MISMATCH, text, tag))
+
+
+class _Retrieve:
+    """The sub-operations of one request, and the responses to it."""
+
+    def __init__(self, exchange: Exchange, items: Sequence[Item]) -> None:
+        self.exchange = exchange
+        self.items = items
+        self.count = Count(len(items))
+        self._told = 0.0
+        self._cancelled_at = 0.0
+
+    def cancelled(self) -> bool:
+        """Whether the peer cancelled; ask before each sub-operation."""
+        if not self._cancelled_at and self.exchange.cancelled():
+            self._cancelled_at = time.monotonic()
+        return bool(self._cancelled_at)
+
+    def between(self) -> None:
+        """Called while a sub-operation goes on: ends it if it does not end by itself after a C-CANCEL."""
+        if self.cancelled() and time.monotonic() - self._cancelled_at > _CANCEL_SECONDS:
+            raise _CancelledError
+
+    def send(self, outgoing: Iterable[Prepared], store: Store) -> bool:
+        """Do sub-operations until there are no more, or the peer cancels: False."""
+        for prepared in outgoing:
+            if self.cancelled():
+                return False
+            item = prepared.item
+            try:
+                if prepared.failure is not None:
+                    raise prepared.failure
+                status: int | None = store(prepared).status
+                reason, text = "" if status == Status.SUCCESS else f"0x{status:04X}", "the receiver's status"
+            except RadmeshError as error:
+                status, reason, text = None, error.reason, error.message
+            except _CancelledError:
+                return False
+            self.count.add(item, status, remark=bool(prepared.remark))
+            if reason or prepared.remark:
+                self.exchange.log.warning(
+                    "sub-operation failed" if reason else "sent without corrections",
+                    reason=reason or prepared.remark,
+                    sop_instance_uid=item.sop_instance_uid,
+                    text=text,
+                )
+            self.tell()
+        return True
+
+    def tell(self) -> None:
+        """Say how far it is, now and then."""
+        now = time.monotonic()
+        if self.count.remaining and now - self._told > _PENDING_SECONDS:
+            self._told = now
+            self.exchange.respond(elements=self.count.elements(remaining=True))
+
+    def give_up(self, items: Iterable[Item]) -> None:
+        """Count what cannot be sent at all."""
+        for item in items:
+            self.count.add(item, None, remark=False)
+
+    def outcome(self, comment: str = "") -> Outcome:
+        """Return the last response (PS3.4 tables C.4-2 and C.4-3)."""
+        count = self.count
+        if self._cancelled_at and count.remaining:
+            status = Status.CANCELLED
+        elif count.failed and not count.completed and not count.warning:
+            status = Status.CANNOT_PERFORM_SUB_OPERATIONS
+        elif count.failed or count.warning:
+            status = Status.SUB_OPERATIONS_FAILED
+        else:
+            status = Status.SUCCESS
+        elements = count.elements(remaining=status == Status.CANCELLED)
+        return Outcome(status, comment[:64], elements=elements, identifier=self._failed())
+
+    def _failed(self) -> bytes:
+        """Return the Failed SOP Instance UID List (0008,0058), as much of it as the element takes."""
+        listed, size = [], 0
+        for uid in self.count.failed:
+            size += len(uid) + 1
+            if size > _MOST_FAILED_BYTES:
+                break
+            listed.append(uid)
+        if not listed:
+            return b""
+        dataset = Dataset()
+        dataset.FailedSOPInstanceUIDList = listed
+        buffer = io.BytesIO()
+        sink = DicomFileLike(buffer)
+        sink.is_little_endian = True
+        sink.is_implicit_VR = self.exchange.context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
+        write_dataset(cast("Any", sink), dataset)
+        return buffer.getvalue()
+
+
+def move(exchange: Exchange) -> Outcome:
+    """Answer a C-MOVE request (PS3.4 C.4.2): send what it names to its Move Destination (0000,0600)."""
+    title = exchange.request.text(Element.MOVE_DESTINATION)
+    caller = exchange.peer.calling_ae_title
+    # A station may have everything it sent itself; nobody else gets what is held.
+    items = wanted(exchange, caller if title == caller else "")
+    station = exchange.mesh.destination(title) if title else None
+    if station is None:
+        raise RefusalError(
+            Outcome(Status.MOVE_DESTINATION_UNKNOWN, "no station of that AE title is known", (0x0000, 0x0600))
+        )
+    retrieve = _Retrieve(exchange, items)
+    delivery = Delivery(
+        station,
+        exchange.mesh.config.ae_title,
+        exchange.mesh.transcoder,
+        exchange.mesh.config.max_pdu,
+        retrieve.between,
+        (caller, exchange.request.message_id),
+        dialer_of(station, exchange.mesh.config, exchange.mesh.context),
+    )
+    comment = ""
+    try:
+        delivery.run(items, retrieve.send)
+    except GoneError as gone:
+        error = gone.cause
+        exchange.log.warning("move destination failed", ae_title=title, reason=error.reason, text=error.message)
+        comment = f"{error.reason}: {error.message}"
+        retrieve.give_up(items[len(items) - retrieve.count.remaining :])
+    except _CancelledError:
+        pass
+    return retrieve.outcome(comment)
+
+
+def get(exchange: Exchange) -> Outcome:
+    """Answer a C-GET request (PS3.4 C.4.3): send what it names on the same association."""
+    items = wanted(exchange, exchange.peer.calling_ae_title)
+    accepted = tuple(
+        context
+        for context in exchange.agreement.contexts.values()
+        if context.abstract_syntax in exchange.agreement.scp_sop_classes
+    )
+    retrieve = _Retrieve(exchange, items)
+
+    def store(prepared: Prepared) -> Response:
+        assert prepared.context is not None
+        command = encode_request(
+            Command.C_STORE,
+            exchange.line.next_message_id(),
+            prepared.context.abstract_syntax,
+            prepared.item.sop_instance_uid,
+            has_data_set=True,
+            elements={int(Element.PRIORITY): us(0)},
+        )
+        return exchange.store(prepared.context.context_id, command, prepared.pieces)
+
+    with Outgoing(items, lambda item: context_for(item, accepted), exchange.mesh.transcoder) as outgoing:
+        retrieve.send(outgoing, store)
+    comment = "no storage class was proposed with the SCP role" if items and not accepted else ""
+    return retrieve.outcome(comment)
+
+
+MOVE_SOP_CLASSES: Final[Mapping[str, str]] = {
+    PATIENT_ROOT_MOVE: "Patient Root Query/Retrieve Information Model - MOVE",
+    STUDY_ROOT_MOVE: "Study Root Query/Retrieve Information Model - MOVE",
+    PATIENT_STUDY_MOVE: "Patient/Study Only Query/Retrieve Information Model - MOVE (retired)",
+}
+GET_SOP_CLASSES: Final[Mapping[str, str]] = {
+    PATIENT_ROOT_GET: "Patient Root Query/Retrieve Information Model - GET",
+    STUDY_ROOT_GET: "Study Root Query/Retrieve Information Model - GET",
+    PATIENT_STUDY_GET: "Patient/Study Only Query/Retrieve Information Model - GET (retired)",
+}

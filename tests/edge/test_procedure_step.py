@@ -1,0 +1,111 @@
+"""Modality Performed Procedure Steps of pynetdicom: what is refused, and what becomes of the study."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian, generate_uid
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import ModalityPerformedProcedureStep
+from station_support import Edge
+
+FILE = Path(str(get_testdata_file("waveform_ecg.dcm")))
+
+
+@contextmanager
+def modality(edge: Edge, *syntaxes: str) -> Iterator[Any]:
+    ae = AE("MODALITY")
+    ae.add_requested_context(ModalityPerformedProcedureStep, list(syntaxes) or None)
+    association = ae.associate("127.0.0.1", edge.port, ae_title="RADMESH")
+    assert association.is_established
+    try:
+        yield association
+    finally:
+        association.release()
+
+
+def begun(study: str, status: str | None = "IN PROGRESS") -> Dataset:
+    """What a modality says when it begins (PS3.4 table F.7.2-1, shortened)."""
+    attributes = Dataset()
+    attributes.PatientName, attributes.PatientID = "Compressed^Samples", "X1"
+    attributes.PerformedProcedureStepID = "PPS1"
+    attributes.PerformedStationAETitle = "MODALITY"
+    attributes.PerformedProcedureStepStartDate = "20261124"
+    if status is not None:
+        attributes.PerformedProcedureStepStatus = status
+    scheduled = Dataset()
+    scheduled.StudyInstanceUID = study
+    scheduled.AccessionNumber = "A1"
+    scheduled.ReferencedStudySequence = []
+    attributes.ScheduledStepAttributesSequence = [scheduled]
+    attributes.PerformedSeriesSequence = []
+    return attributes
+
+
+def ended(status: str) -> Dataset:
+    attributes = Dataset()
+    attributes.PerformedProcedureStepStatus = status
+    attributes.PerformedProcedureStepEndDate = "20261124"
+    series = Dataset()
+    series.SeriesInstanceUID = generate_uid()
+    image = Dataset()
+    image.ReferencedSOPClassUID = image.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2"
+    series.ReferencedImageSequence = [image] * 200
+    attributes.PerformedSeriesSequence = [series]
+    return attributes
+
+
+def acquisition(edge: Edge, study: str) -> str:
+    return str(edge.cluster.run("show", study, "--json").json["study"]["acquisition"])
+
+
+def test_a_step_moves_its_study_and_is_changed_no_more_once_it_ended(edge: Edge) -> None:
+    study, step = str(dcmread(FILE).StudyInstanceUID), generate_uid()
+    mpps = ModalityPerformedProcedureStep
+    with modality(edge) as association:
+        assert association.send_n_create(begun(study), mpps, step)[0].Status == 0
+        edge.store(FILE)
+        assert acquisition(edge, study) == "STARTED"
+        assert association.send_n_create(begun(study), mpps, step)[0].Status == 0x0111
+        assert association.send_n_set(ended("COMPLETED"), mpps, step)[0].Status == 0
+        assert acquisition(edge, study) == "COMPLETED"
+        status = association.send_n_set(ended("DISCONTINUED"), mpps, step)[0]
+        assert (status.Status, status.ErrorID) == (0x0110, 0xA710)
+        assert status.ErrorComment.startswith("PROCEDURE_STEP_ENDED")
+        assert acquisition(edge, study) == "COMPLETED"
+    # A modality that names no instance is told its UID.
+    told: list[str] = []
+    with modality(edge, ImplicitVRLittleEndian) as association:
+        association.bind(
+            evt.EVT_DIMSE_RECV, lambda event: told.append(str(event.message.command_set.AffectedSOPInstanceUID))
+        )
+        assert association.send_n_create(begun(study), mpps, None)[0].Status == 0
+        assert acquisition(edge, study) == "STARTED"
+        assert association.send_n_set(ended("DISCONTINUED"), mpps, told[0])[0].Status == 0
+        assert acquisition(edge, study) == "COMPLETED"  # that of the step before
+
+
+def test_what_makes_no_step_is_refused(edge: Edge) -> None:
+    mpps, study = ModalityPerformedProcedureStep, generate_uid()
+    studyless = begun(study)
+    del studyless.ScheduledStepAttributesSequence
+    nameless = begun(study)
+    nameless.ScheduledStepAttributesSequence[0].StudyInstanceUID = ""
+    with modality(edge) as association:
+        for attributes, expected in (
+            (begun(study, None), 0x0120),
+            (begun(study, "COMPLETED"), 0x0106),
+            (studyless, 0x0120),
+            (nameless, 0x0106),
+        ):
+            status = association.send_n_create(attributes, mpps, generate_uid())[0]
+            assert status.Status == expected
+            assert status.ErrorComment
+        assert association.send_n_set(ended("COMPLETED"), mpps, generate_uid())[0].Status == 0x0112
+        assert association.send_n_create(begun(study), mpps, step := generate_uid())[0].Status == 0
+        assert association.send_n_set(ended("FINISHED"), mpps, step)[0].Status == 0x0106
+        assert association.send_n_set(ended("DISCONTINUED"), mpps, step)[0].Status == 0

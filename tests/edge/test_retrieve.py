@@ -1,0 +1,307 @@
+"""C-MOVE and C-GET as other people's programs do them, against a whole cluster."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from cluster_support import data_set, save
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
+from pynetdicom import AE, build_role, evt
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import (
+    PatientRootQueryRetrieveInformationModelGet,
+    PatientRootQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+from station_support import Edge, dcmtk, received, storescp, until
+
+STUDY = "2.25.77.900"
+NUMBER = 6
+
+
+@pytest.fixture(scope="module")
+def files(edge: Edge) -> list[Path]:
+    """A study of two series, at the cluster; a private element is in each image."""
+    folder = edge.folder / "in"
+    folder.mkdir(exist_ok=True)
+    made = [
+        save(
+            folder,
+            900,
+            SeriesInstanceUID=f"{STUDY}.{1 + n % 2}",
+            SOPInstanceUID=f"{STUDY}.{1 + n % 2}.{n}",
+            InstanceNumber=n,
+            PatientName="Ångström^Ø",
+            SpecificCharacterSet="ISO_IR 100",
+        )
+        for n in range(1, NUMBER + 1)
+    ]
+    edge.store(*made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def station(edge: Edge) -> Iterator[Path]:
+    """A station that takes every transfer syntax, and writes what comes bit by bit."""
+    with storescp(edge.folder / "station", edge.ports["STORESCP"], "+B", "+xa") as folder:
+        yield folder
+
+
+def keys(level: str, **values: str) -> list[str]:
+    return [f"QueryRetrieveLevel={level}", *(f"{name}={value}" for name, value in values.items())]
+
+
+def test_a_study_moves_bit_by_bit(edge: Edge, files: list[Path], station: Path) -> None:
+    moved = edge.move("STORESCP", *keys("STUDY", StudyInstanceUID=STUDY))
+    assert (moved.status, moved.numbers["completed"], moved.numbers["failed"]) == (0, NUMBER, 0)
+    there = {path.name.partition(".")[2]: data_set(path) for path in station.iterdir()}
+    for path in files:
+        assert there[path.stem] == data_set(path)
+
+
+@pytest.mark.parametrize(
+    ("root", "level", "values", "number"),
+    [
+        ("-S", "SERIES", {"StudyInstanceUID": STUDY, "SeriesInstanceUID": f"{STUDY}.1"}, 3),
+        (
+            "-S",
+            "SERIES",
+            {"StudyInstanceUID": STUDY, "SeriesInstanceUID": f"{STUDY}.1\\{STUDY}.2"},
+            NUMBER,
+        ),
+        (
+            "-S",
+            "IMAGE",
+            {
+                "StudyInstanceUID": STUDY,
+                "SeriesInstanceUID": f"{STUDY}.1",
+                "SOPInstanceUID": f"{STUDY}.1.2\\{STUDY}.1.4",
+            },
+            2,
+        ),
+        ("-P", "PATIENT", {"PatientID": "P900"}, NUMBER),
+        ("-P", "STUDY", {"PatientID": "P900", "StudyInstanceUID": STUDY}, NUMBER),
+        ("-S", "STUDY", {"StudyInstanceUID": "2.25.77.901"}, 0),
+        ("-P", "PATIENT", {"PatientID": "nobody"}, 0),
+    ],
+)
+def test_each_level_moves_what_it_names(
+    edge: Edge, files: list[Path], station: Path, root: str, level: str, values: dict[str, str], number: int
+) -> None:
+    moved = edge.move("STORESCP", *keys(level, **values), root=root)
+    assert (moved.status, moved.numbers["completed"]) == (0, number), moved.text
+
+
+@pytest.mark.parametrize(
+    ("root", "level", "values"),
+    [
+        ("-S", "STUDY", {}),
+        ("-S", "SERIES", {"SeriesInstanceUID": f"{STUDY}.1"}),
+        ("-S", "PATIENT", {"PatientID": "P900"}),
+        ("-S", "STUDY", {"StudyInstanceUID": "2.25.*"}),
+        ("-P", "PATIENT", {"PatientID": "P9*"}),
+        ("-S", "OTHER", {"StudyInstanceUID": STUDY}),
+    ],
+)
+def test_what_breaks_the_rules_of_unique_keys_is_refused(
+    edge: Edge, root: str, level: str, values: dict[str, str]
+) -> None:
+    assert edge.move("STORESCP", *keys(level, **values), root=root).status == 0xA900
+
+
+def test_what_is_held_goes_to_nobody_but_who_sent_it(edge: Edge, station: Path) -> None:
+    """Its own station may have it, for itself."""
+    folder = edge.folder / "held"
+    folder.mkdir()
+    edge.store(save(folder, 930), calling="HOLDER")
+    (found,) = edge.cluster.client().find(verification="held")
+    assert (found.study_instance_uid, found.verification_reason) == ("2.25.77.930", "NO_ORDER")
+    study = keys("STUDY", StudyInstanceUID="2.25.77.930")
+    assert edge.get(edge.folder / "got-held", *study, calling="HOLDER").numbers["completed"] == 1
+    assert edge.get(edge.folder / "got-none", *study).numbers["completed"] == 0
+    for caller in ("HOLDER", "MOVER"):
+        assert edge.move("STORESCP", *study, calling=caller).numbers["completed"] == 0
+    assert edge.cluster.run("send", "2.25.77.930", "--to", "STORESCP", "--json").reason == "STUDY_NOT_FOUND"
+
+
+def test_an_unknown_destination_is_a801(edge: Edge, files: list[Path]) -> None:
+    assert edge.move("NOBODY", *keys("STUDY", StudyInstanceUID=STUDY)).status == 0xA801
+
+
+def test_a_dead_destination_is_a702_and_names_what_failed(edge: Edge, files: list[Path]) -> None:
+    moved = edge.move("DEAD", *keys("STUDY", StudyInstanceUID=STUDY))
+    assert (moved.status, moved.numbers["failed"], moved.numbers["completed"]) == (0xA702, NUMBER, 0)
+    assert "STATION_UNREACHABLE" in moved.text
+    assert all(path.stem in moved.text for path in files)
+
+
+def test_getscu_gets_a_study_bit_by_bit(edge: Edge, files: list[Path]) -> None:
+    into = edge.folder / "got"
+    moved = edge.get(into, *keys("STUDY", StudyInstanceUID=STUDY), options=("+B",))
+    assert (moved.status, moved.numbers["completed"]) == (0, NUMBER)
+    assert sorted(data_set(path) for path in into.iterdir()) == sorted(data_set(path) for path in files)
+
+
+def test_corrected_values_leave_and_those_that_came_are_kept_in_them(edge: Edge, station: Path) -> None:
+    folder = edge.folder / "corrected"
+    folder.mkdir()
+    path = save(folder, 910, PatientName="Wrong^Name", SpecificCharacterSet="ISO_IR 100")
+    edge.store(path)
+    edge.cluster.correct("2.25.77.910", PatientName="山田^太郎")
+    moved = edge.move("STORESCP", *keys("STUDY", StudyInstanceUID="2.25.77.910"))
+    assert (moved.status, moved.numbers["completed"]) == (0, 1)
+    there = received(station)["2.25.77.910.1.1"]
+    assert (there.PatientName, there.SpecificCharacterSet) == ("山田^太郎", "ISO_IR 192")
+    original = there.OriginalAttributesSequence[0].ModifiedAttributesSequence[0]
+    assert original.PatientName == "Wrong^Name"
+    assert there.PixelData == dcmread(path).PixelData
+
+
+@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_who_cannot_take_what_is_stored_gets_it_decoded(edge: Edge, name: str) -> None:
+    path = Path(get_testdata_file(name))
+    stored = dcmread(path)
+    dcmtk("dcmsend", "--no-uid-checks", "-aec", "RADMESH", *edge.address, path)
+    with storescp(edge.folder / f"plain-{name}", edge.ports["PLAIN"], "+xi") as folder:
+        moved = edge.move("PLAIN", *keys("STUDY", StudyInstanceUID=str(stored.StudyInstanceUID)))
+        assert (moved.status, moved.numbers["completed"]) == (0, 1), moved.text
+        there = received(folder)[str(stored.SOPInstanceUID)]
+    assert there.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    assert (there.pixel_array == stored.pixel_array).all()
+
+
+class Taking:
+    """A pynetdicom station: says what came, and answers as it is told."""
+
+    def __init__(self, port: int, status: int = 0, pause: float = 0.0) -> None:
+        self.requests: list[Any] = []
+        self.associations = 0
+        self.status, self.pause = status, pause
+        self.go_on = threading.Event()
+        ae = AE("PYNET")
+        ae.supported_contexts = [build_context(CTImageStorage)]
+        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_ACCEPTED, self._accepted)]
+        self.server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+
+    def _accepted(self, _event: Any) -> None:
+        self.associations += 1
+
+    def _store(self, event: Any) -> int:
+        self.requests.append(event.request)
+        if self.pause:
+            self.go_on.wait(self.pause)
+        return self.status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.go_on.set()
+        assert self.server is not None
+        self.server.shutdown()
+
+
+def move_by_pynetdicom(edge: Edge, destination: str, root: Any = StudyRootQueryRetrieveInformationModelMove) -> Any:
+    ae = AE("MOVER")
+    ae.add_requested_context(root)
+    association = ae.associate("127.0.0.1", edge.port, ae_title="RADMESH")
+    assert association.is_established
+    query = Dataset()
+    query.QueryRetrieveLevel, query.StudyInstanceUID, query.PatientID = "STUDY", STUDY, "P900"
+    return association, association.send_c_move(query, destination, root, msg_id=77)
+
+
+def test_one_association_a_batch_and_the_originator_is_named(edge: Edge, files: list[Path]) -> None:
+    with Taking(edge.ports["PYNET"]) as taking:
+        association, answers = move_by_pynetdicom(edge, "PYNET", PatientRootQueryRetrieveInformationModelMove)
+        statuses = [status.Status for status, _ in answers]
+        association.release()
+        assert statuses[-1] == 0
+        assert taking.associations == 1
+        assert {r.AffectedSOPInstanceUID for r in taking.requests} == {path.stem for path in files}
+        assert {(r.MoveOriginatorApplicationEntityTitle, r.MoveOriginatorMessageID) for r in taking.requests} == {
+            ("MOVER", 77)
+        }
+
+
+def test_objects_that_a_station_refuses_are_listed(edge: Edge, files: list[Path]) -> None:
+    with Taking(edge.ports["PYNET"], status=0xA700):
+        association, answers = move_by_pynetdicom(edge, "PYNET")
+        status, identifier = list(answers)[-1]
+        association.release()
+    assert (status.Status, status.NumberOfFailedSuboperations) == (0xA702, NUMBER)
+    assert sorted(identifier.FailedSOPInstanceUIDList) == sorted(path.stem for path in files)
+
+
+def test_warnings_of_a_station_are_counted(edge: Edge, files: list[Path]) -> None:
+    with Taking(edge.ports["PYNET"], status=0xB000):
+        association, answers = move_by_pynetdicom(edge, "PYNET")
+        status, _ = list(answers)[-1]
+        association.release()
+    assert (status.Status, status.NumberOfWarningSuboperations) == (0xB000, NUMBER)
+
+
+def test_a_cancel_ends_a_move_though_the_destination_does_not_answer(edge: Edge, files: list[Path]) -> None:
+    with Taking(edge.ports["PYNET"], pause=30.0) as taking:
+        association, answers = move_by_pynetdicom(edge, "PYNET")
+        until(lambda: taking.requests)
+        association.send_c_cancel(77, query_model=StudyRootQueryRetrieveInformationModelMove)
+        status, _ = list(answers)[-1]
+        taking.go_on.set()
+        association.release()
+    assert status.Status == 0xFE00
+    assert status.NumberOfRemainingSuboperations == NUMBER
+    assert len(taking.requests) == 1
+
+
+def test_a_caller_that_is_cut_off_ends_what_it_began(edge: Edge, files: list[Path]) -> None:
+    with Taking(edge.ports["PYNET"], pause=30.0) as taking:
+        association, _answers = move_by_pynetdicom(edge, "PYNET")
+        until(lambda: taking.requests)
+        before = len(edge.ended("aborted"))
+        association.abort()
+        until(lambda: len(edge.ended("aborted")) > before)
+        taking.go_on.set()
+        assert taking.server is not None
+        until(lambda: not taking.server.active_associations)
+        assert len(taking.requests) == 1
+
+
+def test_a_get_without_the_scp_role_fails_each(edge: Edge, files: list[Path]) -> None:
+    for roles, expected in ([], 0xA702), ([build_role(CTImageStorage, scp_role=True)], 0):
+        ae = AE("GETTER")
+        ae.add_requested_context(PatientRootQueryRetrieveInformationModelGet)
+        ae.add_requested_context(CTImageStorage)
+        got: list[str] = []
+
+        def take(event: Any, got: list[str] = got) -> int:
+            got.append(event.request.AffectedSOPInstanceUID)
+            return 0
+
+        association = ae.associate(
+            "127.0.0.1", edge.port, ae_title="RADMESH", ext_neg=roles, evt_handlers=[(evt.EVT_C_STORE, take)]
+        )
+        query = Dataset()
+        query.QueryRetrieveLevel, query.PatientID = "PATIENT", "P900"
+        status, _ = list(association.send_c_get(query, PatientRootQueryRetrieveInformationModelGet))[-1]
+        association.release()
+        assert status.Status == expected
+        assert len(got) == (0 if expected else NUMBER)
+
+
+def test_a_destination_that_takes_nothing_is_given_up(edge: Edge, files: list[Path]) -> None:
+    """It accepts connections, and says nothing: the caller's cancel ends that, before it is found to be dead."""
+    with socket.create_server(("127.0.0.1", edge.ports["SLOW"])) as server:
+        association, answers = move_by_pynetdicom(edge, "SLOW")
+        connection, _ = server.accept()
+        association.send_c_cancel(77, query_model=StudyRootQueryRetrieveInformationModelMove)
+        status, _ = list(answers)[-1]
+        connection.close()
+        association.release()
+    assert status.Status == 0xFE00
