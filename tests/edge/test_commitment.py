@@ -20,7 +20,7 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from station_support import dcmtk
-from transfer_support import wait_for
+from waiting import wait_for
 
 FILES = [Path(str(get_testdata_file(name))) for name in ("CT_small.dcm", "MR_small.dcm", "rtplan.dcm")]
 OBJECTS = [(str(d.SOPClassUID), str(d.SOPInstanceUID)) for d in map(dcmread, FILES)]

@@ -9,7 +9,7 @@ import pytest
 from cluster_support import RealCluster
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
-from transfer_support import wait_for
+from waiting import wait_for
 
 CONFIG = """
 [dicom]

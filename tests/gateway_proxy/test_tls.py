@@ -23,7 +23,7 @@ from pydicom.data import get_testdata_file
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 from raw_dicom import CT, associate_rq, image, message, store_rq
-from transfer_support import wait_for
+from waiting import wait_for
 
 from radmesh.dicom.stations import GRANTS, Station
 from radmesh.runtime.errors import RadmeshError
