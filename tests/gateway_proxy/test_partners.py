@@ -162,7 +162,7 @@ def test_pynetdicom_echo_store_and_refusals(world: World, port: int) -> None:
     association = entity.associate("127.0.0.1", port, ae_title="RADMESH")
     assert association.is_established
     try:
-        assert len(association.accepted_contexts) == 4
+        assert len(association.accepted_contexts) == 5
         assert {c.result for c in association.rejected_contexts} == {3}
         assert association.send_c_echo().Status == 0
         for number, syntax in enumerate((ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)):

@@ -55,7 +55,8 @@ def test_modules_link_no_codec(path: Path) -> None:
 
 def test_there_is_something_to_look_at() -> None:
     assert {"_htj2k_decoder.pyx", "_htj2k_encoder.pyx", "htj2k.py", "htj2k_tables.h"} <= {path.name for path in SOURCES}
-    assert {path.name.split(".")[0] for path in MODULES} == {path.stem for path in NATIVE.glob("_*.pyx")}
+    # What was compiled of a source that has gone may still lie there.
+    assert {path.name.split(".")[0] for path in MODULES} >= {path.stem for path in NATIVE.glob("_*.pyx")}
     assert named(NATIVE / "_htj2k_decoder.pyx")[0] == {"numpy"}
     assert named(NATIVE / "_htj2k_packets.pyx")[1] == {"libc", "radmesh_native"}
     assert "htj2k_tables.h" in named(NATIVE / "_htj2k_tables.pxd")[2]
