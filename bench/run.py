@@ -34,6 +34,8 @@ from raw_sender import RawAssociation, read_part10
 
 WARM_UP = 20
 """Objects that each association sends before the clock starts; of few and large ones a fifth."""
+SETTLE_SECONDS = 3.0
+"""Between those and the rest: what a server begins with the first objects of a day is begun."""
 RAW_LOADS = (("ct", 1), ("ct", 4), ("small", 1), ("small", 4), ("large", 1), ("large", 4))
 
 
@@ -91,6 +93,7 @@ def load_raw(server: servers.Running, files: list[Path], associations: int) -> d
         sender.start()
     for _ in senders:
         ready.acquire()
+    time.sleep(SETTLE_SECONDS)
     cpu, start = servers.cpu_seconds(server.pid), time.perf_counter()
     go.set()
     answers = [results.get(timeout=900) for _ in senders]

@@ -23,7 +23,8 @@ class Section:
     )
     busy_pause: Duration = setting(
         0.1,
-        doc="While objects come into the cluster, a Curator waits so long before each instance; 0 = it does not.",
+        doc="While objects come into the cluster, a Curator waits so long before each instance, and up to 20 times as "
+        "long while they leave no core free; 0 = it does not.",
         minimum=0,
         maximum=60,
     )

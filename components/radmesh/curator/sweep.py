@@ -20,6 +20,9 @@ _PAGES_MOST: Final = 50
 _QUEUED_MOST: Final = 200
 _CHANGES_MOST: Final = 100_000
 _BUSY_SECONDS: Final = 1.0
+# An instance waits so often while what comes in leaves less than this part of the cores free.
+_PAUSES_MOST: Final = 20
+_FREE: Final = 0.15
 
 
 class Sweep:
@@ -104,9 +107,15 @@ class Sweep:
                 self._settled.popitem(last=False)
 
     def may_begin(self) -> None:
-        """Wait a little while objects come in: they come first."""
-        if self._pause and self._clock.monotonic() - self._intake_at < _BUSY_SECONDS:
+        """Wait a little while objects come in: they come first; longer while they need every core, not for ever."""
+        for _ in range(_PAUSES_MOST if self._pause else 0):
+            if self._clock.monotonic() - self._intake_at >= _BUSY_SECONDS:
+                return
+            free, every = _cores()
             self._clock.wait(self._never, self._pause)
+            free, every = (now - then for now, then in zip(_cores(), (free, every), strict=True))
+            if self._never.is_set() or free >= _FREE * every:
+                return
 
     def _change(self, kind: str, key: str) -> None:
         if kind == "job":
@@ -159,3 +168,14 @@ class Sweep:
         if queued:
             self._wake()
         return self._every
+
+
+def _cores() -> tuple[int, int]:
+    """Ticks that cores were free, and all ticks; what runs when nobody else wants to leaves its core free."""
+    try:
+        with open("/proc/stat", "rb") as file:  # noqa: PTH123 - read for every instance
+            ticks = [int(value) for value in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return 0, 0
+    _, nice, _, idle, waiting, *_ = ticks
+    return nice + idle + waiting, sum(ticks)
