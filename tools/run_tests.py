@@ -5,9 +5,13 @@
 Who is free takes the next of JOBS, one more than there are cores. What is not named there is one job more, so that a
 new folder is never left out. Each job's output is shown whole when it has ended; one that does not end is ended, and
 named. The exit code is that of the first job that failed.
+
+A few tests that fail while others take the cores are run again, alone, and named: at full depth, on a machine of their
+own, they are not.
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -36,6 +40,8 @@ JOBS = (
 FULL = os.environ.get("RADMESH_TEST_DEPTH", "ci") == "full"
 # Far more than any job takes: pytest itself ends a test after some minutes.
 MOST_SECONDS = 7200 if FULL else 1000
+# More than these at once are no accident.
+AGAIN_MOST = 5
 _NOT_TESTS = ("support", "__pycache__", "partners")
 
 
@@ -53,12 +59,15 @@ def jobs() -> list[list[str]]:
 class Job:
     """One pytest, in a session of its own with all that it starts."""
 
-    def __init__(self, folders: list[str], log: Path) -> None:
+    def __init__(self, folders: list[str], log: Path, *arguments: str) -> None:
         self.name = " ".join(folders)
-        self._log = log
+        self.folders = folders
+        self.log = log
         self._began = time.monotonic()
         self.late = False
-        command = [sys.executable, "-m", "pytest", "-q", "--durations=10", *sys.argv[1:], *folders]
+        self._cache = log.with_name(f"{log.name}-cache")
+        options = ("-q", "--durations=10", "-o", f"cache_dir={self._cache}", *arguments, *sys.argv[1:])
+        command = [sys.executable, "-m", "pytest", *options, *folders]
         with log.open("wb") as file:
             self._process = subprocess.Popen(  # noqa: S603 - our own
                 command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -75,6 +84,15 @@ class Job:
             self.stop()
         return self._process.poll() is not None
 
+    def failed(self) -> list[str]:
+        """The tests that failed, if that is all that went wrong, and they are few; else none."""
+        if FULL or self.late or self._process.returncode != 1:
+            return []
+        with contextlib.suppress(OSError, ValueError):
+            names = list(json.loads((self._cache / "v/cache/lastfailed").read_bytes()))
+            return names if len(names) <= AGAIN_MOST else []
+        return []
+
     def stop(self) -> None:
         """End it as Ctrl-C does, so that it cleans up; then whatever is left of it."""
         self._process.send_signal(signal.SIGINT)
@@ -88,7 +106,7 @@ class Job:
         """Print what it said; return its exit code."""
         how = f"did not end within {MOST_SECONDS} s" if self.late else f"ended with {self._process.returncode}"
         print(f"\n== {self.name}: {how} after {time.monotonic() - self._began:.0f} s", flush=True)
-        sys.stdout.buffer.write(self._log.read_bytes())
+        sys.stdout.buffer.write(self.log.read_bytes())
         sys.stdout.flush()
         # A folder of which nothing was asked for (-m, -k) has not failed.
         nothing = self._process.returncode == 5 and bool(sys.argv[1:])
@@ -102,7 +120,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     cores = len(os.sched_getaffinity(0))
     beside = 1 if cores == 1 else cores + 1
-    code, waiting, running = 0, jobs(), list[Job]()
+    code, waiting, running, again = 0, jobs(), list[Job](), list[Job]()
     with tempfile.TemporaryDirectory(prefix="radmesh-tests-") as logs:
         try:
             while waiting or running:
@@ -111,8 +129,18 @@ def main() -> int:
                     running.append(Job(folders, Path(logs, folders[0].replace("/", "-"))))
                 for job in [job for job in running if job.ended()]:
                     running.remove(job)
-                    code = job.show() or code
+                    ended = job.show()
+                    if job.failed():
+                        again.append(job)
+                    else:
+                        code = ended or code
                 time.sleep(0.2)
+            for job in again:
+                print(f"\n== again, alone: {' '.join(job.failed())}", flush=True)
+                running = [Job(job.folders, job.log, "--last-failed", "--last-failed-no-failures=none")]
+                while not running[0].ended():
+                    time.sleep(0.2)
+                code = running.pop().show() or code
         finally:
             for job in running:
                 job.stop()
