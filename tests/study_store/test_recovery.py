@@ -166,7 +166,8 @@ def test_a_row_that_cannot_be_read_keeps_no_other_from_being_registered(opened):
     assert [row.ref.sequence for row in store.rows(refs[0].study_hash, 1, limit=2)] == [1, 4]
     assert [row.ref.sequence for row in store.rows(refs[0].study_hash, 1, after=1, limit=1)] == [4]
     wait_for(lambda: alarms == {"OBJECT_CORRUPT"})
-    assert store.unsettled(refs[0].study_hash, 1) == [refs[0], refs[3], refs[4]]
+    # One after the other is found, and written down.
+    wait_for(lambda: store.unsettled(refs[0].study_hash, 1) == [refs[0], refs[3], refs[4]])
     assert put(store, header(sop=1), b"1").outcome is Outcome.STORED
     assert put(store, header(sop=4), b"4").ref == refs[4]
 
