@@ -13,6 +13,7 @@ from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.lifecycle import Worker
 from radmesh.runtime.rpc import Call, roles_of
+from radmesh.transfer.feed import WATCH_SECONDS
 
 # Their key is the Study Instance UID.
 KINDS: Final = ("instances", "study", "hold", "correction", "report", "rendition")
@@ -137,13 +138,14 @@ class StudyChanges:
     def _follow(self) -> float:
         try:
             # A revision that cannot be asks where the feed is.
-            self._call = self._feed.Watch(database_pb2.WatchRequest(from_revision=self._revision, kinds=KINDS))
+            request = database_pb2.WatchRequest(from_revision=self._revision, kinds=KINDS)
+            self._call = self._feed.Watch(request, timeout=WATCH_SECONDS)
             for change in self._call:
                 self._revision = change.revision
                 self._note(change.key)
         except RadmeshError as error:
-            if self._follower.stopping:
-                return 0.0
+            if self._follower.stopping or error.reason == "PEER_TIMEOUT":
+                return 0.0  # in the second case it goes on at the revision that it has
             if error.reason != "RESYNC":
                 raise  # and goes on at the revision that it has
             self._lose()

@@ -101,13 +101,16 @@ class Admission:
             self._heard = None
             raise
         self._heard = self._clock.now()
-        self._memory.set_archives(
-            [
-                Archive(s.store_id, s.target, s.epoch.hex(), s.alive, s.accepting, s.put_target)
-                for s in answer.stores
-                if s.kind == common_pb2.STORE_KIND_ARCHIVE
-            ]
-        )
+        before = {archive.store_id: archive.epoch for archive in self._memory.archives}
+        found = [
+            Archive(s.store_id, s.target, s.epoch.hex(), s.alive, s.accepting, s.put_target)
+            for s in answer.stores
+            if s.kind == common_pb2.STORE_KIND_ARCHIVE
+        ]
+        self._memory.set_archives(found)
+        if any(before.get(archive.store_id, archive.epoch) != archive.epoch for archive in found):
+            # A store that was restarted takes none of its tickets; the feed may have been away when it said so.
+            self.forget()
         return 1.0
 
     # -- tickets

@@ -691,11 +691,16 @@ def open_channel(
 
 
 def _service_config(service: ServiceDescriptor | None) -> str:
-    """Retries for methods that may be repeated, by their idempotency_level; health checks for replicated targets."""
+    """Retries for methods that may be repeated, by their idempotency_level; health checks for replicated targets.
+
+    Never of those that stream answers: where the server dies before the first, gRPC repeats the call, and now and then
+    waits for its end for ever. Whoever follows a stream begins again itself.
+    """
     names = [
         {"service": method.containing_service.full_name, "method": method.name}
         for method in (service.methods if service else ())
-        if not method.client_streaming and method.GetOptions().idempotency_level in (_NO_SIDE_EFFECTS, _IDEMPOTENT)
+        if not (method.client_streaming or method.server_streaming)
+        and method.GetOptions().idempotency_level in (_NO_SIDE_EFFECTS, _IDEMPOTENT)
     ]
     retry = {
         "maxAttempts": 4,

@@ -8,6 +8,8 @@ from radmesh.runtime.context import Context
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.lifecycle import Worker
 
+WATCH_SECONDS: Final = 10.0
+"""A watch is asked for anew after so long: one that is lost without a word must not leave its follower deaf."""
 _FEED: Final = database_pb2.DESCRIPTOR.services_by_name["FeedService"]
 
 
@@ -51,13 +53,14 @@ class Follower:
         try:
             # A revision that cannot be asks where the feed is.
             asked = self._revision if self._revision >= 0 else (1 << 62)
-            self._call = self._feed.Watch(database_pb2.WatchRequest(from_revision=asked, kinds=self._kinds))
+            request = database_pb2.WatchRequest(from_revision=asked, kinds=self._kinds)
+            self._call = self._feed.Watch(request, timeout=WATCH_SECONDS)
             for change in self._call:
                 self._changed(change.kind, change.key)
                 self._revision = change.revision
         except RadmeshError as error:
-            if self._worker.stopping:
-                return 0.0
+            if self._worker.stopping or error.reason == "PEER_TIMEOUT":
+                return 0.0  # in the second case it goes on at the revision that it has
             self._lost()
             if error.reason != "RESYNC":
                 raise

@@ -28,7 +28,7 @@ class StationKeeper:
         self._path: Path = context.data / "stations.json"
         self._log = context.log
         self._registry = context.client(_SERVICE, "database-server")
-        self._version = 0
+        self._version = -1
         self._worker = context.worker("stations", self._step)
 
     def start(self) -> None:
@@ -46,8 +46,8 @@ class StationKeeper:
         self._worker.stop(grace)
 
     def _step(self) -> float:
-        answer = self._registry.ListStations(stations_pb2.ListStationsRequest(known_version=self._version))
-        if not answer.unchanged:
+        answer = self._registry.ListStations(stations_pb2.ListStationsRequest(known_version=max(0, self._version)))
+        if not answer.unchanged and answer.version != self._version:
             found = []
             for message in answer.stations:
                 try:
