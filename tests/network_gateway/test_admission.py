@@ -81,12 +81,13 @@ class World:
         self.admission.stop(2.0)
         self.memory.close()
 
-    def beat(self, number: int = 0, *, accepting: bool = True) -> None:
+    def beat(self, number: int = 0, *, accepting: bool = True, start: int = 0) -> None:
+        """Say that a store is there; each start of it has an epoch of its own."""
         request = database_pb2.HeartbeatRequest(
             store_id=f"archive-{number}",
             kind=common_pb2.STORE_KIND_ARCHIVE,
             target=self.target(number),
-            epoch=bytes([number]) * 16,
+            epoch=bytes([number, start]) * 8,
             free_bytes=10**12,
             accepting=accepting,
         )
@@ -366,6 +367,16 @@ def test_a_change_of_stores_revokes_within_a_second(world: World) -> None:
     world.beat(0, accepting=False)
     within(lambda: world.admission._known(key().digest()) is None, 1.0)
     assert where(world.admit()) == ("spool-0", "gateway")
+
+
+def test_a_restarted_archive_is_seen_without_the_feed(world: World) -> None:
+    """The poll alone: a follower that was away when the archive began anew must not leave its tickets in use."""
+    world.beat()
+    world.admission.start()
+    world.known(0)
+    assert world.admit().epoch == bytes([0, 0]) * 8
+    world.beat(start=1)
+    wait_for(lambda: world.admit().epoch == bytes([0, 1]) * 8)
 
 
 def test_a_hold_revokes_its_study_within_a_second(world: World) -> None:
