@@ -380,7 +380,8 @@ cdef class Connection:
         cdef size_t n
         cdef ssize_t got
         cdef uint8_t *bigger
-        if self.command_length + self.pdv_left > self.max_command:
+        # Their sum may be beyond 32 bits.
+        if self.pdv_left > self.max_command - self.command_length:
             return self.bad(INVALID_PARAMETER, b"command set too long")
         if self.command_length + self.pdv_left > self.command_capacity:
             bigger = <uint8_t *> malloc(self.max_command)

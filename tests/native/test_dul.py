@@ -137,6 +137,14 @@ def test_hostile_input_is_invalid(pair, wire, reason):
     assert events[-1][:2] == (dul.INVALID, reason)
 
 
+def test_a_fragment_as_long_as_numbers_go_is_none_of_a_command(pair):
+    """Its length and that of the fragment before are 0 together, in 32 bits."""
+    ours, theirs = pair
+    theirs.sendall(p_data(pdv(1, 1, bytes(40))) + struct.pack(">BxIIBB", 4, 0xFFFFFFFF, 0xFFFFFFFB, 1, 1) + bytes(6000))
+    theirs.shutdown(socket.SHUT_WR)
+    assert drain(connection(ours, max_pdu=0)) == [(dul.INVALID, 6, "command set too long")]
+
+
 def test_idle_times_out(pair):
     ours, _ = pair
     assert connection(ours).receive(30, HOUR) == (dul.TIMEOUT, False)
