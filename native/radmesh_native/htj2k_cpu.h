@@ -16,6 +16,7 @@ static const char *const HTJ2K_PATH_NAMES[HTJ2K_PATHS] = {"portable", "sse41", "
 
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
 #define HTJ2K_X86 1
+#include <cpuid.h>
 #include <immintrin.h>
 #define HTJ2K_SSE41 __attribute__((target("sse4.1,popcnt")))
 #define HTJ2K_AVX2 __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt")))
@@ -34,13 +35,21 @@ static const char *const HTJ2K_PATH_NAMES[HTJ2K_PATHS] = {"portable", "sse41", "
 #define HTJ2K_UNLIKELY(x) (x)
 #endif
 
+#if HTJ2K_X86
+/* Clang has no name for it before 18. */
+static int htj2k_has_lzcnt(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(0x80000001, &a, &b, &c, &d) && c >> 5 & 1;
+}
+#endif
+
 /* The best path of this processor and operating system. */
 static int htj2k_best_path(void) {
 #if HTJ2K_X86
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("sse4.1") || !__builtin_cpu_supports("popcnt")) return HTJ2K_PATH_PORTABLE;
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2") ||
-        !__builtin_cpu_supports("lzcnt"))
+        !htj2k_has_lzcnt())
         return HTJ2K_PATH_SSE41;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
