@@ -13,7 +13,7 @@ from depth import times
 from faults_support import Running, Sending, check_everything, make_items
 from waiting import wait_for
 
-BATCH = 23
+BATCH = 24
 COMPONENTS = ("database-server", "archive-server", "network-gateway", "gateway-proxy", "application-server")
 # Of the gateway proxy: process 0 is the parent, the others accept associations; there are two at least.
 ACCEPTORS = {"acceptor 1": 1, "acceptor 2": 2}
