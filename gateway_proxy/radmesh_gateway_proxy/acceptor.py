@@ -149,9 +149,10 @@ class Acceptor:
         self._listener = listener
         self._tls_listener = tls_listener
         self._certificates = certificates_of(self.config, context) if tls_listener is not None else None
-        # A handshake takes a thread, and its peer is nobody yet.
-        self._handshakes = threading.BoundedSemaphore(_YOUNG)
         self._lock = threading.Lock()
+        # A handshake takes a thread, and its peer is nobody yet: of too many the oldest may not go on, so that nobody
+        # is locked out.
+        self._handshakes: dict[object, bool] = {}
         self._live: dict[Association, None] = {}
         self._ended = threading.Condition(self._lock)
         self._audit = Audit(context)
@@ -270,29 +271,42 @@ class Acceptor:
         begin(connection, str(address[0]).removeprefix("::ffff:"))
 
     def _begin_tls(self, connection: socket.socket, address: str) -> None:
-        if not self._handshakes.acquire(blocking=False):
-            connection.close()
-            return
+        mark = object()
+        with self._lock:
+            if len(self._handshakes) >= 2 * _YOUNG:
+                connection.close()
+                return
+            if len(self._handshakes) >= _YOUNG:
+                oldest = next((each for each, goes_on in self._handshakes.items() if goes_on), mark)
+                self._handshakes[oldest] = False
+            self._handshakes[mark] = True
         try:
             threading.Thread(
-                target=self._shake_hands, args=(connection, address), name="tls-begin", daemon=True
+                target=self._shake_hands, args=(connection, address, mark), name="tls-begin", daemon=True
             ).start()
         except RuntimeError:
-            self._handshakes.release()
+            with self._lock:
+                del self._handshakes[mark]
             self.log.warning("cannot start a thread", connections=len(self._live))
             connection.close()
 
-    def _shake_hands(self, connection: socket.socket, address: str) -> None:
+    def _shake_hands(self, connection: socket.socket, address: str, mark: object) -> None:
         assert self._certificates is not None
+
+        def between() -> None:
+            if not self._handshakes[mark]:
+                raise RadmeshError("TLS_REFUSED", f"more than {_YOUNG} handshakes at once: this was the oldest")
+
         try:
-            wrapped = accept(connection, self._certificates.context(), self.config.artim_timeout)
+            wrapped = accept(connection, self._certificates.context(), self.config.artim_timeout, between)
             tunnel = Tunnel(wrapped, self.config.pdu_timeout)
         except RadmeshError as error:
             self.log.warning("TLS refused", address=address, text=error.message)
             connection.close()
             return
         finally:
-            self._handshakes.release()
+            with self._lock:
+                del self._handshakes[mark]
         tunnel.start()
         self._begin(tunnel.inner, address, tunnel.certificate)
 

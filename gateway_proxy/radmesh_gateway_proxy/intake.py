@@ -46,6 +46,8 @@ _FIRST_LOOK: Final = 16 << 10
 # Of inflated data: at a time, and of one object.
 _PIECE: Final = 256 << 10
 _MOST_INFLATED: Final = 4 << 30
+# Of inflated elements: a kilobyte becomes a hundred thousand of them, and each is looked at.
+_MOST_ELEMENTS: Final = 1 << 20
 # Study marks that one association remembers; the oldest has long been registered when it falls out.
 _MOST_MARKS: Final = 1024
 
@@ -166,7 +168,7 @@ class DeflatedTail(Tail):
         for piece in self._inflater.pieces(chunk):
             super().feed(piece)
             self._left -= len(piece)
-            if self._left < 0:
+            if self._left < 0 or self.elements > _MOST_ELEMENTS:
                 self.remark = self.remark or "DEFLATED_TOO_MUCH"
             if self.remark:
                 return

@@ -26,10 +26,12 @@ class Tail:
     Attributes:
         remark: what made it lose its way, such as "BAD_VR 7FE0,0010"; empty if nothing did.
         last_tag: of the last element of the data set itself that was seen.
+        elements: how many were seen, at all levels.
     """
 
     def __init__(self, *, implicit: bool, big_endian: bool, position: int) -> None:
         self.remark = ""
+        self.elements = 0
         self._order = ">" if big_endian else "<"
         self._at = 0  # end of what was fed
         self._next = position  # where the next header begins
@@ -49,6 +51,7 @@ class Tail:
             if length == 0:
                 self._held = head
                 return
+            self.elements += 1
             self._next += length
 
     def ends_inside(self) -> int | None:

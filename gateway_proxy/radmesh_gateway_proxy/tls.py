@@ -200,14 +200,19 @@ def _sent(connection: socket.socket, data: bytes) -> tuple[bytes, bool]:
         return b"", False
 
 
-def accept(connection: socket.socket, context: ssl.SSLContext, seconds: float) -> ssl.SSLSocket:
+def accept(
+    connection: socket.socket, context: ssl.SSLContext, seconds: float, between: Callable[[], object]
+) -> ssl.SSLSocket:
     """Shake hands with a peer that has just connected.
+
+    `between` is called at least every 0.2 s; what it raises passes through.
 
     Raises:
         RadmeshError: TLS_REFUSED: it did not, in time; the message says why, and what can be done.
     """
-    connection.settimeout(seconds)
+    until = time.monotonic() + seconds
     try:
+        _wait_for(connection, select.POLLIN, until, between)
         first = connection.recv(1, socket.MSG_PEEK)
         if first and first[0] != _HANDSHAKE:
             what = "DICOM without TLS" if first[0] == _ASSOCIATE_RQ else "something other than TLS"
@@ -215,9 +220,8 @@ def accept(connection: socket.socket, context: ssl.SSLContext, seconds: float) -
             raise RadmeshError("TLS_REFUSED", f"the station speaks {what} on the port for TLS: {remedy}")
         if not first:
             raise RadmeshError("TLS_REFUSED", "the connection ended before anything came")
-        until = time.monotonic() + seconds
         wrapped = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        _shake_hands(wrapped, until)
+        _shake_hands(wrapped, until, between)
     except ssl.SSLError as error:
         reason = (error.reason or "no handshake").replace("_", " ").lower()
         raise RadmeshError("TLS_REFUSED", f"the handshake failed ({reason}): compare {_REMEDY}") from error
@@ -305,7 +309,7 @@ def dialer(certificate: Path, key: Path, authorities: Path | None, shown: str) -
     return Dialer(context, shown)
 
 
-def _shake_hands(connection: ssl.SSLSocket, until: float, between: Callable[[], object] = lambda: None) -> None:
+def _shake_hands(connection: ssl.SSLSocket, until: float, between: Callable[[], object]) -> None:
     """Do the handshake as a whole by `until`, however slowly its bytes come."""
     connection.setblocking(False)  # noqa: FBT003 - the standard library has no name for it
     while True:
@@ -317,9 +321,14 @@ def _shake_hands(connection: ssl.SSLSocket, until: float, between: Callable[[], 
             wanted = select.POLLOUT
         else:
             return
-        poll = select.poll()
-        poll.register(connection, wanted)
-        while not poll.poll(_TURN_MS):
-            between()
-            if time.monotonic() >= until:
-                raise TimeoutError
+        _wait_for(connection, wanted, until, between)
+
+
+def _wait_for(connection: socket.socket, wanted: int, until: float, between: Callable[[], object]) -> None:
+    """Wait until a connection can be read or written, by `until`; TimeoutError when it cannot."""
+    poll = select.poll()
+    poll.register(connection, wanted)
+    while not poll.poll(_TURN_MS):
+        between()
+        if time.monotonic() >= until:
+            raise TimeoutError
