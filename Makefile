@@ -65,6 +65,7 @@ format: $(VENV)/.dev ## ruff format, buf format
 bench: $(VENV)/.dev native ## the peers and radmesh in one run, as ratios (bench/README.md)
 	@$(BIN)/python bench/run.py
 	@$(BIN)/python bench/queries.py
+	@$(BIN)/python bench/retrieve.py
 	@$(BIN)/python bench/transfer.py
 	@$(BIN)/python bench/codec.py
 	@$(BIN)/python bench/dicomweb.py

@@ -93,8 +93,8 @@ def radmesh(data: Path, *, transport: str = "unix", extra: tuple[str, ...] = ())
 
 
 @contextlib.contextmanager
-def peer(name: str, data: Path, *, tuned: bool) -> Iterator[Running]:
-    """orthanc, storescp or dcmqrscp."""
+def peer(name: str, data: Path, *, tuned: bool, to: tuple[str, int] | None = None) -> Iterator[Running]:
+    """orthanc, storescp or dcmqrscp; `to` is the AE title and port of a station that it moves to."""
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     port = free_port()
@@ -107,6 +107,9 @@ def peer(name: str, data: Path, *, tuned: bool) -> Iterator[Running]:
             "HttpPort": free_port(),
             "DicomAet": "ORTHANC",
             "DicomAlwaysAllowFind": True,
+            "DicomAlwaysAllowGet": True,
+            "DicomAlwaysAllowMove": True,
+            "DicomModalities": {"sink": [to[0], "127.0.0.1", to[1]]} if to else {},
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,
             "Plugins": [],
@@ -121,7 +124,8 @@ def peer(name: str, data: Path, *, tuned: bool) -> Iterator[Running]:
         (data / "db").mkdir()
         (data / "dcmqrscp.cfg").write_text(
             f"NetworkTCPPort = {port}\nMaxPDUSize = {131072 if tuned else 16384}\nMaxAssociations = 16\n"
-            "HostTable BEGIN\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
+            f"HostTable BEGIN\n{f'sink = ({to[0]}, 127.0.0.1, {to[1]})' if to else ''}\nHostTable END\n"
+            "VendorTable BEGIN\nVendorTable END\n"
             f"AETable BEGIN\nQRSCP {data}/db RW (500, 10000mb) ANY\nAETable END\n"
         )
         command, ae_title = ["dcmqrscp", "-c", str(data / "dcmqrscp.cfg")], "QRSCP"

@@ -8,7 +8,7 @@ from radmesh.dicom.stations import Station
 from radmesh.dicom.transcoding import Transcoder
 from radmesh.runtime.errors import RadmeshError
 from radmesh_gateway_proxy.dimse import Response, Status
-from radmesh_gateway_proxy.objects import Item, Outgoing, Prepared, context_for, proposals
+from radmesh_gateway_proxy.objects import Item, Outgoing, Prepared, context_for, proposals, takes_utf_8
 from radmesh_gateway_proxy.pdus import ProposedContext
 from radmesh_gateway_proxy.requestor import Requestor, Target
 from radmesh_gateway_proxy.tls import Dialer
@@ -102,7 +102,8 @@ class _Batch:
                 items,
                 lambda item: context_for(item, accepted, preferred),
                 self._delivery.transcoder,
-                utf_8=self._delivery.station.character_set in ("", "ISO_IR 192"),
+                utf_8=takes_utf_8(self._delivery.station),
+                between=self._delivery.between,
             ) as outgoing:
                 go_on = send(outgoing, self._store)
         except BaseException:

@@ -28,13 +28,22 @@ def pdu(kind: int, body: bytes) -> bytes:
     return struct.pack(">BxI", kind, len(body)) + body
 
 
-def associate_rq(contexts: Contexts, called: str = "RADMESH", calling: str = "RAWSCU", max_pdu: int = 131072) -> bytes:
+def associate_rq(
+    contexts: Contexts,
+    called: str = "RADMESH",
+    calling: str = "RAWSCU",
+    max_pdu: int = 131072,
+    roles: Sequence[tuple[str, int, int]] = (),
+) -> bytes:
+    """An A-ASSOCIATE-RQ; roles as (SOP class, SCU, SCP)."""
     body = struct.pack(">Hxx", 1) + called.encode().ljust(16) + calling.encode().ljust(16) + bytes(32)
     body += item(0x10, b"1.2.840.10008.3.1.1.1")
     for number, abstract, syntaxes in contexts:
         inner = item(0x30, abstract.encode()) + b"".join(item(0x40, s.encode()) for s in syntaxes)
         body += item(0x20, bytes((number, 0, 0, 0)) + inner)
     user = item(0x51, struct.pack(">I", max_pdu)) + item(0x52, b"1.2.826.0.1.3680043.9.9") + item(0x55, b"RAW")
+    for sop_class, scu, scp in roles:
+        user += item(0x54, struct.pack(">H", len(sop_class)) + sop_class.encode() + bytes((scu, scp)))
     return pdu(ASSOCIATE_RQ, body + item(0x50, user))
 
 
@@ -159,13 +168,14 @@ class Client:
         calling: str = "RAWSCU",
         max_pdu: int = 131072,
         timeout: float = 20.0,
+        roles: Sequence[tuple[str, int, int]] = (),
     ) -> None:
         self.socket = socket.create_connection((host, port), timeout=timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.answer: tuple[int, bytes] = (0, b"")
         self.accepted: dict[int, str] = {}
         if contexts is not None:
-            self.send(associate_rq(contexts, called, calling, max_pdu))
+            self.send(associate_rq(contexts, called, calling, max_pdu, roles))
             self.answer = self.pdu()
             if self.answer[0] == ASSOCIATE_AC:
                 self.accepted = accepted_contexts(self.answer[1])

@@ -78,7 +78,8 @@ class Mesh:
         server = context.server(max_connection_age=None)
         server.add(service, implementation, codecs=codecs)
         if service is TRANSFER and codecs:
-            server.add_line(service.methods_by_name["Put"], implementation.Put, codecs["Put"])
+            for name in ("Put", "Read"):
+                server.add_line(service.methods_by_name[name], getattr(implementation, name), codecs[name])
         server.start()
         self.addresses[context.component] = self.addresses[context.instance] = server.target
         self._servers.append(server)

@@ -151,6 +151,8 @@ def test_our_sender_speaks_to_a_plain_protobuf_server(folder: Any) -> None:
                 offset=0, size=3, sha256=hashlib.sha256(b"abc").digest(), crc32c=crc32c(b"abc"), data=b"abc"
             )
 
+        Read = ReadRange
+
     mesh = Mesh(folder, "unix")
     server = mesh.serve(mesh.context("archive-server-0"), TRANSFER, Server())
     client = mesh.context("gateway-proxy")
@@ -354,6 +356,8 @@ def test_a_store_that_does_not_answer_is_a_timeout(folder: Any) -> None:
 
         def ReadRange(self, _request: Any, _call: Any) -> Iterator[Any]:
             yield from ()
+
+        Read = ReadRange
 
     class Store:
         store_id, epoch = "archive-0", b"e" * 16

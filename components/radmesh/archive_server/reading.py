@@ -74,6 +74,11 @@ class EitherReader:
         self._at = offset
         self._end = min(self.size, offset + length) if length else self.size
 
+    @property
+    def verified(self) -> bool:
+        """Whether what is yielded was compared with CRC-32Cs that were taken when the SHA-256 was verified."""
+        return self._checks is not None or bool(self._reader.verified)
+
     def __enter__(self) -> Self:
         return self
 

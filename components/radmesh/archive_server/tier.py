@@ -243,6 +243,7 @@ class TierReader:
     """
 
     residence = common_pb2.RESIDENCE_PERMANENT
+    verified: Final = True
 
     def __init__(self, path: Path, entry: Entry, offset: int, length: int) -> None:
         row = entry.row

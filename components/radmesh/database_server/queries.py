@@ -302,7 +302,7 @@ class Queries:
         self._places = PreparedForRows(
             database,
             lambda of: (
-                sa.select(locations, stores.c.target, stores.c.heartbeat_time)
+                sa.select(locations, stores.c.target, stores.c.put_target, stores.c.heartbeat_time)
                 .join(stores, stores.c.store_id == locations.c.store_id, isouter=True)
                 .where(locations.c.instance.in_(of))
                 .order_by(locations.c.id)

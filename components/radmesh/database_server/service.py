@@ -451,6 +451,7 @@ class QueryService:
                     object=_reference(place),
                     residence=place["residence"],
                     target=place["target"] if (place["heartbeat_time"] or 0) >= oldest else "",
+                    line_target=place["put_target"] if (place["heartbeat_time"] or 0) >= oldest else "",
                 )
                 for place in row["locations"]
             ],

@@ -25,6 +25,16 @@ WALL_SECONDS: Final = 120.0
 _MEMORY: Final = 8 << 30
 _ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 _PIXELS: Final = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_JPEG_BASELINE, _JPEG_EXTENDED, _JPEG_LOSSLESS = (f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57))
+# Retired JPEG processes (PS3.5 A.4.1 of 2007): a decoder of JPEG reads them, whatever the transfer syntax calls them.
+_AS_JPEG: Final = {
+    f"1.2.840.10008.1.2.4.{n}": _JPEG_LOSSLESS if n in (58, 65, 66) else _JPEG_EXTENDED
+    for n in (*range(52, 57), *range(58, 67))
+}
+# Marker of a progressive frame (SOF2), whose scans have a part of the coefficients each.
+_PROGRESSIVE: Final = b"\xff\xc2"
+_DEFLATED_FRAMES: Final = "1.2.840.10008.1.2.8.1"
+_NO_DECODER: Final = NotImplementedError.__name__
 # Length and outcome before what is answered.
 _HEAD: Final = struct.Struct("<Q?")
 
@@ -82,11 +92,13 @@ class Transcoder:
             answer = _exactly(process.stdout, min(length, MOST))
         except (OSError, EOFError, struct.error):
             self._end()
-            raise RadmeshError("TRANSCODING_FAILED", "the pixel data cannot be decoded") from None
+            raise RadmeshError("TRANSCODING_FAILED", "pixel data cannot be decoded") from None
         finally:
             timer.cancel()
         if not done:
-            raise RadmeshError("TRANSCODING_FAILED", f"the pixel data cannot be decoded ({answer.decode()})")
+            kind = answer.decode()
+            why = f"no decoder for {source}" if kind == _NO_DECODER else f"pixel data cannot be decoded ({kind})"
+            raise RadmeshError("TRANSCODING_FAILED", why)
         return answer
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -143,11 +155,14 @@ def reencode(data: bytes, source: str, target: str, *, decode: bool = False) -> 
     # What has no pixels has none that are compressed, whatever its transfer syntax says.
     if decode and any(tag in dataset for tag in _PIXELS):
         dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = UID(source)
+        dataset.file_meta.TransferSyntaxUID = UID(_AS_JPEG.get(source, source))
         dataset.set_original_encoding(before.implicit, not before.big_endian, dataset.original_character_set)
-        dataset.decompress(generate_instance_uid=False)
+        _decompress(dataset)
     elif before.big_endian != after.big_endian:
         _swap_words(dataset)
+    for tag in [tag for tag in dataset.keys() if tag.group == 0xFFFE]:  # noqa: SIM118 - a data set yields elements
+        # Delimiters that end nothing.
+        del dataset[tag]
     buffer = io.BytesIO()
     sink = DicomFileLike(buffer)
     sink.is_little_endian, sink.is_implicit_VR = not after.big_endian, after.implicit
@@ -158,6 +173,66 @@ def reencode(data: bytes, source: str, target: str, *, decode: bool = False) -> 
         made = deflater.compress(made) + deflater.flush()
         made += b"\0" * (len(made) % 2)
     return made
+
+
+def _decompress(dataset: Any) -> None:
+    """Decode pixel data in place, YCbCr to RGB; raises NotImplementedError if nothing here can."""
+    from pydicom.pixels import get_decoder  # noqa: PLC0415
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax == _DEFLATED_FRAMES:
+        _inflate_frames(dataset)
+        return
+    if not get_decoder(syntax).is_available:
+        raise NotImplementedError
+    try:
+        dataset.decompress(generate_instance_uid=False)
+    except RuntimeError:
+        if syntax not in (_JPEG_BASELINE, _JPEG_EXTENDED) or _PROGRESSIVE in dataset.PixelData:
+            raise
+        dataset.PixelData = _whole_scans(dataset.PixelData)
+        dataset.decompress(generate_instance_uid=False)
+
+
+def _inflate_frames(dataset: Any) -> None:
+    """Deflated Image Frame Compression: each frame is deflated by itself (RFC 1951)."""
+    from pydicom.encaps import generate_frames  # noqa: PLC0415
+
+    number = int(dataset.get("NumberOfFrames") or 1)
+    bits = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
+    if bits % 8 and number > 1:
+        raise ValueError("frames that do not end at a byte")
+    size = (bits + 7) // 8
+    if size * number > MOST:
+        raise ValueError("too long")
+    pixels = bytearray()
+    for frame in generate_frames(dataset.PixelData, number_of_frames=number):
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, size + 1)
+        if len(inflated) not in (size, size + size % 2):
+            raise ValueError("a frame of another size")
+        pixels += inflated[:size]
+    if len(pixels) != size * number:
+        raise ValueError("frames are missing")
+    dataset.PixelData = bytes(pixels) + b"\0" * (len(pixels) % 2)
+    dataset["PixelData"].VR = "OW" if dataset.BitsAllocated > 8 else "OB"
+    dataset["PixelData"].is_undefined_length = False
+
+
+def _whole_scans(data: bytes) -> bytes:
+    """Return encapsulated JPEG whose sequential scans have all coefficients, as they must (ISO 10918-1 B.2.3).
+
+    Some writers leave the selection at 0 to 0; decoders differ in whether they mind.
+    """
+    changed = bytearray(data)
+    at = 0
+    while (at := data.find(b"\xff\xda", at)) >= 0:
+        components = data[at + 4] if at + 4 < len(data) else 0
+        end = at + 8 + 2 * components
+        # Within a scan 0xFF is followed by zero or RSTn: this is a marker.
+        if int.from_bytes(data[at + 2 : at + 4], "big") == 6 + 2 * components and end + 2 <= len(data):
+            changed[end - 3 : end] = b"\x00\x3f\x00"
+        at += 2
+    return bytes(changed)
 
 
 def _swap_words(dataset: Any) -> None:
@@ -175,6 +250,9 @@ def main() -> int:
     """Answer requests on standard input until it ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    from radmesh.dicom import pydicom_htj2k  # noqa: PLC0415 - brings much, for this process alone
+
+    pydicom_htj2k.register()
     stream, out = cast("BinaryIO", sys.stdin.buffer), sys.stdout.buffer
     while head := stream.readline():
         source, target, size = head.decode().split()

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import unquote
@@ -257,18 +257,16 @@ def _binary(value: str) -> bytes:
 # -- the side that serves ----------------------------------------------------------------------------------------------
 
 Identify = Callable[[MethodDescriptor, Mapping[str, str], tuple[str, ...]], Any]
-Behaviour = Callable[[Iterator[bytearray], Any], Iterator[bytes]]
+Behaviour = Callable[[Iterator[bytearray], Any], Iterator[Sequence[Buffer]]]
 
 
 class LineServer:
-    """Serves one streaming rpc, a thread for each connection.
+    """Serves streaming rpcs, a thread for each connection.
 
     Args:
         listen: "unix:/path", or "host:port" (mutual TLS).
-        method: the rpc.
-        behaviour: answers the messages of a call with serialised messages; may raise.
         identify: from metadata, and the names in the certificate, who calls; raises RadmeshError.
-        failure: what the caller is told of an exception.
+        failure: what the caller is told of an exception in an rpc.
         credentials: this server's.
         most: connections at once; more are told TOO_MANY_CALLS.
     """
@@ -276,18 +274,15 @@ class LineServer:
     def __init__(
         self,
         listen: str,
-        method: MethodDescriptor,
-        behaviour: Behaviour,
         *,
         identify: Identify,
-        failure: Callable[[Exception], RadmeshError],
+        failure: Callable[[Exception, str], RadmeshError],
         credentials: Credentials,
         most: int,
     ) -> None:
         self._listen = listen
-        self.path = f"/{method.containing_service.full_name}/{method.name}"
-        self.method = method
-        self.behaviour, self.identify, self.failure = behaviour, identify, failure
+        self.rpcs: dict[str, tuple[MethodDescriptor, Behaviour]] = {}
+        self.identify, self.failure = identify, failure
         self._credentials = credentials
         self._most = most
         self._lock = threading.Lock()
@@ -296,6 +291,10 @@ class LineServer:
         self._listener: socket.socket | None = None
         self._tls: tuple[tuple[int, int], ssl.SSLContext] | None = None
         self.target = ""
+
+    def add(self, method: MethodDescriptor, behaviour: Behaviour) -> None:
+        """Serve an rpc; `behaviour` answers the messages of a call with serialised messages, in parts; it may raise."""
+        self.rpcs[f"/{method.containing_service.full_name}/{method.name}"] = (method, behaviour)
 
     def start(self) -> None:
         """Listen.
@@ -468,31 +467,33 @@ class _Served:
         answered = False
         failure: RadmeshError | None = None
         try:
-            self._check(headers.fields)
-            call = server.identify(server.method, headers.fields, names)
+            method, behaviour = self._called(headers.fields)
+            call = server.identify(method, headers.fields, names)
             self._set_busy(busy=True)
-            for answer in server.behaviour(self._messages(connection, headers), call):
+            for answer in behaviour(self._messages(connection, headers), call):
                 if not answered:
                     connection.send_headers(_BEGIN)
                     answered = True
                 with self._lock:
-                    connection.send_message(answer)
+                    connection.send_message(*answer)
         except (ClosedError, ProtocolError):
             raise
         except Exception as error:  # noqa: BLE001 - mapped to a status
-            failure = server.failure(error)
+            failure = server.failure(error, headers.fields.get(":path", "").lstrip("/").replace("/", "."))
         self._set_busy(busy=False)
         connection.send_headers([*(() if answered else _BEGIN), *_trailers(failure)], end=True)
         connection.end_stream()
 
-    def _check(self, fields: Mapping[str, str]) -> None:
+    def _called(self, fields: Mapping[str, str]) -> tuple[MethodDescriptor, Behaviour]:
         server = self._server
-        if fields.get(":path") != server.path:
-            raise RadmeshError("METHOD_UNKNOWN", f"this line serves {server.path} alone")
+        rpc = server.rpcs.get(fields.get(":path", ""))
+        if rpc is None:
+            raise RadmeshError("METHOD_UNKNOWN", f"this line serves {' and '.join(server.rpcs)} alone")
         if not fields.get("content-type", "").startswith("application/grpc"):
             raise RadmeshError("FIELD_INVALID", "content-type: application/grpc")
         if server.crowded:
             raise RadmeshError("TOO_MANY_CALLS", "too many lines are open: try again later")
+        return rpc
 
     def _messages(self, connection: Connection, headers: Headers) -> Iterator[bytearray]:
         while not headers.end:

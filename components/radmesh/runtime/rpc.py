@@ -11,7 +11,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from radmesh.api.common.v1 import access_pb2, common_pb2
 from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.health import NOT_SERVING, SERVICE, SERVING, Health
+from radmesh.runtime.http2 import Buffer
 from radmesh.runtime.lifecycle import State, Status
 from radmesh.runtime.line import LineServer
 from radmesh.runtime.logs import Logger
@@ -119,6 +120,8 @@ class MethodCodec:
     response_serializer: Callable[[Any], bytes] | None = None
     request_serializer: Callable[[Any], bytes] | None = None
     response_deserializer: Callable[[bytes], Any] | None = None
+    response_parts: Callable[[Any], Sequence[Buffer]] | None = None
+    """What `response_serializer` makes, in parts: for a line, which writes them as they lie."""
 
 
 PersonAuthenticator = Callable[[str], Person]
@@ -300,7 +303,7 @@ class Server:
         self._names.append(service.full_name)
 
     def add_line(self, method: MethodDescriptor, implementation: Any, codec: MethodCodec, *, listen: str = "") -> None:
-        """Serve one streaming rpc on a line too (radmesh.runtime.line): beside the socket, or at `listen`."""
+        """Serve a streaming rpc on lines too (radmesh.runtime.line): beside the socket, or at the first's `listen`."""
         if not listen:
             if self._listen.startswith("unix:"):
                 listen = f"{self._listen}.line"
@@ -309,11 +312,12 @@ class Server:
         name = method.full_name
         argument = _argument(method, codec)
         serialize = codec.response_serializer or GetMessageClass(method.output_type).SerializeToString
+        parts = codec.response_parts or (lambda answer: (serialize(answer),))
 
-        def behaviour(messages: Iterator[bytearray], call: Call) -> Iterator[bytes]:
+        def behaviour(messages: Iterator[bytearray], call: Call) -> Iterator[Sequence[Buffer]]:
             start, code = time.perf_counter(), "CANCELLED"
             try:
-                yield from map(serialize, implementation(argument(messages), call))
+                yield from map(parts, implementation(argument(messages), call))
                 code = "OK"
             except RadmeshError as error:
                 code = error.reason
@@ -321,15 +325,15 @@ class Server:
             finally:
                 self._seconds.labels(name, code).observe(time.perf_counter() - start)
 
-        self._line = LineServer(
-            listen,
-            method,
-            behaviour,
-            identify=self._identify_component,
-            failure=lambda error: self._failure(error, name, None),
-            credentials=self._credentials,
-            most=self._max_calls,
-        )
+        if self._line is None:
+            self._line = LineServer(
+                listen,
+                identify=self._identify_component,
+                failure=lambda error, called: self._failure(error, called, None),
+                credentials=self._credentials,
+                most=self._max_calls,
+            )
+        self._line.add(method, behaviour)
 
     @property
     def line_target(self) -> str:

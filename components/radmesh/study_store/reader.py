@@ -1,7 +1,7 @@
 """A part of an object in the cache, opened."""
 
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Final, Self
 
 from radmesh.runtime.errors import RadmeshError
 from radmesh.study_store.environment import Environment
@@ -10,6 +10,9 @@ from radmesh.study_store.store import IndexRow, Residence
 
 class CacheReader:
     """Iterates the bytes in order, at most 1,048,560 at a time. The environment stays open until it is closed."""
+
+    verified: Final = False
+    """Of the bytes in the cache alone no CRC-32C is kept."""
 
     def __init__(
         self,

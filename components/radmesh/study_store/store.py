@@ -93,11 +93,17 @@ class StudyState:
 
 
 class ObjectReader(Protocol):
-    """A part of an object, opened: iterates its bytes in order, at most 1,048,560 at a time; a context manager."""
+    """A part of an object, opened: iterates its bytes in order, at most 1,048,560 at a time; a context manager.
+
+    `verified`: what it yields was compared with CRC-32Cs that were taken when the object's SHA-256 was verified.
+    """
 
     size: int
     sha256: bytes
     residence: int
+
+    @property
+    def verified(self) -> bool: ...  # noqa: D102 - said above
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...

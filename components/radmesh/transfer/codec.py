@@ -21,6 +21,7 @@ Buffer = bytes | bytearray | memoryview
 M = TypeVar("M", bound=Message)
 
 PUT: Final = "/radmesh.api.transfer.v1.TransferService/Put"
+READ: Final = "/radmesh.api.transfer.v1.TransferService/Read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,18 @@ def decoder(kind: type[M]) -> Callable[[bytes | bytearray], Bulk[M]]:
     return decode
 
 
+def parts(message: Bulk[Any]) -> tuple[Buffer, ...]:
+    """The wire form in parts, its data as it lies: for who writes several parts at once."""
+    head = message.fields.SerializeToString()
+    size = len(message.data)
+    return (bulk.lead(head, size), message.data) if size else (head,)
+
+
+READ_ANSWER: Final = decoder(transfer_pb2.ReadResponse)
 TRANSFER_CODECS: Final = {
     "Put": MethodCodec(request_deserializer=decoder(transfer_pb2.PutRequest), request_serializer=encode),
     "ReadRange": MethodCodec(response_deserializer=decoder(transfer_pb2.ReadRangeResponse), response_serializer=encode),
+    "Read": MethodCodec(response_deserializer=READ_ANSWER, response_serializer=encode, response_parts=parts),
 }
 """Codecs of TransferService, both sides."""
 REJECT_CODECS: Final = {

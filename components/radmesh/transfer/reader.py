@@ -1,8 +1,12 @@
-"""Reads any part of a stored object; goes on after a cut, and at another location when one fails."""
+"""Reads any part of a stored object; goes on after a cut, and at another location when one fails.
+
+Who wants many objects asks for them over a line, one ahead of the other: `LineReader`.
+"""
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -11,8 +15,9 @@ import grpc
 from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.runtime.clock import Clock, SystemClock
 from radmesh.runtime.errors import RadmeshError
+from radmesh.runtime.line import Line
 from radmesh.runtime.rpc import Client
-from radmesh.transfer.codec import TRANSFER_CODECS, Buffer, Bulk
+from radmesh.transfer.codec import READ, READ_ANSWER, TRANSFER_CODECS, Buffer, Bulk
 from radmesh.transfer.model import ObjectReference
 from radmesh_native.crc32c import crc32c
 
@@ -28,11 +33,20 @@ SERVICE: Final = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"]
 
 
 @dataclass(frozen=True, slots=True)
+class LineTo:
+    """Where a store has its lines, and what opens one (Context.line)."""
+
+    target: str
+    lines: Callable[[str, str], Line]
+
+
+@dataclass(frozen=True, slots=True)
 class Location:
-    """One copy of an object: what it is called in its store, and the channel to that store."""
+    """One copy of an object: what it is called in its store, the channel to that store, and its lines if it has any."""
 
     channel: grpc.Channel
     object: ObjectReference
+    line: LineTo | None = None
 
 
 class ObjectRead:
@@ -174,3 +188,71 @@ def read_object(locations: Sequence[Location], offset: int = 0, length: int = 0)
 def read_range(channel: grpc.Channel, reference: ObjectReference, offset: int = 0, length: int = 0) -> ObjectRead:
     """Open a range of an object at one store; see ObjectRead."""
     return ObjectRead([Location(channel, reference)], offset, length)
+
+
+class LineReader:
+    """Reads whole objects of one store over a line (TransferService.Read). One thread uses it.
+
+    What is wanted next is asked for before its turn, so that the store reads while its last answer is dealt with.
+    Nothing is tried again here: who gets an error reads the object as `ObjectRead` does.
+    """
+
+    def __init__(self, to: LineTo) -> None:
+        """Open the line.
+
+        Raises:
+            RadmeshError: PEER_UNAVAILABLE, PEER_TIMEOUT.
+        """
+        self._line = to.lines(to.target, READ)
+        self._asked: deque[int] = deque()
+
+    def ask(self, reference: ObjectReference, size: int) -> None:
+        """Ask for an object; it takes memory until it is taken.
+
+        Args:
+            reference: where it is.
+            size: its bytes.
+
+        Raises:
+            RadmeshError: PEER_UNAVAILABLE …: the line is lost, and with it what else was asked for.
+        """
+        self._line.send(transfer_pb2.ReadRequest(object=reference.message()).SerializeToString())
+        self._asked.append(size)
+
+    def take(self) -> list[Buffer]:
+        """Return the bytes of the object that was asked for first, as they came: at most 1,048,560 at a time.
+
+        Raises:
+            RadmeshError: OBJECT_NOT_FOUND, OBJECT_CORRUPT: this one cannot be read there; anything else, and
+                CHUNK_CORRUPT: the line is lost.
+        """
+        size = self._asked.popleft()
+        pieces: list[Buffer] = []
+        at, proved, sha256 = 0, True, b""
+        while True:
+            answer = READ_ANSWER(self._line.receive())
+            fields, data = answer.fields, answer.data
+            if fields.HasField("failed"):
+                raise RadmeshError(fields.failed.reason, fields.failed.message)
+            sha256 = sha256 or fields.sha256
+            fits = fields.size == size and fields.offset == at and at + len(data) <= size and (data or not size)
+            at += len(data)
+            if not fits or crc32c(data) != fields.crc32c:
+                # What else comes is that of nobody knows which object.
+                self.close()
+                raise RadmeshError("CHUNK_CORRUPT", "a chunk does not fit: offset, size or CRC-32C differ")
+            proved = proved and fields.verified
+            pieces.append(data)
+            if at == size:
+                break
+        if not proved:
+            digest = hashlib.sha256()
+            for piece in pieces:
+                digest.update(piece)
+            if digest.digest() != sha256:
+                raise RadmeshError("OBJECT_CORRUPT", "the SHA-256 of what was read is not that of the object")
+        return pieces
+
+    def close(self) -> None:
+        """End it."""
+        self._line.close()

@@ -111,10 +111,11 @@ class TransferReceiver:
         self.active_at = float("-inf")
 
     def serve(self, server: Server) -> None:
-        """Serve TransferService at `server`: Put on a line too, which is what senders of the mesh use."""
+        """Serve TransferService at `server`: Put and Read on lines too, which is what the mesh uses."""
         service = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"]
         server.add(service, self, codecs=self.codecs)
         server.add_line(service.methods_by_name["Put"], self.Put, self.codecs["Put"])
+        server.add_line(service.methods_by_name["Read"], self.Read, self.codecs["Read"])
 
     def idle_seconds(self) -> float:
         """Seconds since the last message of any Put stream: background work yields to intake."""
@@ -145,6 +146,32 @@ class TransferReceiver:
                 offset += len(data)
                 fields = transfer_pb2.ReadRangeResponse(offset=offset)
             if offset == request.offset:
+                yield Bulk(fields)  # an empty object still says its size and digest
+
+    def Read(
+        self, requests: Iterator[transfer_pb2.ReadRequest], _call: Any
+    ) -> Iterator[Bulk[transfer_pb2.ReadResponse]]:
+        """Read whole objects, one after another (transfer.v1)."""
+        for request in requests:
+            try:
+                yield from self._whole(ObjectReference.of(request.object))
+            except RadmeshError as error:
+                failed = transfer_pb2.Failed(code=error.code.value[0], reason=error.reason, message=error.message)
+                yield Bulk(transfer_pb2.ReadResponse(failed=failed))
+
+    def _whole(self, where: ObjectReference) -> Iterator[Bulk[transfer_pb2.ReadResponse]]:
+        if where.store_id != self.store.store_id:
+            raise RadmeshError("OBJECT_NOT_FOUND", f"this is {self.store.store_id}: ask the store of the reference")
+        offset = 0
+        with self._read(where.ref, 0, 0) as reader:
+            fields = transfer_pb2.ReadResponse(size=reader.size, sha256=reader.sha256)
+            for data in reader:
+                fields.residence = reader.residence  # type: ignore[assignment]
+                fields.crc32c, fields.verified = crc32c(data), reader.verified
+                yield Bulk(fields, data)
+                offset += len(data)
+                fields = transfer_pb2.ReadResponse(size=reader.size, offset=offset)
+            if not offset:
                 yield Bulk(fields)  # an empty object still says its size and digest
 
 

@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -16,8 +16,9 @@ from radmesh.runtime.errors import RadmeshError
 from radmesh_gateway_proxy.certificates import dialer_of
 from radmesh_gateway_proxy.delivery import WARNINGS, Delivery, GoneError, Store
 from radmesh_gateway_proxy.dimse import Command, Element, Outcome, Response, Status, encode_request, us
-from radmesh_gateway_proxy.objects import Finder, Item, Outgoing, Prepared, context_for
-from radmesh_gateway_proxy.services.exchange import Exchange, RefusalError
+from radmesh_gateway_proxy.objects import Buffer, Finder, Item, Outgoing, Prepared, context_for, takes_utf_8
+from radmesh_gateway_proxy.services.exchange import Exchange, InterruptedExchangeError, RefusalError
+from radmesh_native import dul
 
 PATIENT_ROOT_MOVE: Final = "1.2.840.10008.5.1.4.1.2.1.2"
 PATIENT_ROOT_GET: Final = "1.2.840.10008.5.1.4.1.2.1.3"
@@ -147,6 +148,7 @@ class _Retrieve:
         self.exchange = exchange
         self.items = items
         self.count = Count(len(items))
+        self.reason = ""
         self._told = 0.0
         self._cancelled_at = 0.0
 
@@ -163,29 +165,35 @@ class _Retrieve:
 
     def send(self, outgoing: Iterable[Prepared], store: Store) -> bool:
         """Do sub-operations until there are no more, or the peer cancels: False."""
-        for prepared in outgoing:
-            if self.cancelled():
-                return False
-            item = prepared.item
-            try:
-                if prepared.failure is not None:
-                    raise prepared.failure
-                status: int | None = store(prepared).status
-                reason, text = "" if status == Status.SUCCESS else f"0x{status:04X}", "the receiver's status"
-            except RadmeshError as error:
-                status, reason, text = None, error.reason, error.message
-            except _CancelledError:
-                return False
-            self.count.add(item, status, remark=bool(prepared.remark))
-            if reason or prepared.remark:
-                self.exchange.log.warning(
-                    "sub-operation failed" if reason else "sent without corrections",
-                    reason=reason or prepared.remark,
-                    sop_instance_uid=item.sop_instance_uid,
-                    text=text,
-                )
-            self.tell()
+        try:
+            for prepared in outgoing:
+                if self.cancelled():
+                    return False
+                self._do(prepared, store)
+                self.tell()
+        except _CancelledError:
+            return False
         return True
+
+    def _do(self, prepared: Prepared, store: Store) -> None:
+        item = prepared.item
+        try:
+            if prepared.failure is not None:
+                raise prepared.failure
+            status: int | None = store(prepared).status
+            reason, text = "" if status == Status.SUCCESS else f"0x{status:04X}", "the receiver's status"
+        except RadmeshError as error:
+            status, reason, text = None, error.reason, error.message
+        self.count.add(item, status, remark=bool(prepared.remark))
+        if reason:
+            self.reason = self.reason or f"{reason}: {text}"
+        if reason or prepared.remark:
+            self.exchange.log.warning(
+                "sub-operation failed" if reason else "sent without corrections",
+                reason=reason or prepared.remark,
+                sop_instance_uid=item.sop_instance_uid,
+                text=text,
+            )
 
     def tell(self) -> None:
         """Say how far it is, now and then."""
@@ -200,7 +208,7 @@ class _Retrieve:
             self.count.add(item, None, remark=False)
 
     def outcome(self, comment: str = "") -> Outcome:
-        """Return the last response (PS3.4 tables C.4-2 and C.4-3)."""
+        """Return the last response (PS3.4 tables C.4-2 and C.4-3); else with why the first one failed."""
         count = self.count
         if self._cancelled_at and count.remaining:
             status = Status.CANCELLED
@@ -211,7 +219,7 @@ class _Retrieve:
         else:
             status = Status.SUCCESS
         elements = count.elements(remaining=status == Status.CANCELLED)
-        return Outcome(status, comment[:64], elements=elements, identifier=self._failed())
+        return Outcome(status, (comment or self.reason)[:64], elements=elements, identifier=self._failed())
 
     def _failed(self) -> bytes:
         """Return the Failed SOP Instance UID List (0008,0058), as much of it as the element takes."""
@@ -276,6 +284,8 @@ def get(exchange: Exchange) -> Outcome:
         if context.abstract_syntax in exchange.agreement.scp_sop_classes
     )
     retrieve = _Retrieve(exchange, items)
+    station = exchange.mesh.station(exchange.peer.calling_ae_title, exchange.peer.address)
+    preferred = station.transfer_syntaxes if station is not None else ()
 
     def store(prepared: Prepared) -> Response:
         assert prepared.context is not None
@@ -287,12 +297,38 @@ def get(exchange: Exchange) -> Outcome:
             has_data_set=True,
             elements={int(Element.PRIORITY): us(0)},
         )
-        return exchange.store(prepared.context.context_id, command, prepared.pieces)
+        return exchange.store(prepared.context.context_id, command, _to_the_end(prepared, exchange))
 
-    with Outgoing(items, lambda item: context_for(item, accepted), exchange.mesh.transcoder) as outgoing:
+    with Outgoing(
+        items,
+        lambda item: context_for(item, accepted, preferred),
+        exchange.mesh.transcoder,
+        utf_8=takes_utf_8(station),
+        between=retrieve.between,
+    ) as outgoing:
         retrieve.send(outgoing, store)
     comment = "no storage class was proposed with the SCP role" if items and not accepted else ""
     return retrieve.outcome(comment)
+
+
+def _to_the_end(prepared: Prepared, exchange: Exchange) -> Iterator[Buffer]:
+    """Yield a data set; where it cannot be read on, half of it has been sent, and only an abort ends that."""
+    number = 0
+    try:
+        for piece in prepared.pieces:
+            yield piece
+            number += 1
+    except RadmeshError as error:
+        # A piece is sent when the one behind it is there.
+        if number < 2:
+            raise
+        exchange.log.warning(
+            "an object could not be read on: the association is aborted",
+            reason=error.reason,
+            sop_instance_uid=prepared.item.sop_instance_uid,
+            text=error.message,
+        )
+        raise InterruptedExchangeError((dul.WOKEN,)) from error
 
 
 MOVE_SOP_CLASSES: Final[Mapping[str, str]] = {

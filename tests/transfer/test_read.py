@@ -1,0 +1,124 @@
+"""Whole objects, one after another, over a line."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from transfer_support import CHUNK, TRANSFER, Mesh
+
+from radmesh.api.common.v1 import common_pb2
+from radmesh.api.transfer.v1 import transfer_pb2
+from radmesh.runtime.errors import RadmeshError
+from radmesh.transfer.model import ObjectReference
+from radmesh.transfer.reader import LineReader, LineTo
+from radmesh_native.crc32c import crc32c
+
+SIZES = (1, 0, 70_000, CHUNK, CHUNK + 1, 3_000_001)
+
+
+def store(world: Any, size: int) -> tuple[ObjectReference, bytes]:
+    data = os.urandom(size)
+    sender = world.sender()
+    sender.begin(world.header(size), world.key)
+    sender.write(data)
+    return sender.commit(hashlib.sha256(data).digest(), b"header", []).object, data
+
+
+def test_objects_come_in_the_order_in_which_they_were_asked_for(world: Any) -> None:
+    stored = [store(world, size) for size in SIZES]
+    reader = LineReader(LineTo(world.put_target, world.client.line))
+    for _ in range(3):
+        for reference, data in stored:
+            reader.ask(reference, len(data))
+        for _, data in stored:
+            assert b"".join(reader.take()) == data
+    reader.close()
+
+
+def test_what_cannot_be_read_is_said_and_the_next_one_follows(world: Any) -> None:
+    reference, data = store(world, 5000)
+    reader = LineReader(LineTo(world.put_target, world.client.line))
+    elsewhere = ObjectReference("archive-7", reference.study_hash, reference.generation, reference.sequence)
+    missing = ObjectReference("archive-0", reference.study_hash, reference.generation, 99)
+    for asked in (missing, reference, elsewhere, reference):
+        reader.ask(asked, len(data))
+    for found in (False, True, False, True):
+        if found:
+            assert b"".join(reader.take()) == data
+        else:
+            with pytest.raises(RadmeshError) as caught:
+                reader.take()
+            assert caught.value.reason == "OBJECT_NOT_FOUND"
+    reader.close()
+
+
+def test_a_store_that_ends_is_told_of(unix_world: Any) -> None:
+    reference, data = store(unix_world, 5000)
+    reader = LineReader(LineTo(unix_world.put_target, unix_world.client.line))
+    reader.ask(reference, len(data))
+    assert b"".join(reader.take()) == data
+    unix_world.mesh.cut_off(unix_world.server)
+    with pytest.raises(RadmeshError) as caught:
+        for _ in range(2):
+            reader.ask(reference, len(data))
+            reader.take()
+    assert caught.value.reason == "PEER_UNAVAILABLE"
+    reader.close()
+
+
+class Store:
+    """Plain protobuf, on grpcio: answers each request with what it is given."""
+
+    def __init__(self, answers: Callable[[], list[transfer_pb2.ReadResponse]]) -> None:
+        self.answers = answers
+
+    def Read(self, requests: Iterator[Any], _call: Any) -> Iterator[Any]:
+        for _ in requests:
+            yield from self.answers()
+
+    Put = ReadRange = Read
+
+
+def answer(data: bytes = b"abc", **changes: Any) -> transfer_pb2.ReadResponse:
+    fields: dict[str, Any] = {"size": 3, "crc32c": crc32c(data), "sha256": hashlib.sha256(b"abc").digest()}
+    return transfer_pb2.ReadResponse(data=data, **{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([answer()], ""),
+        ([answer(b"a"), answer(b"bc", offset=1)], ""),
+        ([answer(sha256=hashlib.sha256(b"abd").digest())], "OBJECT_CORRUPT"),
+        # The store has compared it already.
+        ([answer(sha256=hashlib.sha256(b"abd").digest(), verified=True)], ""),
+        ([answer(b"a", sha256=bytes(32), verified=True), answer(b"bc", offset=1)], "OBJECT_CORRUPT"),
+        ([answer(crc32c=7)], "CHUNK_CORRUPT"),
+        ([answer(b"a"), answer(b"bc", offset=2)], "CHUNK_CORRUPT"),
+        ([answer(b"abcd")], "CHUNK_CORRUPT"),
+        ([answer(size=4)], "CHUNK_CORRUPT"),
+        ([answer(b"")], "CHUNK_CORRUPT"),
+        (
+            [answer(b"a"), transfer_pb2.ReadResponse(failed=transfer_pb2.Failed(reason="OBJECT_CORRUPT"))],
+            "OBJECT_CORRUPT",
+        ),
+    ],
+)
+def test_answers_that_do_not_fit_are_no_object(folder: Any, answers: list[Any], reason: str) -> None:
+    mesh = Mesh(folder, "unix")
+    server = mesh.serve(mesh.context("archive-server-0"), TRANSFER, Store(lambda: answers))
+    reader = LineReader(LineTo(server.target, mesh.context("gateway-proxy").line))
+    reference = ObjectReference.of(common_pb2.ObjectReference(store_id="archive-0", sequence=1))
+    try:
+        reader.ask(reference, 3)
+        if reason:
+            with pytest.raises(RadmeshError) as caught:
+                reader.take()
+            assert caught.value.reason == reason
+        else:
+            assert b"".join(reader.take()) == b"abc"
+    finally:
+        reader.close()
+        mesh.close()
