@@ -170,8 +170,10 @@ HTJ2K_TARGET HTJ2K_INLINE void HTJ2K_PATH(htj2k_place_pair)(
                 sample = value & 1 ? -sample : sample;
                 value |= 1;
             }
+            /* Broken code streams say that there are more bits: all paths end where the range does. */
             if (narrow)
-                ((int16_t *)(n & 1 ? bottom : top))[x + 2 * k + (n >> 1)] = (int16_t)sample;
+                ((int16_t *)(n & 1 ? bottom : top))[x + 2 * k + (n >> 1)] =
+                    (int16_t)(sample > INT16_MAX ? INT16_MAX : sample < INT16_MIN ? INT16_MIN : sample);
             else
                 ((int32_t *)(n & 1 ? bottom : top))[x + 2 * k + (n >> 1)] = sample;
             if (n & 1) s->bottoms[8 + 4 * j + 2 * k + (n >> 1)] = value;

@@ -25,6 +25,7 @@ SIZ, CAP, COD, QCD, TLM, SOT = (b"\xff\x51", b"\xff\x50", b"\xff\x52", b"\xff\x5
 
 def try_to_decode(codestream: bytes, reduce: int = 0) -> None:
     said = set()
+    decoded = []
     for path in PATHS:
         _htj2k_decoder.use_path(path)
         try:
@@ -34,9 +35,11 @@ def try_to_decode(codestream: bytes, reduce: int = 0) -> None:
             said.add(str(error))
             continue
         said.add("")
+        decoded.append(frame)
         assert frame.size <= 1 << 20
         assert frame.dtype in {np.dtype(name) for name in ("u1", "i1", "u2", "i2")}
     assert len(said) == 1
+    assert all(np.array_equal(frame, decoded[0]) for frame in decoded)
 
 
 edits = st.lists(
@@ -141,6 +144,12 @@ GREY, RGB = STREAMS[0], STREAMS[1]
 def test_each_fault_has_a_name(stream: bytes, message: str) -> None:
     with pytest.raises(htj2k.CodestreamError, match=message):
         htj2k.decode(stream)
+
+
+def test_more_bits_than_samples_have() -> None:
+    """Seven guard bits instead of two: coefficients of 12 bits are beyond the range of those of 16."""
+    stream = htj2k.encode(made((40, 37), 12, False, "extremes", 7), bits_stored=12).codestream
+    try_to_decode(changed(stream, QCD, 2, b"\xe0"))
 
 
 def test_markers_that_say_nothing_are_passed_over() -> None:
