@@ -15,7 +15,8 @@ from pydicom.filereader import read_dataset
 
 from radmesh.api.database.v1 import dicom_query_pb2 as pb
 from radmesh.database_server import dicom_query
-from radmesh.database_server.dicom_query import ATTRIBUTES, UNIQUE, DicomQueries, Query
+from radmesh.database_server.dicom_query import DicomQueries, Query
+from radmesh.database_server.dicom_query_model import ATTRIBUTES, UNIQUE
 from radmesh.database_server.dicom_query_service import AT_ONCE, DicomQueryService
 from radmesh.database_server.dicom_worklist import Worklist
 from radmesh.database_server.paging import Pages
@@ -127,6 +128,7 @@ def test_unique_keys_of_the_levels_above_are_needed(parts: Parts) -> None:
     assert refused(parts, "STUDY", PATIENT_ROOT, StudyDate="") == (missing, "00100020")
     assert refused(parts, "STUDY", PATIENT_ROOT, PatientID="P*") == (missing, "00100020")
     assert refused(parts, "SERIES", Modality="CT") == (missing, "0020000D")
+    assert refused(parts, "SERIES", StudyInstanceUID="*") == (missing, "0020000D")
     assert refused(parts, "SERIES", StudyInstanceUID=f"{study}\\1.2") == (missing, "0020000D")
     assert refused(parts, "SERIES", PATIENT_ROOT, StudyInstanceUID=study) == (missing, "00100020")
     assert refused(parts, "IMAGE", StudyInstanceUID=study) == (missing, "0020000E")
@@ -219,6 +221,38 @@ def test_combined_date_and_time(parts: Parts) -> None:
     keys: dict[str, Any] = {"StudyDate": "20260101-20260103", "StudyTime": "0800-1000"}
     assert numbers(find(parts, **keys)) == {0}
     assert numbers(find(parts, more={"combined_date_time": True}, **keys)) == {0, 1}
+
+
+def test_fuzzy_names_are_an_option(parts: Parts) -> None:
+    several(parts, {"PatientName": "Müller^Eva"}, {"PatientName": "Muller^Eva"}, {"PatientName": "Maier^Eva"})
+    assert numbers(find(parts, PatientName="Mueller eva")) == set()
+    fuzzy = {"fuzzy": True}
+    assert numbers(find(parts, more=fuzzy, PatientName="Mueller eva")) == {0, 1}
+    assert numbers(find(parts, more=fuzzy, PatientName="Eva", PatientID="P2")) == {2}
+    # Too little to be nearly something.
+    assert numbers(find(parts, more=fuzzy, PatientName="M*")) == {0, 1, 2}
+    people = find(parts, "PATIENT", PATIENT_ROOT, more=fuzzy, PatientName="Muler", PatientID="")
+    assert {row.PatientID for row in people} == {"P0", "P1"}
+
+
+def test_what_indexes_find_and_what_is_walked_through_is_the_same(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dicom_query, "_PAGES", (2, 3))
+    names = ("Doe^John", "Doe^Jane", "Li^Wei", "Doering^A")
+    several(
+        parts, *({"PatientName": names[n % 4], "PatientID": f"Q{n}", "AccessionNumber": f"A{n}"} for n in range(12))
+    )
+    answers = []
+    for few in (2000, 0):
+        monkeypatch.setattr(dicom_query, "FEW", few)
+        keys = ({"PatientName": "do*"}, {"PatientName": "li*"}, {"PatientID": "Q1*"}, {"AccessionNumber": "A?"})
+        answers.append([numbers(find(parts, **one)) for one in keys])
+        people = find(parts, "PATIENT", PATIENT_ROOT, PatientName="doe^*", PatientID="")
+        answers[-1].append({int(row.PatientID[1:]) for row in people})
+    assert answers[0] == answers[1]
+    assert answers[0][:3] == [{n for n in range(12) if n % 4 != 2}, {2, 6, 10}, {1, 10, 11}]
+    assert answers[0][4] == {n for n in range(12) if n % 4 < 2}
 
 
 @pytest.mark.parametrize(

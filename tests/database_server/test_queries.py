@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radmesh.database_server.prepared import Prepared
-from radmesh.database_server.queries import Cursor, StudyFilter, Viewer, _pattern, name_matches
+from radmesh.database_server.queries import Cursor, StudyFilter, Viewer, like_pattern, name_matches
 from radmesh.database_server.schema import MIGRATIONS, patients, studies
 from radmesh.database_server.texts import name_key
 from radmesh.runtime.errors import RadmeshError
@@ -183,7 +183,7 @@ def _queries(database: Database) -> Any:
 
 
 def test_patterns_escape_what_sql_would_read() -> None:
-    assert _pattern(r"a*b?c%d_e\f") == r"a%b_c\%d\_e\\f"
+    assert like_pattern(r"a*b?c%d_e\f") == r"a%b_c\%d\_e\\f"
 
 
 # -- pages

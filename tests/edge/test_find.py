@@ -192,6 +192,8 @@ def test_options_are_what_was_negotiated(stored: Edge) -> None:
     assert (last.Status, len(rows)) == (0, 1)
     asked = dataset("STUDY", PatientID=PATIENT, StudyDate="20260301-20260303", StudyTime="0100-0200")
     assert [len(query(stored, model, asked, options=options)[1]) for options in (b"\0\0", b"\0\1")] == [1, 2]
+    asked = dataset("STUDY", PatientID="NAMED10", PatientName="Ruediger Aeneass")
+    assert [len(query(stored, model, asked, options=options)[1]) for options in (b"\0\0\0", b"\0\0\1")] == [0, 1]
 
 
 @pytest.mark.parametrize(

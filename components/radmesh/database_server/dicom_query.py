@@ -5,14 +5,28 @@ tables have no column for is matched, or taken from the first header of the seri
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from radmesh.database_server.dicom_query_model import (
+    BY_TAG,
+    IMAGE,
+    LEVELS,
+    MODELS,
+    PATIENT,
+    SERIES,
+    STUDY,
+    UNIQUE,
+    Attribute,
+)
+from radmesh.database_server.dicom_query_terms import FEW, NOTHING, Conditions, Term, Terms
+from radmesh.database_server.fuzzy_names import FuzzyNames, is_enough
 from radmesh.database_server.paging import Pages
-from radmesh.database_server.queries import Viewer, has_modality, matches, name_matches, not_held, visible
+from radmesh.database_server.prepared import Prepared, PreparedForRows, number, text
+from radmesh.database_server.queries import Viewer, eyes_of, not_held, visible
 from radmesh.database_server.schema import admissions, instances, patients, series, studies
 from radmesh.dicom import matching
 from radmesh.dicom.header import QueryableHeader
@@ -23,95 +37,14 @@ from radmesh.sql.engine import Database
 
 LIMIT: Final = 100_000
 """Rows of an answer unless less is asked for."""
-PATIENT, STUDY, SERIES, IMAGE = "PATIENT", "STUDY", "SERIES", "IMAGE"
-LEVELS: Final = (PATIENT, STUDY, SERIES, IMAGE)
-# QueryModel of database.v1 -> its levels.
-MODELS: Final = {1: LEVELS, 2: LEVELS[1:], 3: LEVELS[:2]}
 _UIDS_MOST: Final = 4096
 _LONGEST: Final = 1024
 # Rows of the pages: the first ones are seen at once.
 _PAGES: Final = (64, 256, 1024, 2048)
-_LAST: Final = "\U0010ffff"
 # Added to the id of a row that is looked at after others.
 _LATER: Final = 1 << 52
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Attribute:
-    """An attribute of the model: its level, and where it is: a column, a field that is made, or the header."""
-
-    tag: int
-    vr: str
-    keyword: str
-    level: str
-    column: Any = None
-    made: str = ""
-    header: bool = False
-
-
-def _a(tag: int, vr: str, keyword: str, level: str, column: Any = None, made: str = "") -> Attribute:
-    return Attribute(tag, vr, keyword, level, column, made, column is None and not made)
-
-
-ATTRIBUTES: Final = (
-    _a(0x00100010, "PN", "PatientName", PATIENT, patients.c.patient_name),
-    _a(0x00100020, "LO", "PatientID", PATIENT, patients.c.patient_id),
-    _a(0x00100021, "LO", "IssuerOfPatientID", PATIENT, patients.c.issuer_of_patient_id),
-    _a(0x00100030, "DA", "PatientBirthDate", PATIENT, patients.c.patient_birth_date),
-    _a(0x00100040, "CS", "PatientSex", PATIENT, patients.c.patient_sex),
-    _a(0x00201200, "IS", "NumberOfPatientRelatedStudies", PATIENT, made="patient_studies"),
-    _a(0x00201202, "IS", "NumberOfPatientRelatedSeries", PATIENT, made="patient_series"),
-    _a(0x00201204, "IS", "NumberOfPatientRelatedInstances", PATIENT, made="patient_instances"),
-    _a(0x00080020, "DA", "StudyDate", STUDY, studies.c.study_date),
-    _a(0x00080030, "TM", "StudyTime", STUDY, studies.c.study_time),
-    _a(0x00080050, "SH", "AccessionNumber", STUDY, studies.c.accession_number),
-    _a(0x00080061, "CS", "ModalitiesInStudy", STUDY, made="modalities"),
-    _a(0x00080062, "UI", "SOPClassesInStudy", STUDY, made="sop_classes"),
-    _a(0x00080090, "PN", "ReferringPhysicianName", STUDY, studies.c.referring_physician_name),
-    _a(0x00081030, "LO", "StudyDescription", STUDY, studies.c.study_description),
-    _a(0x00081048, "PN", "PhysiciansOfRecord", STUDY),
-    _a(0x00081060, "PN", "NameOfPhysiciansReadingStudy", STUDY),
-    _a(0x00081080, "LO", "AdmittingDiagnosesDescription", STUDY),
-    _a(0x00101010, "AS", "PatientAge", STUDY),
-    _a(0x00101020, "DS", "PatientSize", STUDY),
-    _a(0x00101030, "DS", "PatientWeight", STUDY),
-    _a(0x0020000D, "UI", "StudyInstanceUID", STUDY, studies.c.study_instance_uid),
-    _a(0x00200010, "SH", "StudyID", STUDY, studies.c.study_id),
-    _a(0x00201206, "IS", "NumberOfStudyRelatedSeries", STUDY, made="study_series"),
-    _a(0x00201208, "IS", "NumberOfStudyRelatedInstances", STUDY, made="study_instances"),
-    _a(0x00080021, "DA", "SeriesDate", SERIES, series.c.series_date),
-    _a(0x00080031, "TM", "SeriesTime", SERIES, series.c.series_time),
-    _a(0x00080060, "CS", "Modality", SERIES, series.c.modality),
-    _a(0x00080070, "LO", "Manufacturer", SERIES, series.c.manufacturer),
-    _a(0x00080080, "LO", "InstitutionName", SERIES),
-    _a(0x00081010, "SH", "StationName", SERIES, series.c.station_name),
-    _a(0x0008103E, "LO", "SeriesDescription", SERIES, series.c.series_description),
-    _a(0x00081040, "LO", "InstitutionalDepartmentName", SERIES),
-    _a(0x00081050, "PN", "PerformingPhysicianName", SERIES),
-    _a(0x00081070, "PN", "OperatorsName", SERIES),
-    _a(0x00081090, "LO", "ManufacturerModelName", SERIES),
-    _a(0x00180015, "CS", "BodyPartExamined", SERIES, series.c.body_part_examined),
-    _a(0x00181000, "LO", "DeviceSerialNumber", SERIES),
-    _a(0x00181030, "LO", "ProtocolName", SERIES),
-    _a(0x00185100, "CS", "PatientPosition", SERIES),
-    _a(0x0020000E, "UI", "SeriesInstanceUID", SERIES, series.c.series_instance_uid),
-    _a(0x00200011, "IS", "SeriesNumber", SERIES, series.c.series_number),
-    _a(0x00200052, "UI", "FrameOfReferenceUID", SERIES),
-    _a(0x00200060, "CS", "Laterality", SERIES),
-    _a(0x00201209, "IS", "NumberOfSeriesRelatedInstances", SERIES, made="series_instances"),
-    _a(0x00080016, "UI", "SOPClassUID", IMAGE, instances.c.sop_class_uid),
-    _a(0x00080018, "UI", "SOPInstanceUID", IMAGE, instances.c.sop_instance_uid),
-    _a(0x00083002, "UI", "AvailableTransferSyntaxUID", IMAGE, instances.c.transfer_syntax_uid),
-    _a(0x00200013, "IS", "InstanceNumber", IMAGE, instances.c.instance_number),
-    _a(0x00280008, "IS", "NumberOfFrames", IMAGE, instances.c.number_of_frames),
-    _a(0x00280010, "US", "Rows", IMAGE, instances.c.rows),
-    _a(0x00280011, "US", "Columns", IMAGE, instances.c.columns),
-)
-"""What can be searched for and is told, level by level (docs/reference/query.md)."""
-_BY_TAG: Final = {attribute.tag: attribute for attribute in ATTRIBUTES}
-UNIQUE: Final = {PATIENT: 0x00100020, STUDY: 0x0020000D, SERIES: 0x0020000E, IMAGE: 0x00080018}
-# An index finds what has one value of these, which are few.
-_FEW: Final = (0x00100020, 0x00080050, 0x0020000D)
+# Statements that are kept.
+_FORMS: Final = 512
 _INSTANCE_AVAILABILITY, _RETRIEVE_AE_TITLE = 0x00080056, 0x00080054
 _MODALITY, _MODALITIES, _INSTANCE_NUMBER, _PATIENT_NAME = 0x00080060, 0x00080061, 0x00200013, 0x00100010
 _STUDY_DATE, _STUDY_TIME = 0x00080020, 0x00080030
@@ -138,6 +71,7 @@ class Query:
     retrieve_ae_title: str = ""
     relational: bool = False
     combined_date_time: bool = False
+    fuzzy: bool = False
     limit: int = LIMIT
 
 
@@ -154,11 +88,47 @@ def key_invalid(tag: int, why: str) -> RadmeshError:
     return RadmeshError("QUERY_KEY_INVALID", f"{tag_text(tag)}: {why}", metadata={"tag": f"{tag:08X}"})
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a statement is made of, values aside: all queries that differ in values alone have one.
+
+    Attributes:
+        columns: tags of what is read for each row.
+        counted: whether what studies and series have is read, too.
+        viewer: whose eyes, but for the station's name.
+        few: whether what matches is little, and is sorted; else rows are read in the order of the answer.
+        later: whether it is of a page behind the first.
+    """
+
+    level: str
+    terms: tuple[Term, ...]
+    columns: tuple[int, ...]
+    counted: tuple[str, ...]
+    viewer: Viewer
+    few: bool = False
+    later: bool = False
+
+
 class DicomQueries:
     """Answers C-FIND."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
+        self.fuzzy = FuzzyNames(database)
+        self.statement = lru_cache(_FORMS)(self._statement)
+        self.probe = lru_cache(_FORMS)(self._probe)
+        self.people = lru_cache(_FORMS)(self._people)
+        self.headers_of_series = PreparedForRows(
+            database, lambda of: sa.select(series.c.id, series.c.header).where(series.c.id.in_(of))
+        )
+        self.headers_of_studies = PreparedForRows(
+            database,
+            lambda of: sa.select(series.c.study, series.c.header).where(
+                series.c.id.in_(
+                    sa.select(sa.func.min(series.c.id)).where(series.c.study.in_(of)).group_by(series.c.study)
+                )
+            ),
+        )
 
     def find(self, query: Query) -> "Find":
         """Check a query, and return it ready to be run.
@@ -166,7 +136,78 @@ class DicomQueries:
         Raises:
             RadmeshError: QUERY_LEVEL_INVALID, UNIQUE_KEY_MISSING, QUERY_KEY_INVALID.
         """
-        return Find(self._database, query)
+        return Find(self, query)
+
+    def _probe(self, term: Term, at: int) -> Prepared:
+        return Prepared(self.database, Conditions(self.database, Viewer(), probing=True).probe(term, at))
+
+    def _people(self, columns: tuple[int, ...]) -> PreparedForRows:
+        told = (*_ALWAYS[PATIENT], *_columns(columns))
+        return PreparedForRows(self.database, lambda of: sa.select(*told).where(patients.c.id.in_(of)))
+
+    def _statement(self, form: _Form) -> Prepared:
+        """Return the SELECT of a page.
+
+        An index either finds what matches, which is sorted then, or has the order of the answer: where it is to be
+        the one, what the other is of is written as an expression.
+        """
+        make = Conditions(self.database, form.viewer)
+        conditions = [condition for at, term in enumerate(form.terms) for condition in make.of(term, at)]
+        source: Any = studies.join(patients, patients.c.id == studies.c.patient)
+        order: tuple[Any, ...]
+        if form.level == PATIENT:
+            # A patient may have several rows, and is one all the same.
+            rank = sa.case((sa.func.substr(patients.c.identity, 1, 4) == "ris\x1f", 0), else_=_LATER) + patients.c.id
+            who = patients.c.who.concat(NOTHING) if form.few else patients.c.who
+            if form.later:
+                conditions.append(who > text("after_0"))
+            query = sa.select(who.label("who"), sa.func.min(rank).label("rank")).select_from(source)
+            query = query.where(visible(form.viewer), *conditions).group_by(who).order_by(who)
+            return Prepared(self.database, query.limit(number("size")))
+        if form.level == STUDY:
+            conditions.append(visible(form.viewer))
+            date = studies.c.study_date.concat(NOTHING) if form.few else studies.c.study_date
+            order = (date.desc(), studies.c.id.desc())
+            if form.later:
+                conditions.append(sa.tuple_(date, studies.c.id) < sa.tuple_(text("after_0"), number("after_1")))
+        else:
+            source = source.join(series, series.c.study == studies.c.id)
+            if form.level == SERIES:
+                key = series.c.id
+                if not form.viewer.include_held:
+                    seen = sa.exists().where(
+                        instances.c.series == series.c.id,
+                        admissions.c.id == instances.c.admission,
+                        not_held(form.viewer),
+                    )
+                    conditions.append(sa.or_(sa.and_(studies.c.held_count == 0, series.c.instance_count > 0), seen))
+            else:
+                key = instances.c.id
+                source = source.join(instances, instances.c.series == series.c.id)
+                conditions.append(instances.c.current)
+                if not form.viewer.include_held:
+                    source = source.join(admissions, admissions.c.id == instances.c.admission)
+                    conditions.append(not_held(form.viewer))
+            order = (key + sa.literal_column("0") if form.few else key,)
+            if form.later:
+                conditions.append(order[0] > number("after_0"))
+        always = [column.label(f"_{place}") for place, column in enumerate(_ALWAYS[form.level])]
+        counted = [_COUNTED[name].label(name) for name in form.counted]
+        query = sa.select(*always, *_columns(form.columns), *counted).select_from(source)
+        return Prepared(self.database, query.where(*conditions).order_by(*order).limit(number("size")))
+
+
+# What studies and series have, as a row is read with it.
+_COUNTED: Final[Mapping[str, Any]] = {
+    "_series": studies.c.series_count,
+    "_instances": studies.c.instance_count,
+    "_modalities": studies.c.modalities,
+    "_in_series": series.c.instance_count,
+}
+
+
+def _columns(tags: Sequence[int]) -> list[Any]:
+    return [BY_TAG[tag].column.label(BY_TAG[tag].keyword) for tag in tags]
 
 
 class Find:
@@ -176,7 +217,7 @@ class Find:
         keys_unsupported: some of its keys are none of the model, and are left out of rows and matching.
     """
 
-    def __init__(self, database: Database, query: Query) -> None:
+    def __init__(self, queries: DicomQueries, query: Query) -> None:
         levels = MODELS.get(query.model, ())
         if query.level not in levels:
             raise RadmeshError(
@@ -184,7 +225,8 @@ class Find:
                 f"{tag_text(QUERY_RETRIEVE_LEVEL)}: one of {', '.join(levels)}",
                 metadata={"tag": f"{QUERY_RETRIEVE_LEVEL:08X}"},
             )
-        self._database = database
+        self._queries = queries
+        self._database = queries.database
         self._query = query
         self._level = query.level
         self._viewer = query.viewer
@@ -195,26 +237,34 @@ class Find:
             keys.setdefault(key.tag, key)
         if not query.relational:
             self._check_unique(levels, keys)
-        keys.setdefault(UNIQUE[query.level], Key(UNIQUE[query.level], _BY_TAG[UNIQUE[query.level]].vr))
-        self._conditions: list[Any] = []
+        keys.setdefault(UNIQUE[query.level], Key(UNIQUE[query.level], BY_TAG[UNIQUE[query.level]].vr))
+        self._terms = Terms()
         self._after: list[Callable[[dict[str, Any]], bool]] = []
-        self._short = any(tag in keys and _is_one(keys[tag].value) for tag in _FEW)
+        self._fuzzy_name = ""
         self._asked = self._read(keys)
         self._made = {a.made for a in self._asked if a.made}
         self._headers = any(a.header for a in self._asked)
-        self._columns = [a.column.label(a.keyword) for a in self._asked if a.column is not None]
-        self._names = [a.keyword for a in self._asked if a.column is not None]
-        if self._made & _OF_STUDY and self._level != PATIENT:
-            self._columns += [studies.c.series_count, studies.c.instance_count, studies.c.modalities]
-            self._names += ["_series", "_instances", "_modalities"]
+        told = [a for a in self._asked if a.column is not None]
+        counted: tuple[str, ...] = ()
+        if self._level != PATIENT and self._made & _OF_STUDY:
+            counted = ("_series", "_instances", "_modalities")
+        if "series_instances" in self._made:
+            counted += ("_in_series",)
+        self._names = [*(a.keyword for a in told), *counted]
+        self._form = _Form(self._level, (), tuple(a.tag for a in told), counted, eyes_of(self._viewer))
+        # Of what has a column alone a row is written as it is read.
+        self._plain = not (self._made or self._headers or self._after)
+        at = len(_ALWAYS[self._level])
+        self._written = [(at + place, make) for place, a in enumerate(told) if (make := _written(a)) is not None]
         self._writer = self._row_writer(keys)
+        self._ready = False
 
     def _check_unique(self, levels: Sequence[str], keys: Mapping[int, Key]) -> None:
         """Hierarchical queries name one entity of each level above (PS3.4 C.4.1.2.1)."""
         for level in levels[: levels.index(self._level)]:
             tag = UNIQUE[level]
-            value = keys[tag].value if tag in keys else ""
-            if not value or "\\" in value or (level == PATIENT and ("*" in value or "?" in value)):
+            value = keys[tag].value.strip(" ") if tag in keys else ""
+            if not value or any(letter in value for letter in "\\*?"):
                 raise RadmeshError(
                     "UNIQUE_KEY_MISSING",
                     f"{tag_text(tag)}: one value is needed at level {self._level}",
@@ -226,7 +276,7 @@ class Find:
     def _read(self, keys: Mapping[int, Key]) -> list[Attribute]:
         asked: list[Attribute] = []
         for tag, key in keys.items():
-            attribute = _BY_TAG.get(tag)
+            attribute = BY_TAG.get(tag)
             if tag in (QUERY_RETRIEVE_LEVEL, _RETRIEVE_AE_TITLE, _INSTANCE_AVAILABILITY):
                 continue
             if attribute is not None and attribute.level in self._upper:
@@ -234,7 +284,7 @@ class Find:
                 self._match(attribute, key.value.strip(" "))
             elif tag == _MODALITY and self._level == STUDY:
                 # Often asked for; what is meant is this.
-                self._match(_BY_TAG[_MODALITIES], key.value.strip(" "))
+                self._match(BY_TAG[_MODALITIES], key.value.strip(" "))
                 self.keys_unsupported = True
             else:
                 self.keys_unsupported = True
@@ -249,33 +299,47 @@ class Find:
             return
         if a.vr != "UI" and len(value) > _LONGEST:
             raise key_invalid(a.tag, f"at most {_LONGEST} characters")
+        wanted = [part.strip() for part in value.split("\\") if part.strip()]
+        if not wanted:
+            return
         if a.vr == "UI":
-            uids = [uid for part in value.split("\\") if (uid := part.strip("\0 "))]
-            if len(uids) > _UIDS_MOST or not all(map(is_valid_uid, uids)):
-                raise key_invalid(a.tag, f"at most {_UIDS_MOST} UIDs")
-            if a.column is not None:
-                self._conditions.append(a.column == uids[0] if len(uids) == 1 else a.column.in_(uids))
-            else:
-                self._after.append(lambda row: any(uid in row[a.keyword].split("\\") for uid in uids))
+            self._match_uids(a, wanted)
         elif a.vr in ("DA", "TM"):
             self._match_range(a, value)
-        elif a.tag == _PATIENT_NAME:
-            self._conditions.append(name_matches(self._database, value))
-        elif a.made == "modalities":
-            wanted = [part.strip() for part in value.split("\\") if part.strip()]
-            self._conditions.append(has_modality(wanted, self._viewer))
         elif a.vr == "PN":
-            self._after.append(
-                lambda row: any(matching.name_matches(value, name) for name in row[a.keyword].split("\\"))
-            )
+            self._match_name(a, value)
+        elif a.made == "modalities":
+            self._terms.modalities(wanted)
         elif a.vr in ("IS", "US", "DS"):
-            self._match_number(a, value)
+            self._match_number(a, wanted)
         elif a.column is not None:
-            wanted = [part.strip() for part in value.split("\\") if part.strip()]
-            self._conditions.append(sa.or_(*(matches(a.column, one) for one in wanted)))
+            self._terms.texts(a, wanted)
         else:
             self._after.append(
-                lambda row: any(matching.text_matches(value, text) for text in row[a.keyword].split("\\"))
+                lambda row: any(
+                    matching.text_matches(one, part.strip()) for one in wanted for part in row[a.keyword].split("\\")
+                )
+            )
+
+    def _match_uids(self, a: Attribute, wanted: Sequence[str]) -> None:
+        uids = [uid for part in wanted if (uid := part.strip("\0 "))]
+        if len(uids) > _UIDS_MOST or not all(map(is_valid_uid, uids)):
+            raise key_invalid(a.tag, f"at most {_UIDS_MOST} UIDs")
+        if a.column is not None:
+            self._terms.one_of(a, uids)
+        else:
+            self._after.append(lambda row: any(uid in row[a.keyword].split("\\") for uid in uids))
+
+    def _match_name(self, a: Attribute, value: str) -> None:
+        if a.tag == _PATIENT_NAME and self._query.fuzzy and is_enough(value):
+            self._fuzzy_name = value
+        elif a.tag == _PATIENT_NAME:
+            self._terms.name(value)
+        else:
+            if a.column is not None:
+                self._terms.person(a, value)
+            self._after.append(
+                lambda row: any(matching.name_matches(value, name) for name in row[a.keyword].split("\\"))
             )
 
     def _match_range(self, a: Attribute, value: str) -> None:
@@ -285,151 +349,135 @@ class Find:
             raise key_invalid(a.tag, f"{what}, or a range of them with a hyphen")
         first, last = ends
         if a.vr == "DA":
-            self._conditions += _dates(a.column, first, last)
+            self._terms.dates(a, first, last)
         elif not (self._query.combined_date_time and a.tag == _STUDY_TIME and "-" in value):
             wanted = first if first == last and "-" not in value else f"{first}-{last}"
             self._after.append(lambda row: matching.in_range(row[a.keyword].replace(":", ""), wanted))
 
     def _combine(self, dates: str, times: str) -> None:
         """Match date and time as one point in time (PS3.4 C.2.2.2.5.2)."""
-        ends = zip(matching.range_of(dates, "DA") or ("", ""), matching.range_of(times, "TM") or ("", ""), strict=True)
-        date, time = studies.c.study_date, studies.c.study_time
-        (first, begin), (last, end) = ends
+        first, last = matching.range_of(dates, "DA") or ("", "")
+        begin, end = matching.range_of(times, "TM") or ("", "")
         if first and begin:
-            self._conditions.append(sa.or_(date > first, time >= begin))
+            self._terms.moment(first, begin, end=False)
         if last and end:
-            self._conditions.append(sa.or_(date < last, time <= end + _LAST))
+            self._terms.moment(last, end, end=True)
 
-    def _match_number(self, a: Attribute, value: str) -> None:
+    def _match_number(self, a: Attribute, parts: Sequence[str]) -> None:
         try:
-            wanted = [float(part) for part in value.split("\\") if part.strip()]
+            wanted = [float(part) for part in parts]
         except ValueError:
             raise key_invalid(a.tag, "a number") from None
-        if a.tag == _INSTANCE_NUMBER:
-            self._conditions.append(instances.c.sort_number.in_([int(one) for one in wanted if abs(one) < 1 << 31]))
-        elif a.level == IMAGE:
-            self._conditions.append(a.column.in_([int(one) for one in wanted if 0 <= one < 1 << 31]))
+        if a.level == IMAGE and isinstance(a.column.type, sa.Integer):
+            self._terms.one_of(a, [int(one) if 0 < one < 1 << 31 else -1 for one in wanted])
         else:
             self._after.append(lambda row: _number(row[a.keyword]) in wanted)
 
     # -- rows
 
     def _row_writer(self, keys: Mapping[int, Key]) -> RowWriter:
-        elements: list[tuple[int, str, str]] = [(a.tag, a.vr, a.keyword) for a in self._asked]
-        elements.append((QUERY_RETRIEVE_LEVEL, "CS", "level"))
+        elements: list[tuple[int, str, str | None]] = [(a.tag, a.vr, None) for a in self._asked]
+        elements.append((QUERY_RETRIEVE_LEVEL, "CS", self._level))
         if self._query.retrieve_ae_title:
-            elements.append((_RETRIEVE_AE_TITLE, "AE", "aet"))
+            elements.append((_RETRIEVE_AE_TITLE, "AE", self._query.retrieve_ae_title))
         if _INSTANCE_AVAILABILITY in keys:
-            elements.append((_INSTANCE_AVAILABILITY, "CS", "availability"))
-        elements.sort()
-        self._fields = [name for _, _, name in elements]
-        self._fixed = {"level": self._level, "aet": self._query.retrieve_ae_title, "availability": "ONLINE"}
-        return RowWriter(
-            [(tag, vr) for tag, vr, _ in elements],
-            implicit=self._query.implicit,
-            character_set=self._query.character_set,
-        )
+            elements.append((_INSTANCE_AVAILABILITY, "CS", "ONLINE"))
+        self._fields = [a.keyword for a in self._asked]
+        elements.sort(key=lambda element: element[0])
+        return _writer_of(tuple(elements), implicit=self._query.implicit, character_set=self._query.character_set)
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the rows; empty batches while a page takes its time.
+        """Yield the rows; empty batches while a page takes its time, and where nothing on one matches.
 
         Raises:
             RadmeshError: DATABASE_UNAVAILABLE.
         """
         left = self._query.limit
+        short = self._terms.few and not self._fuzzy_name
         with Pages(self._database) as pages:
             position: tuple[Any, ...] | None = None
-            number = 0
+            number_of_page = 0
             while True:
-                size = _PAGES[min(number, len(_PAGES) - 1)]
-                for page in pages.read(partial(self._page, position, size), short=self._short):
+                size = _PAGES[min(number_of_page, len(_PAGES) - 1)]
+                for page in pages.read(partial(self._page, position, size), short=short):
                     if page is None:
                         yield Batch(())
                         continue
                     rows, position = page
                 if len(rows) > left:
-                    yield Batch([self._write(row) for row in rows[:left]], limited=True)
+                    yield Batch(rows[:left], limited=True)
                     return
                 left -= len(rows)
-                if rows:
-                    yield Batch([self._write(row) for row in rows])
+                yield Batch(rows)
                 if position is None:
                     return
-                number += 1
+                number_of_page += 1
 
-    def _write(self, row: Mapping[str, Any]) -> bytes:
-        return self._writer.write([row[name] for name in self._fields])
+    def _decide(self, c: sa.Connection) -> None:
+        """Find out whether what matches is little, and which patients are meant by a name that is fuzzy."""
+        self._ready = True
+        terms = self._terms
+        if self._fuzzy_name:
+            terms.patients(self._queries.fuzzy.find(c, self._fuzzy_name))
+        for at, indexed in terms.probes:
+            if terms.few:
+                break
+            if indexed or not terms.has_dates():
+                ids = self._queries.probe(terms.terms[at], at).rows(c, **terms.values, most=FEW + 1)
+                if len(ids) <= FEW:
+                    terms.found(at, [row[0] for row in ids])
+        self._form = replace(self._form, terms=tuple(terms.terms), few=terms.few)
 
     def _page(
         self, position: tuple[Any, ...] | None, size: int, c: sa.Connection
-    ) -> tuple[list[dict[str, Any]], tuple[Any, ...] | None]:
+    ) -> tuple[list[bytes], tuple[Any, ...] | None]:
         """Return a page of rows that match, and where the next one begins; None behind the last."""
-        found: Sequence[Any] = c.execute(self._statement(position, size)).all()
-        if self._level == PATIENT:
-            found = self._people(c, found)
-        always = len(_ALWAYS[self._level])
-        rows = [
-            {**self._fixed, **dict(zip(self._names, row[always:], strict=True)), "_": row[:always]} for row in found
-        ]
-        for a in self._asked:
-            if a.level == IMAGE and a.vr in ("US", "IS") and a.tag != _INSTANCE_NUMBER:
-                _written_number(rows, a)
-            elif a.vr in ("DA", "TM") and a.column is not None:
-                _plain_times(rows, a.keyword)
-        self._complete(c, rows)
+        if not self._ready:
+            self._decide(c)
+        form = replace(self._form, later=True) if position is not None else self._form
+        values = dict(self._terms.values, viewer_station=self._viewer.station, size=size)
+        values.update((f"after_{place}", value) for place, value in enumerate(position or ()))
+        found = self._queries.statement(form).rows(c, **values)
         following = None
         if len(found) == size:
             last = found[-1]
-            following = {STUDY: (last[1], last[0]), PATIENT: (last[1],)}.get(self._level, (last[0],))
-        if self._after:
-            rows = [row for row in rows if all(look(row) for look in self._after)]
-        return rows, following
+            following = (last[1], last[0]) if self._level == STUDY else (last[0],)
+        if self._level == PATIENT and found:
+            found = self._people(c, found)
+        if self._plain:
+            return self._straight(found), following
+        return self._completed(c, found), following
 
-    def _statement(self, position: tuple[Any, ...] | None, size: int) -> Any:
-        conditions = list(self._conditions)
-        source: Any = studies.join(patients, patients.c.id == studies.c.patient)
-        order: tuple[Any, ...]
-        if self._level == PATIENT:
-            # A patient may have several rows, and is one all the same.
-            rank = sa.case((sa.func.substr(patients.c.identity, 1, 4) == "ris\x1f", 0), else_=_LATER) + patients.c.id
-            query = sa.select(patients.c.who, sa.func.min(rank)).select_from(source)
-            query = query.where(visible(self._viewer), *conditions).group_by(patients.c.who).order_by(patients.c.who)
-            return (query.where(patients.c.who > position[0]) if position else query).limit(size)
-        if self._level == STUDY:
-            conditions.append(visible(self._viewer))
-            order = (studies.c.study_date.desc(), studies.c.id.desc())
-            if position:
-                conditions.append(sa.tuple_(studies.c.study_date, studies.c.id) < sa.tuple_(*map(sa.literal, position)))
-        else:
-            source = source.join(series, series.c.study == studies.c.id)
-            if self._level == SERIES:
-                seen = sa.exists().where(
-                    instances.c.series == series.c.id,
-                    admissions.c.id == instances.c.admission,
-                    not_held(self._viewer),
-                )
-                if not self._viewer.include_held:
-                    conditions.append(sa.or_(sa.and_(studies.c.held_count == 0, series.c.instance_count > 0), seen))
-                order = (series.c.id,)
-            else:
-                source = source.join(instances, instances.c.series == series.c.id)
-                conditions.append(instances.c.current)
-                if not self._viewer.include_held:
-                    source = source.join(admissions, admissions.c.id == instances.c.admission)
-                    conditions.append(not_held(self._viewer))
-                order = (instances.c.id,)
-            if position:
-                conditions.append(order[0] > position[0])
-        always = [column.label(f"_{number}") for number, column in enumerate(_ALWAYS[self._level])]
-        return sa.select(*always, *self._columns).select_from(source).where(*conditions).order_by(*order).limit(size)
+    def _straight(self, found: Sequence[Sequence[Any]]) -> list[bytes]:
+        """Return rows that are all columns."""
+        write, at = self._writer.write, len(_ALWAYS[self._level])
+        if not self._written:
+            return [write(row[at:]) for row in found]
+        rows = []
+        for each in found:
+            row = list(each)
+            for place, make in self._written:
+                row[place] = make(row[place])
+            rows.append(write(row[at:]))
+        return rows
 
-    def _people(self, c: sa.Connection, found: Sequence[Any]) -> list[Any]:
+    def _completed(self, c: sa.Connection, found: Sequence[Sequence[Any]]) -> list[bytes]:
+        """Return rows that match in what no column says, too, with that."""
+        at = len(_ALWAYS[self._level])
+        rows: list[dict[str, Any]] = []
+        for each in found:
+            row = {**dict(zip(self._names, each[at:], strict=True)), "_": each[:at]}
+            for place, make in self._written:
+                row[self._names[place - at]] = make(each[place])
+            rows.append(row)
+        self._complete(c, rows)
+        write, fields = self._writer.write, self._fields
+        return [write([row[name] for name in fields]) for row in rows if all(look(row) for look in self._after)]
+
+    def _people(self, c: sa.Connection, found: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         """Return patients as their RIS tells them, if that was found, by what groups them."""
         ids = [row[1] % _LATER for row in found]
-        rows: dict[int, Any] = {}
-        for part in _parts(ids):
-            query = sa.select(*_ALWAYS[PATIENT], *self._columns).where(patients.c.id.in_(part))
-            rows |= {row[0]: row for row in c.execute(query)}
+        rows = {row[0]: row for row in self._queries.people(self._form.columns).rows(c, ids)}
         return [rows[one] for one in ids]
 
     # -- what no column says
@@ -526,14 +574,9 @@ class Find:
 
     def _count_series(self, c: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
         at = 0 if self._level == SERIES else 1
-        counts: dict[int, int] = {}
-        partly: list[int] = []
+        counts = {row["_"][at]: row["_in_series"] for row in rows}
         ids = {row["_"][at]: self._held_of(row) for row in rows}
-        for part in _parts(list(ids)):
-            for row in c.execute(sa.select(series.c.id, series.c.instance_count).where(series.c.id.in_(part))):
-                counts[row[0]] = row[1]
-                if ids[row[0]] and not self._viewer.include_held:
-                    partly.append(row[0])
+        partly = [one for one, held in ids.items() if held and not self._viewer.include_held]
         for part in _parts(partly):
             counts |= dict.fromkeys(part, 0)
             for row in c.execute(
@@ -551,35 +594,11 @@ class Find:
         wanted = [a for a in self._asked if a.header]
         at = {STUDY: 0, SERIES: 0, IMAGE: 1}[self._level]
         open_ = {row["_"][at] for row in rows if not self._held_of(row) or self._viewer.include_held}
-        texts: dict[int, dict[str, str]] = {}
-        for part in _parts(list(open_)):
-            query = sa.select(series.c.id, series.c.header).where(series.c.id.in_(part))
-            if self._level == STUDY:
-                first = sa.select(sa.func.min(series.c.id)).where(series.c.study.in_(part)).group_by(series.c.study)
-                query = sa.select(series.c.study, series.c.header).where(series.c.id.in_(first))
-            for key, raw in c.execute(query):
-                texts[key] = _texts(bytes(raw), wanted)
+        select = self._queries.headers_of_studies if self._level == STUDY else self._queries.headers_of_series
+        texts = {key: _texts(bytes(raw), wanted) for key, raw in select.rows(c, list(open_))}
         nothing = {a.keyword: "" for a in wanted}
         for row in rows:
             row.update(texts.get(row["_"][at], nothing))
-
-
-def _dates(column: Any, first: str, last: str) -> list[Any]:
-    """Return the conditions of a range of dates; what ACR-NEMA wrote with full stops is matched too."""
-    if first == last:
-        return [column.in_((first, _dotted(first)))]
-    # A dotted date sorts before all others of its year.
-    conditions = [column != ""]
-    if first:
-        exact = sa.or_(column >= first, sa.and_(column.like("____.%"), column >= _dotted(first)))
-        conditions = [column >= f"{first[:4]}.", exact]
-    if last:
-        conditions += [column <= last, sa.or_(column.not_like("____.%"), column <= _dotted(last))]
-    return conditions
-
-
-def _dotted(date: str) -> str:
-    return f"{date[:4]}.{date[4:6]}.{date[6:]}"
 
 
 def _texts(raw: bytes, wanted: Sequence[Attribute]) -> dict[str, str]:
@@ -588,10 +607,6 @@ def _texts(raw: bytes, wanted: Sequence[Attribute]) -> dict[str, str]:
     except ValueError:
         header = QueryableHeader()
     return {a.keyword: header.text(a.keyword) for a in wanted}
-
-
-def _is_one(value: str) -> bool:
-    return bool(value) and not any(letter in value for letter in "*?\\")
 
 
 def _parts(ids: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -606,19 +621,31 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _plain_times(rows: Sequence[dict[str, Any]], keyword: str) -> None:
-    """Write dates and times as the standard has them now (PS3.5 6.2)."""
-    for row in rows:
-        value = row[keyword]
-        if ":" in value or value[4:5] == ".":
-            row[keyword] = value.replace(":", "") if ":" in value else value.replace(".", "")
+@lru_cache(256)
+def _writer_of(elements: tuple[tuple[int, str, str | None], ...], *, implicit: bool, character_set: str) -> RowWriter:
+    return RowWriter(elements, implicit=implicit, character_set=character_set)
 
 
-def _written_number(rows: Sequence[dict[str, Any]], a: Attribute) -> None:
-    """Write numbers as the attribute has them; 0 = the object has no such attribute."""
-    for row in rows:
-        value = row[a.keyword]
-        if a.vr == "US":
-            row[a.keyword] = value.to_bytes(2, "little") if 0 < value < 1 << 16 else b""
-        else:
-            row[a.keyword] = str(value) if value else ""
+def _written(a: Attribute) -> Callable[[Any], Any] | None:
+    """Return what makes a column's value what a row has, where they are not the same."""
+    if a.vr in ("DA", "TM"):
+        return _plain_time
+    if isinstance(a.column.type, sa.Integer):
+        return _us if a.vr == "US" else _is
+    return None
+
+
+def _plain_time(value: str) -> str:
+    """Return a date or time as the standard has it now (PS3.5 6.2)."""
+    if ":" in value:
+        return value.replace(":", "")
+    return value.replace(".", "") if value[4:5] == "." else value
+
+
+def _us(value: int) -> bytes:
+    # 0 = the object has no such attribute.
+    return value.to_bytes(2, "little") if 0 < value < 1 << 16 else b""
+
+
+def _is(value: int) -> str:
+    return str(value) if value else ""

@@ -41,6 +41,7 @@ class DicomQueryService:
                 retrieve_ae_title=request.retrieve_ae_title[:16],
                 relational=request.relational,
                 combined_date_time=request.combined_date_time,
+                fuzzy=request.fuzzy_names,
                 limit=min(request.limit or LIMIT, LIMIT),
             )
         )

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from radmesh.database_server.dicom_query import ATTRIBUTES, LEVELS, LIMIT, UNIQUE
+from radmesh.database_server.dicom_query import LIMIT
+from radmesh.database_server.dicom_query_model import ATTRIBUTES, LEVELS, UNIQUE
 from radmesh.database_server.dicom_worklist import STEP, TOP, Tree
 from radmesh.dicom.identifier import tag_text
 
@@ -12,7 +13,7 @@ def document() -> str:
     lines = [
         "# What C-FIND can be asked for",
         "",
-        "Made by `make docs` from the tables that answer, `radmesh.database_server.dicom_query` and",
+        "Made by `make docs` from the tables that answer, `radmesh.database_server.dicom_query_model` and",
         "`.dicom_worklist`. Keys of the levels above are matched and told too. A hierarchical query has one value",
         "of the unique key of each level above, else it ends with 0xA900. Keys that are not listed are left out of",
         "answers, whose status is 0xFF01 then.",
@@ -21,6 +22,11 @@ def document() -> str:
         "times as ranges, UIDs as lists; codes, numbers and other texts may be lists too. Held instances are seen",
         f"by the station alone that sent them. An answer has at most `[dicom] find_limit` rows ({LIMIT:,}); one",
         "that has more ends with 0xA700, and says so.",
+        "",
+        "By extended negotiation (PS3.4 C.5.1.1): relational queries, which need no unique keys; dates and times",
+        "matched as one; fuzzy semantic matching of the patient's name, which finds its words in any order, with any",
+        "diacritics or none (`ue` is `ü`), and with a letter wrong from four letters on, two from eight. Time zones are",
+        "not adjusted.",
         "",
         "Specific Character Set is empty where a row is ASCII, else that of `[[stations]] character_set` or of the",
         "request where that is one set alone which can hold the row, else ISO_IR 192.",

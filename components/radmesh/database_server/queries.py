@@ -38,6 +38,8 @@ _LATER: Final = 1 << 52
 _INDEXED: Final = re.compile(r"[^*?%_]{3,}")
 # Forms of a query that are kept ready, each with its statement.
 _FORMS: Final = 256
+NameForm = tuple[tuple[bool, bool], ...]
+"""Of each component group that a name asks for: are wildcards within it, and does the index of names find it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ class Cursor:
         return base64.urlsafe_b64encode(json.dumps([self._digest, position]).encode()).decode()
 
 
-def _pattern(value: str) -> str:
+def like_pattern(value: str) -> str:
     """Return a LIKE pattern (escaped by a backslash) of DICOM wildcards (PS3.4 C.2.2.2.4)."""
     escaped = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return escaped.replace("*", "%").replace("?", "_")
@@ -146,39 +148,62 @@ def _expression(group: str) -> str:
     return "=" + "".join(letters.get(letter) or re.escape(letter) for letter in group) + "="
 
 
-def _has_wildcard(value: str) -> bool:
+def has_wildcard(value: str) -> bool:
+    """Whether a value has wildcards."""
     return "*" in value or "?" in value
 
 
 def matches(column: Any, value: str) -> Any:
     """Return the condition that a column matches a value, with wildcards if it has any."""
     value = value.replace("\0", "")
-    return column.like(_pattern(value), escape="\\") if _has_wildcard(value) else column == value
+    return column.like(like_pattern(value), escape="\\") if has_wildcard(value) else column == value
+
+
+def name_form(name: str) -> tuple[NameForm, list[str]]:
+    """Return what the condition of a name is made of, and its values: three for each component group."""
+    form: list[tuple[bool, bool]] = []
+    values: list[str] = []
+    for part in unicodedata.normalize("NFKC", name.replace("\0", "")).casefold().strip().split("="):
+        group = part.rstrip("^ ")
+        if not group.strip("*"):
+            continue
+        # With what stands around a group two letters that it begins with can be looked up.
+        longest = max(_INDEXED.findall(f"={group}="), key=len, default="")
+        quoted = longest.replace('"', '""')
+        # Stars at its ends stay within a group by themselves.
+        form.append((has_wildcard(group.strip("*")), bool(longest)))
+        values += [f"%={like_pattern(group)}=%", _expression(group), f'"{quoted}"']
+    return tuple(form), values
+
+
+def name_condition(
+    database: Database, form: NameForm, names: Sequence[str], values: Sequence[str] = (), *, indexed: bool = True
+) -> Any:
+    """Return the condition that any component group of a patient's name matches (PS3.4 C.2.2.2.1.1).
+
+    `names` are those of its parameters, in the order of the values of `name_form`; `indexed`: whether the index of
+    names is asked, which finds everything at once.
+    """
+    conditions: list[Any] = []
+    for at, (wild, found) in enumerate(form):
+        like, expression, phrase = (
+            sa.bindparam(names[place], values[place] if values else "", sa.String)
+            for place in range(3 * at, 3 * at + 3)
+        )
+        conditions.append(patients.c.name_key.like(like, escape="\\"))
+        if wild:
+            # A wildcard of LIKE reaches into the next component group.
+            conditions.append(patients.c.name_key.regexp_match(expression))
+        if found and indexed and database.sqlite:
+            index = sa.table("patient_names", sa.column("rowid"), sa.column("patient_names"))
+            conditions.append(patients.c.id.in_(sa.select(index.c.rowid).where(index.c.patient_names.match(phrase))))
+    return sa.and_(*conditions) if conditions else sa.true()
 
 
 def name_matches(database: Database, name: str) -> Any:
-    """Return the condition that any component group of a patient's name matches (PS3.4 C.2.2.2.1.1)."""
-    folded = unicodedata.normalize("NFKC", name.replace("\0", "")).casefold().strip()
-    groups = [group.rstrip("^ ") for group in folded.split("=")]
-    conditions: list[Any] = []
-    for group in groups:
-        if not group or not group.strip("*"):
-            continue
-        conditions.append(patients.c.name_key.like(f"%={_pattern(group)}=%", escape="\\"))
-        if "*" in group or "?" in group:
-            # A wildcard of LIKE reaches into the next component group.
-            conditions.append(patients.c.name_key.regexp_match(_expression(group)))
-        longest = max(_INDEXED.findall(group), key=len, default="")
-        if longest and database.sqlite:
-            quoted = longest.replace('"', '""')
-            conditions.append(
-                patients.c.id.in_(
-                    sa.text("SELECT rowid FROM patient_names WHERE patient_names MATCH :name").bindparams(
-                        name=f'"{quoted}"'
-                    )
-                )
-            )
-    return sa.and_(*conditions) if conditions else sa.true()
+    """Return the condition of a name, with its values."""
+    form, values = name_form(name)
+    return name_condition(database, form, [f"name_{place}" for place in range(len(values))], values)
 
 
 def visible(viewer: Viewer) -> Any:
@@ -198,7 +223,7 @@ def visible(viewer: Viewer) -> Any:
 
 def has_modality(modalities: Sequence[str], viewer: Viewer) -> Any:
     """Return the condition that a study has one of the modalities, in what the viewer sees."""
-    texts = (studies.c.modalities.like(f"%\\\\{_pattern(m)}\\\\%", escape="\\") for m in modalities)
+    texts = (studies.c.modalities.like(f"%\\\\{like_pattern(m)}\\\\%", escape="\\") for m in modalities)
     if viewer.include_held:
         return sa.or_(*texts)
     seen = (
@@ -333,24 +358,27 @@ class Queries:
         cursor = Cursor(wanted)
         position = cursor.read(token)
         form, values = _form(wanted)
+        named, names = name_form(wanted.patient_name)
+        values |= {f"name_{place}": value for place, value in enumerate(names)}
         if position:
             values["date_before"], values["id_before"] = position
-        select = self._studies(form, later=position is not None)
+        select = self._studies(form, named, later=position is not None)
         with self._database.read() as connection:
             found = select.mappings(connection, **values, size=size + 1)
             rows, more = page(found, size, *_STUDY_TEXTS)
             self._complete(connection, rows, wanted.viewer)
         return rows, cursor.write(rows[-1]["study_date"], rows[-1]["id"]) if more else ""
 
-    def _prepare_studies(self, form: StudyFilter, *, later: bool) -> Prepared:
+    def _prepare_studies(self, form: StudyFilter, named: NameForm, *, later: bool) -> Prepared:
         """Return the statement of all queries of a form; `later`: of pages behind the first."""
         conditions = [visible(form.viewer)]
         for name, column in _TEXTS.items():
             if value := getattr(form, name):
                 place = text(name)
-                conditions.append(column.like(place, escape="\\") if _has_wildcard(value) else column == place)
-        if form.patient_name:
-            conditions.append(name_matches(self._database, form.patient_name))
+                conditions.append(column.like(place, escape="\\") if has_wildcard(value) else column == place)
+        if named:
+            names = [f"name_{place}" for place in range(3 * len(named))]
+            conditions.append(name_condition(self._database, named, names))
         if form.study_instance_uids:
             conditions.append(studies.c.study_instance_uid.in_([text(name) for name in form.study_instance_uids]))
         if form.study_date_from:
@@ -488,7 +516,7 @@ class Queries:
         select = self._instances(
             one_series=bool(series_instance_uid),
             one=bool(sop_instance_uid),
-            viewer=_eyes(viewer),
+            viewer=eyes_of(viewer),
             variants=variants,
             later=position is not None,
         )
@@ -606,7 +634,7 @@ def _station(viewer: Viewer) -> Any:
     return sa.bindparam("viewer_station", viewer.station, sa.String)
 
 
-def _eyes(viewer: Viewer) -> Viewer:
+def eyes_of(viewer: Viewer) -> Viewer:
     """Return what a statement must know of a viewer: not which station it is."""
     return Viewer("*" if viewer.station else "", viewer.include_held)
 
@@ -614,15 +642,15 @@ def _eyes(viewer: Viewer) -> Viewer:
 def _form(wanted: StudyFilter) -> tuple[StudyFilter, dict[str, Any]]:
     """Return the form of a query, which all have that differ in values only, and the values.
 
-    Names, modalities and states are part of the form: conditions are made of them.
+    Modalities and states are part of the form: conditions are made of them.
     """
     values: dict[str, Any] = {"viewer_station": wanted.viewer.station}
     form: dict[str, Any] = {}
     for name in _TEXTS:
         value = getattr(wanted, name).replace("\0", "")
-        wild = _has_wildcard(value)
+        wild = has_wildcard(value)
         form[name] = ("*" if wild else "=") if value.strip("*") else ""
-        values[name] = _pattern(value) if wild else value
+        values[name] = like_pattern(value) if wild else value
     uids = wanted.study_instance_uids
     # As many places as the next power of two.
     places = tuple(f"uid_{place}" for place in range(1 << (len(uids) - 1).bit_length() if uids else 0))
@@ -630,7 +658,8 @@ def _form(wanted: StudyFilter) -> tuple[StudyFilter, dict[str, Any]]:
     for name in ("study_date_from", "study_date_to"):
         values[name] = getattr(wanted, name)
         form[name] = "=" if values[name] else ""
-    return replace(wanted, **form, study_instance_uids=places, viewer=_eyes(wanted.viewer)), values
+    eyes = eyes_of(wanted.viewer)
+    return replace(wanted, **form, patient_name="", study_instance_uids=places, viewer=eyes), values
 
 
 # What an equal or wildcard match is of: field of StudyFilter -> column.

@@ -277,20 +277,30 @@ class RowWriter:
     """Writes rows that have the same elements: what they share is made once.
 
     Args:
-        elements: (tag, VR) of each, in rising order, without Specific Character Set (0008,0005).
+        elements: (tag, VR, value that all rows have, else None), in rising order, without Specific Character Set
+            (0008,0005).
         implicit: whether in Implicit VR; Little Endian in any case.
         character_set: what is tried before ISO_IR 192.
     """
 
-    def __init__(self, elements: Sequence[tuple[int, str]], *, implicit: bool, character_set: str) -> None:
-        self._parts = [(*head_of(tag, vr, implicit=implicit), vr in _TEXT, vr == "UI") for tag, vr in elements]
+    def __init__(self, elements: Sequence[tuple[int, str, str | None]], *, implicit: bool, character_set: str) -> None:
+        self._parts: list[tuple[bytes, Callable[[int], bytes], bool, bytes]] = []
+        before = b""
+        for tag, vr, value in elements:
+            if value is not None:
+                before += write_element((tag, vr, value), implicit=implicit, codec="ascii")
+                continue
+            begin, length = head_of(tag, vr, implicit=implicit)
+            self._parts.append((before + begin, length, vr in _TEXT, b"\0" if vr == "UI" else b" "))
+            before = b""
+        self._end = before
         self._declared = {
             codec: write_element((SPECIFIC_CHARACTER_SET, "CS", term), implicit=implicit, codec="ascii")
             for codec, term in (("ascii", ""), (codec_of(character_set), character_set or UTF_8), ("utf-8", UTF_8))
         }
 
     def write(self, values: Sequence[str | bytes]) -> bytes:
-        """Return the identifier of a row: texts, or bytes as they are, one for each element."""
+        """Return the identifier of a row: texts, or bytes as they are, one for each element without a value."""
         for codec in self._declared:
             try:
                 return self._written(values, codec)
@@ -301,7 +311,7 @@ class RowWriter:
     def _written(self, values: Sequence[str | bytes], codec: str) -> bytes:
         out = [self._declared[codec]]
         add = out.append
-        for (begin, length, text, uid), value in zip(self._parts, values, strict=True):
+        for (begin, length, text, pad), value in zip(self._parts, values, strict=True):
             if isinstance(value, bytes):
                 raw = value
             elif text:
@@ -313,10 +323,11 @@ class RowWriter:
             if size & 1:
                 add(length(size + 1))
                 add(raw)
-                add(b"\0" if uid else b" ")
+                add(pad)
             else:
                 add(length(size))
                 add(raw)
+        add(self._end)
         return b"".join(out)
 
 

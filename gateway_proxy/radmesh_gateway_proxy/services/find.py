@@ -34,6 +34,8 @@ _MODELS: Final = {
     PATIENT_STUDY_ONLY: pb.QUERY_MODEL_PATIENT_STUDY_ONLY,
 }
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["DicomQueryService"]
+# Of C-FIND's extended negotiation, those that are agreed on.
+_OPTIONS: Final = 3
 # A search over everything may take its time; the database is heard from all the while.
 _SECONDS: Final = 600.0
 # How long, and how often, a database that has no room for one more query is asked again.
@@ -42,11 +44,12 @@ _PAUSE: Final = 0.05
 
 
 def extended(asked: bytes) -> bytes:
-    """Return what is agreed on of C-FIND's options: relational queries, combined matching of dates and times.
+    """Return what is agreed on of C-FIND's options (PS3.4 C.5.1.1).
 
-    Names are matched literally, case and width aside; time zones are not adjusted (PS3.4 C.5.1.1).
+    Relational queries, combined matching of dates and times, fuzzy semantic matching of names; time zones are not
+    adjusted.
     """
-    return bytes(int(number < 2 and option == 1) for number, option in enumerate(asked[:5]))
+    return bytes(int(number < _OPTIONS and option == 1) for number, option in enumerate(asked[:5]))
 
 
 def find(exchange: Exchange) -> Outcome:
@@ -54,7 +57,7 @@ def find(exchange: Exchange) -> Outcome:
     identifier = _identifier(exchange)
     uid = exchange.context.abstract_syntax
     options = next((e.information for e in exchange.agreement.request.user.extended if e.sop_class_uid == uid), b"")
-    relational, combined = (*extended(options), 0, 0)[:2]
+    relational, combined, fuzzy = (*extended(options), 0, 0, 0)[:_OPTIONS]
     request = pb.FindRequest(
         model=_MODELS[uid],
         level=identifier.value(QUERY_RETRIEVE_LEVEL),
@@ -64,6 +67,7 @@ def find(exchange: Exchange) -> Outcome:
         retrieve_ae_title=exchange.mesh.config.ae_title,
         relational=bool(relational),
         combined_date_time=bool(combined),
+        fuzzy_names=bool(fuzzy),
         limit=exchange.mesh.config.find_limit,
     )
     return _answered(exchange, partial(_client(exchange).Find, request, timeout=_SECONDS))
