@@ -2,6 +2,7 @@ import numpy as np
 import numpy.typing as npt
 
 class CodestreamError(ValueError): ...
+class TruncatedError(CodestreamError): ...
 
 def decode(
     codestream: bytes | bytearray | memoryview,

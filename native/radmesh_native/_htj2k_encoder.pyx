@@ -17,6 +17,7 @@ from radmesh_native._htj2k_layout cimport (
     Header,
     Layout,
     Resolution,
+    Style,
     bit_planes,
     height_of,
     lay_grid,
@@ -186,7 +187,7 @@ cdef int make_blocks(Encoder *e) noexcept nogil:
                 return NO_MEMORY
             count = 0
         for c in range(e.header.components):
-            for r in range(e.header.levels + 1):
+            for r in range(e.layout.levels + 1):
                 for n in range(e.layout.resolutions[r].count):
                     band = &e.layout.resolutions[r].bands[n]
                     if step:
@@ -249,7 +250,7 @@ cdef inline const htj2k_coded *block_row(
 
 cdef int write_stream(Encoder *e, Py_ssize_t *ends) noexcept nogil:
     """Write the code stream of what was coded; `ends`: where each resolution is complete."""
-    cdef int c, r, fault, levels = e.header.levels
+    cdef int c, r, fault, levels = e.layout.levels
     cdef int32_t x, y
     cdef uint8_t *lengths
     cdef Py_ssize_t table, start
@@ -320,7 +321,7 @@ cdef int encode_samples(
         component.kind = kind if components == 1 else HTJ2K_PLANE
         component.width = width_of(&e.header.image)
         component.height = height_of(&e.header.image)
-        component.levels = e.header.levels
+        component.levels = e.layout.levels
         component.bits = bits if checked else 0
         if components == 1:
             component.middle = middle
@@ -338,6 +339,7 @@ cdef void plan(
 ) noexcept nogil:
     """A header as PS3.5 10.18 has it for .202: one tile, RPCL, reversible; code blocks of 64 × 64."""
     cdef int b, r, range_bits = bits + (1 if components == 3 else 0)
+    cdef Style *style
     memset(header, 0, sizeof(Header))
     header.image.x1 = <int32_t> columns
     header.image.y1 = <int32_t> rows
@@ -346,16 +348,18 @@ cdef void plan(
     header.components = components
     header.bits = bits
     header.progression = RPCL
+    header.layers = 1
     header.colour = components == 3
-    header.levels = levels
-    header.block_width = 6
-    header.block_height = 6
-    memset(header.precincts, 0xFF, sizeof(header.precincts))
     # Whatever the levels, the wavelet's gains are below 1.5 in LL, 2.4 in HL and LH, 4 in HH of the range, and 2 guard
     # bits are room for 2, 4 and 8. Rounding adds to them, which counts where there are few bits.
     if range_bits < 4:
         range_bits = 4
     for b in range(components):
+        style = &header.style[b]
+        style.levels = levels
+        style.block_width = 6
+        style.block_height = 6
+        memset(style.precincts, 0xFF, sizeof(style.precincts))
         header.guard[b] = 2
         header.exponent_count[b] = <uint8_t> (3 * levels + 1)
         header.exponents[b][0] = <uint8_t> range_bits
@@ -390,7 +394,7 @@ def encode(const sample[:, :, ::1] frame, int bits, int levels, uint8_t[::1] out
     e.arena = take_arena()
     try:
         with nogil:
-            lay_out(&e.header, &e.header.image, &e.layout)
+            lay_out(&e.header.style[0], &e.header.image, &e.layout)
             fault = make_blocks(&e)
             if fault == FINE:
                 fault = encode_samples(&e, &frame[0, 0, 0], kind, frame.shape[0] * frame.shape[1], &within)

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Where everything of a tile is: resolutions, subbands, precincts, code blocks (T.800 annex B).
 
-All components are sampled alike, so one layout serves each of them.
+All components are sampled alike; a tile has a layout for each, as they may differ in levels, blocks and precincts.
 
 Samples and coefficients live in two planes of int32 per component. The wavelet moves them from one plane to the other,
 level by level, so that every subband is written once and stays where it is: the picture is in plane 0, the subbands of
@@ -13,6 +13,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 cdef enum:
     MAX_LEVELS = 32
     MAX_COMPONENTS = 3
+    # Progressions of a tile: more are in no code stream that anybody wrote.
+    MAX_CHANGES = 32
     LRCP = 0
     RLCP = 1
     RPCL = 2
@@ -26,6 +28,7 @@ cdef enum Fault:
     NO_MEMORY
     TRUNCATED
     BAD_MARKER
+    BAD_PROGRESSION
     BAD_SIZE
     BAD_STYLE
     BAD_QUANTIZATION
@@ -38,8 +41,9 @@ cdef enum Fault:
     NOT_ALIKE
     NOT_THESE_COMPONENTS
     NOT_THESE_BITS
-    NOT_LAYERED
-    NOT_THIS_MARKER
+    NOT_IN_SETS
+    NOT_OF_REGIONS
+    NOT_EXTENDED
     NO_SUCH_RESOLUTION
 
 
@@ -50,7 +54,32 @@ cdef struct Rect:
     int32_t y1
 
 
-# What the main header says (T.800 A.5, A.6). Coordinates are of the reference grid.
+# How a component is coded: COD or COC (T.800 A.6.1, A.6.2).
+cdef struct Style:
+    int levels
+    # Code blocks: powers of two.
+    int block_width
+    int block_height
+    bint causal
+    # The 9/7 wavelet.
+    bint irreversible
+    # By resolution: width in the low, height in the high half of a byte, as powers of two.
+    uint8_t precincts[33]
+    # COC said so, and not COD.
+    bint own
+
+
+# One progression (A.6.6): a volume of packets, and the order in which those are that have not been yet.
+cdef struct Progression:
+    int order
+    int resolution
+    int resolution_end
+    int component
+    int component_end
+    int layer_end
+
+
+# What the main header says, and the headers of the parts of a tile (A.5, A.6). Coordinates are of the reference grid.
 cdef struct Header:
     Rect image
     int32_t tile_x0
@@ -61,21 +90,22 @@ cdef struct Header:
     int bits
     bint has_sign
     int progression
+    int layers
     bint colour
-    int levels
-    # Code blocks: powers of two.
-    int block_width
-    int block_height
-    bint causal
-    # The 9/7 wavelet.
-    bint irreversible
     # Markers around packets.
     bint sop
     bint eph
-    # By resolution: width in the low, height in the high half of a byte, as powers of two.
-    uint8_t precincts[33]
-    # By component: guard bits, the style of quantization (0 none, 1 derived, 2 expounded), how many exponents there
-    # are, and exponents and mantissas of the subbands.
+    # Packet headers are in PPM; blocks may have several HT sets.
+    bint packed
+    bint sets
+    # POC, if there are any.
+    int changes
+    Progression change[MAX_CHANGES]
+    # By component.
+    Style style[3]
+    # By component: QCC said so, and not QCD; guard bits, the style of quantization (0 none, 1 derived, 2 expounded),
+    # how many exponents there are, and exponents and mantissas of the subbands.
+    bint own[3]
     uint8_t guard[3]
     uint8_t quantization[3]
     uint8_t exponent_count[3]
@@ -147,6 +177,6 @@ cdef inline int32_t ceil_shift(int64_t value, int shift) noexcept nogil:
 
 
 cdef void tile_area(const Header *header, int64_t tile, Rect *area) noexcept nogil
-cdef void lay_out(const Header *header, const Rect *area, Layout *layout) noexcept nogil
+cdef void lay_out(const Style *style, const Rect *area, Layout *layout) noexcept nogil
 cdef void lay_grid(const Resolution *resolution, int band, int32_t x, int32_t y, Grid *grid) noexcept nogil
 cdef void lay_block(const Resolution *resolution, const Grid *grid, int32_t x, int32_t y, Rect *area) noexcept nogil

@@ -21,7 +21,7 @@ cdef void tile_area(const Header *header, int64_t tile, Rect *area) noexcept nog
     area.y1 = <int32_t> smaller(y + header.tile_height, header.image.y1)
 
 
-cdef void lay_resolution(const Header *header, Layout *layout, int r) noexcept nogil:
+cdef void lay_resolution(const Style *style, Layout *layout, int r) noexcept nogil:
     cdef Resolution *resolution = &layout.resolutions[r]
     cdef Rect *area = &resolution.area
     cdef Band *band
@@ -46,8 +46,8 @@ cdef void lay_resolution(const Header *header, Layout *layout, int r) noexcept n
         band.area.y1 = ceil_shift(layout.area.y1 - half * (band.orientation >> 1), level)
         band.left = width_of(&layout.resolutions[r - 1].area) if band.orientation & 1 else 0
         band.top = height_of(&layout.resolutions[r - 1].area) if band.orientation >> 1 else 0
-    resolution.precinct_width = header.precincts[r] & 15
-    resolution.precinct_height = header.precincts[r] >> 4
+    resolution.precinct_width = style.precincts[r] & 15
+    resolution.precinct_height = style.precincts[r] >> 4
     # B.16
     resolution.first_x = area.x0 >> resolution.precinct_width
     resolution.first_y = area.y0 >> resolution.precinct_height
@@ -57,17 +57,17 @@ cdef void lay_resolution(const Header *header, Layout *layout, int r) noexcept n
         resolution.across = ceil_shift(area.x1, resolution.precinct_width) - resolution.first_x
         resolution.down = ceil_shift(area.y1, resolution.precinct_height) - resolution.first_y
     # B.17, B.18
-    resolution.block_width = <int> smaller(header.block_width, resolution.precinct_width - halved)
-    resolution.block_height = <int> smaller(header.block_height, resolution.precinct_height - halved)
+    resolution.block_width = <int> smaller(style.block_width, resolution.precinct_width - halved)
+    resolution.block_height = <int> smaller(style.block_height, resolution.precinct_height - halved)
 
 
-cdef void lay_out(const Header *header, const Rect *area, Layout *layout) noexcept nogil:
+cdef void lay_out(const Style *style, const Rect *area, Layout *layout) noexcept nogil:
     """Lay out a tile. Precincts of resolutions above 0 are 2 at least, both ways: whoever read the header saw to it."""
     cdef int r
     layout.area = area[0]
-    layout.levels = header.levels
-    for r in range(header.levels + 1):
-        lay_resolution(header, layout, r)
+    layout.levels = style.levels
+    for r in range(style.levels + 1):
+        lay_resolution(style, layout, r)
 
 
 cdef void lay_grid(const Resolution *resolution, int band, int32_t x, int32_t y, Grid *grid) noexcept nogil:

@@ -2,28 +2,32 @@
 """Marker segments of a code stream (T.800 annex A, T.814 annex A): the main header, and where tile-parts are."""
 
 from libc.stdint cimport INT32_MAX, int64_t, uint8_t, uint16_t, uint32_t
-from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
 
 from radmesh_native._htj2k_layout cimport (
     BAD_MARKER,
+    BAD_PROGRESSION,
     BAD_QUANTIZATION,
     BAD_SIZE,
     BAD_STYLE,
     BAD_TILE_PART,
     CPRL,
     FINE,
+    MAX_CHANGES,
     MAX_COMPONENTS,
     MAX_LEVELS,
     NO_MEMORY,
     NOT_ALIKE,
+    NOT_EXTENDED,
     NOT_HIGH_THROUGHPUT,
-    NOT_LAYERED,
+    NOT_OF_REGIONS,
     NOT_THESE_BITS,
     NOT_THESE_COMPONENTS,
-    NOT_THIS_MARKER,
     TRUNCATED,
     Header,
+    Progression,
+    Style,
 )
 
 cdef enum:
@@ -39,6 +43,9 @@ cdef enum:
     POC = 0xFF5F
     PPM = 0xFF60
     PPT = 0xFF61
+    # DCO … ATK, of T.801.
+    EXTENSIONS = 0xFF70
+    EXTENSIONS_END = 0xFF7A
     SOT = 0xFF90
     SOD = 0xFF93
     EOC = 0xFFD9
@@ -70,13 +77,13 @@ cdef inline uint8_t *write32(uint8_t *p, uint32_t value) noexcept nogil:
 # Writing ------------------------------------------------------------------------------------------------------------
 
 cdef Py_ssize_t main_header_bound(const Header *header) noexcept nogil:
-    return 128 + 3 * header.components + 4 * (header.levels + 1) + 6 * (header.levels + 1)
+    return 128 + 3 * header.components + 10 * (header.style[0].levels + 1)
 
 
 cdef int largest_bit_planes(const Header *header) noexcept nogil:
     cdef int n, c, planes, largest = 0
     for c in range(header.components):
-        for n in range(3 * header.levels + 1):
+        for n in range(3 * header.style[c].levels + 1):
             planes = header.guard[c] + header.exponents[c][n] - 1
             if planes > largest:
                 largest = planes
@@ -89,6 +96,7 @@ cdef uint8_t *write_main_header(const Header *header, uint8_t *out, uint8_t **le
     All components are as the first. TLM's entries are left open: `lengths` becomes where they are.
     """
     cdef int n, planes = largest_bit_planes(header)
+    cdef const Style *style = &header.style[0]
     cdef uint8_t *p = write16(out, SOC)
     p = write16(p, SIZ)
     p = write16(p, 38 + 3 * header.components)
@@ -112,32 +120,32 @@ cdef uint8_t *write_main_header(const Header *header, uint8_t *out, uint8_t **le
     p = write32(p, 0x00020000)
     p = write16(p, 0 if planes <= 8 else planes - 8 if planes < 28 else 13 + (planes >> 2))
     p = write16(p, COD)
-    p = write16(p, 13 + header.levels)
+    p = write16(p, 13 + style.levels)
     # Precincts are given; one layer.
     p = write8(p, 1)
     p = write8(p, header.progression)
     p = write16(p, 1)
     p = write8(p, header.colour)
-    p = write8(p, header.levels)
-    p = write8(p, header.block_width - 2)
-    p = write8(p, header.block_height - 2)
+    p = write8(p, style.levels)
+    p = write8(p, style.block_width - 2)
+    p = write8(p, style.block_height - 2)
     p = write8(p, 0x40)
     # The reversible 5/3 wavelet.
     p = write8(p, 1)
-    for n in range(header.levels + 1):
-        p = write8(p, header.precincts[n])
+    for n in range(style.levels + 1):
+        p = write8(p, style.precincts[n])
     p = write16(p, QCD)
-    p = write16(p, 4 + 3 * header.levels)
+    p = write16(p, 4 + 3 * style.levels)
     p = write8(p, header.guard[0] << 5)
-    for n in range(3 * header.levels + 1):
+    for n in range(3 * style.levels + 1):
         p = write8(p, header.exponents[0][n] << 3)
     p = write16(p, TLM)
-    p = write16(p, 4 + 6 * (header.levels + 1))
+    p = write16(p, 4 + 6 * (style.levels + 1))
     p = write8(p, 0)
     # Tile of 16 bits, length of 32.
     p = write8(p, 0x60)
     lengths[0] = p
-    return p + 6 * (header.levels + 1)
+    return p + 6 * (style.levels + 1)
 
 
 cdef void write_tile_part(uint8_t *out, int part, int parts, uint32_t length) noexcept nogil:
@@ -210,41 +218,92 @@ cdef int64_t tile_count(const Header *header) noexcept nogil:
     return (across // header.tile_width) * (down // header.tile_height)
 
 
-cdef int read_coding(const uint8_t *p, Py_ssize_t n, Header *header) noexcept nogil:
-    """COD (A.6.1), from behind its length."""
+cdef int read_style(const uint8_t *p, Py_ssize_t n, bint with_precincts, Style *style) noexcept nogil:
+    """SPcod or SPcoc (A.6.1), from the number of levels on."""
     cdef int k
+    if n < 5:
+        return BAD_STYLE
+    memset(style, 0, sizeof(Style))
+    style.levels = p[0]
+    style.block_width = p[1] + 2
+    style.block_height = p[2] + 2
+    style.causal = p[3] >> 3 & 1
+    if style.levels > MAX_LEVELS:
+        return BAD_STYLE
+    if p[3] & 0xF7 != 0x40:
+        return NOT_HIGH_THROUGHPUT
+    if p[4] > 1:
+        return BAD_STYLE
+    style.irreversible = p[4] == 0
+    # 4 to 1,024 each, 4,096 samples at most.
+    if style.block_width > 10 or style.block_height > 10 or style.block_width + style.block_height > 12:
+        return BAD_STYLE
+    memset(style.precincts, 0xFF, sizeof(style.precincts))
+    if not with_precincts:
+        return FINE if n == 5 else BAD_STYLE
+    if n != 6 + style.levels:
+        return BAD_STYLE
+    for k in range(style.levels + 1):
+        style.precincts[k] = p[5 + k]
+        # Half of it is what a subband has.
+        if k and (p[5 + k] & 15 == 0 or p[5 + k] >> 4 == 0):
+            return BAD_STYLE
+    return FINE
+
+
+cdef int read_coding(const uint8_t *p, Py_ssize_t n, Header *header) noexcept nogil:
+    """COD (A.6.1), from behind its length: the style of all components that have no COC."""
+    cdef Style style
+    cdef int k, fault
     if n < 10:
         return BAD_STYLE
     header.sop = p[0] >> 1 & 1
     header.eph = p[0] >> 2 & 1
     header.progression = p[1]
+    header.layers = <int> read16(p + 2)
     header.colour = p[4]
-    header.levels = p[5]
-    header.block_width = p[6] + 2
-    header.block_height = p[7] + 2
-    header.causal = p[8] >> 3 & 1
-    if p[0] > 7 or p[1] > CPRL or p[4] > 1 or header.levels > MAX_LEVELS:
+    if p[0] > 7 or p[1] > CPRL or p[4] > 1 or header.layers == 0:
         return BAD_STYLE
-    if read16(p + 2) != 1:
-        return NOT_LAYERED
-    if p[8] & 0xF7 != 0x40:
-        return NOT_HIGH_THROUGHPUT
-    if p[9] > 1:
+    fault = read_style(p + 5, n - 5, p[0] & 1, &style)
+    for k in range(header.components):
+        if not header.style[k].own:
+            header.style[k] = style
+    return fault
+
+
+cdef int read_component_coding(const uint8_t *p, Py_ssize_t n, Header *header) noexcept nogil:
+    """COC (A.6.2), from behind its length."""
+    cdef int fault
+    if n < 7 or p[0] >= header.components or p[1] > 1:
         return BAD_STYLE
-    header.irreversible = p[9] == 0
-    # A.6.1: 4 to 1,024 each, 4,096 samples at most.
-    if header.block_width > 10 or header.block_height > 10 or header.block_width + header.block_height > 12:
-        return BAD_STYLE
-    memset(header.precincts, 0xFF, sizeof(header.precincts))
-    if not p[0] & 1:
-        return FINE if n == 10 else BAD_STYLE
-    if n != 11 + header.levels:
-        return BAD_STYLE
-    for k in range(header.levels + 1):
-        header.precincts[k] = p[10 + k]
-        # Half of it is what a subband has.
-        if k and (p[10 + k] & 15 == 0 or p[10 + k] >> 4 == 0):
-            return BAD_STYLE
+    fault = read_style(p + 2, n - 2, p[1], &header.style[p[0]])
+    header.style[p[0]].own = True
+    return fault
+
+
+cdef int read_changes(const uint8_t *p, Py_ssize_t n, Header *header) noexcept nogil:
+    """POC (A.6.6), from behind its length: more progressions, of less than 257 components."""
+    cdef Progression *change
+    if n < 7 or n % 7:
+        return BAD_PROGRESSION
+    while n:
+        if header.changes == MAX_CHANGES:
+            return BAD_PROGRESSION
+        change = &header.change[header.changes]
+        change.resolution = p[0]
+        change.component = p[1]
+        change.layer_end = <int> read16(p + 2)
+        change.resolution_end = p[4]
+        # 0 is 256.
+        change.component_end = p[5] if p[5] else 256
+        change.order = p[6]
+        if change.order > CPRL or change.resolution_end <= change.resolution or change.layer_end == 0:
+            return BAD_PROGRESSION
+        if change.component_end <= change.component:
+            return BAD_PROGRESSION
+        header.changes += 1
+        p += 7
+        n -= 7
     return FINE
 
 
@@ -269,51 +328,75 @@ cdef int read_quantization(const uint8_t *p, Py_ssize_t n, Header *header, int c
 
 cdef int settle_quantization(Header *header, int component) noexcept nogil:
     """What QCD or QCC says of each subband, once the levels are known (E.1.1)."""
-    cdef int k, level, derived
-    if (header.quantization[component] != 0) != header.irreversible:
+    cdef int k, level, derived, levels = header.style[component].levels
+    cdef bint irreversible = header.style[component].irreversible
+    if (header.quantization[component] != 0) != irreversible:
         return BAD_QUANTIZATION
     if header.quantization[component] == 1:
         header.exponent_count[component] = 97
         derived = header.exponents[component][0]
-        for k in range(3 * header.levels + 1):
+        for k in range(3 * levels + 1):
             # E-5: of the level of the subband.
-            level = header.levels - (k - 1) // 3 if k else header.levels
-            if derived - header.levels + level < 0:
+            level = levels - (k - 1) // 3 if k else levels
+            if derived - levels + level < 0:
                 return BAD_QUANTIZATION
-            header.exponents[component][k] = <uint8_t> (derived - header.levels + level)
+            header.exponents[component][k] = <uint8_t> (derived - levels + level)
             header.mantissas[component][k] = header.mantissas[component][0]
-    if header.exponent_count[component] < 3 * header.levels + 1:
+    if header.exponent_count[component] < 3 * levels + 1:
         return BAD_QUANTIZATION
-    for k in range(3 * header.levels + 1):
+    for k in range(3 * levels + 1):
         # The 9/7 has a bit more, for halves.
-        if header.guard[component] + header.exponents[component][k] - 1 > MAX_BIT_PLANES - header.irreversible:
+        if header.guard[component] + header.exponents[component][k] - 1 > MAX_BIT_PLANES - irreversible:
             return BAD_QUANTIZATION
     return FINE
 
 
-cdef int read_component_coding(const uint8_t *p, Py_ssize_t n, const Header *header) noexcept nogil:
-    """COC (A.6.2), from behind its length: what it says has to be what COD says of all components."""
-    cdef int k
-    if n < 7 or p[0] >= header.components or p[1] > 1 or n != (8 + p[2] if p[1] else 7):
-        return BAD_STYLE
-    if p[2] != header.levels or p[3] + 2 != header.block_width or p[4] + 2 != header.block_height:
-        return NOT_ALIKE
-    if p[5] != (0x48 if header.causal else 0x40) or p[6] != (0 if header.irreversible else 1):
-        return NOT_ALIKE
-    for k in range(header.levels + 1):
-        if header.precincts[k] != (p[7 + k] if p[1] else 0xFF):
-            return NOT_ALIKE
+cdef int settle(Header *header) noexcept nogil:
+    """Check what the segments of a tile say together; each may come before or after the others."""
+    cdef int k, fault
+    if header.colour:
+        if header.components != 3:
+            return BAD_STYLE
+        for k in range(1, 3):
+            if header.style[k].irreversible != header.style[0].irreversible:
+                return BAD_STYLE
+    for k in range(header.components):
+        fault = settle_quantization(header, k)
+        if fault != FINE:
+            return fault
     return FINE
+
+
+cdef int read_segment(uint32_t marker, const uint8_t *p, Py_ssize_t n, Header *header) noexcept nogil:
+    """A segment that a main header and that of a tile may have, from behind its length."""
+    cdef int k, fault = FINE
+    if marker == COD:
+        return read_coding(p, n, header)
+    if marker == COC:
+        return read_component_coding(p, n, header)
+    if marker == QCD:
+        for k in range(header.components):
+            if fault == FINE and not header.own[k]:
+                fault = read_quantization(p, n, header, k)
+        return fault
+    if marker == QCC:
+        if n < 1 or p[0] >= header.components:
+            return BAD_QUANTIZATION
+        header.own[p[0]] = True
+        return read_quantization(p + 1, n - 1, header, p[0])
+    if marker == POC:
+        return read_changes(p, n, header)
+    if marker == RGN:
+        return NOT_OF_REGIONS
+    return NOT_EXTENDED if EXTENSIONS <= marker < EXTENSIONS_END else FINE
 
 
 cdef int read_main_header(const uint8_t **start, const uint8_t *end, Header *header) noexcept nogil:
     """Read SOC … the first SOT, and move *start to that."""
     cdef const uint8_t *p = start[0]
     cdef uint32_t marker, length
-    cdef int fault, k
+    cdef int fault
     cdef bint sized = False, coded = False, quantized = False
-    cdef bint own[3]
-    memset(own, 0, sizeof(own))
     memset(header, 0, sizeof(Header))
     if end - p < 4 or read16(p) != SOC or read16(p + 2) != SIZ:
         return BAD_MARKER
@@ -330,30 +413,20 @@ cdef int read_main_header(const uint8_t **start, const uint8_t *end, Header *hea
             return BAD_MARKER
         if end - p - 2 < length:
             return TRUNCATED
-        fault = FINE
+        if (marker == SIZ and sized) or (marker == COD and coded) or (marker == QCD and quantized):
+            return BAD_MARKER
+        sized |= marker == SIZ
+        coded |= marker == COD
+        quantized |= marker == QCD
         if marker == SIZ:
-            fault = BAD_MARKER if sized else read_size(p + 4, length - 2, header)
-            sized = True
-        elif marker == COD:
-            fault = BAD_MARKER if coded else read_coding(p + 4, length - 2, header)
-            coded = True
-        elif marker == QCD:
-            if quantized:
-                return BAD_MARKER
-            quantized = True
-            for k in range(header.components):
-                if fault == FINE and not own[k]:
-                    fault = read_quantization(p + 4, length - 2, header, k)
-        elif marker == QCC:
-            if length < 4 or p[4] >= header.components:
-                return BAD_QUANTIZATION
-            own[p[4]] = True
-            fault = read_quantization(p + 5, length - 3, header, p[4])
-        elif marker == COC:
-            # It does not come before COD (A.6.2).
-            fault = read_component_coding(p + 4, length - 2, header) if coded else BAD_STYLE
-        elif marker == RGN or marker == POC or marker == PPM:
-            fault = NOT_THIS_MARKER
+            fault = read_size(p + 4, length - 2, header)
+        elif marker == CAP:
+            fault = read_capabilities(p + 4, length - 2, header)
+        elif marker == PPM:
+            header.packed = True
+            fault = FINE
+        else:
+            fault = read_segment(marker, p + 4, length - 2, header)
         if fault != FINE:
             return fault
         p += 2 + length
@@ -361,20 +434,59 @@ cdef int read_main_header(const uint8_t **start, const uint8_t *end, Header *hea
         return BAD_STYLE
     if not quantized:
         return BAD_QUANTIZATION
-    if header.colour and header.components != 3:
-        return BAD_STYLE
-    for k in range(header.components):
-        fault = settle_quantization(header, k)
-        if fault != FINE:
-            return fault
     start[0] = p
     return FINE
 
 
-cdef int skip_part_header(const uint8_t **start, const uint8_t *end) noexcept nogil:
+cdef int read_capabilities(const uint8_t *p, Py_ssize_t n, Header *header) noexcept nogil:
+    """CAP (T.814 A.3): whether blocks may have several HT sets."""
+    cdef int bit, k = 0
+    if n < 4:
+        return BAD_MARKER
+    for bit in range(1, 32):
+        if read32(p) >> (32 - bit) & 1:
+            if 6 + 2 * k > n:
+                return BAD_MARKER
+            if bit == 15:
+                header.sets = read16(p + 4 + 2 * k) >> 13 & 1
+            k += 1
+    return FINE
+
+
+cdef int read_tile_header(const Parts *parts, Py_ssize_t tile, Header *header) noexcept nogil:
+    """Change a copy of the main header to what the headers of a tile's parts say."""
+    cdef Py_ssize_t part
+    cdef const uint8_t *p
+    cdef uint32_t marker
+    cdef bint changed = False
+    cdef int k, fault
+    for k in range(header.components):
+        # COC of the main header yields to COD of the tile (A.6.1), and so does QCC to QCD.
+        header.style[k].own = False
+        header.own[k] = False
+    part = parts.first[tile]
+    while part >= 0:
+        p = parts.parts[part].head if parts.parts[part].own else NULL
+        while p != NULL and read16(p) != SOD:
+            marker = read16(p)
+            if marker == POC and not changed:
+                changed = True
+                header.changes = 0
+            fault = read_segment(marker, p + 4, read16(p + 2) - 2, header)
+            if fault != FINE:
+                return fault
+            p += 2 + read16(p + 2)
+        part = parts.parts[part].next
+    return FINE
+
+
+cdef int walk_part_header(const uint8_t **start, const uint8_t *end, Part *part) noexcept nogil:
     """Move *start from behind SOT to behind SOD."""
     cdef const uint8_t *p = start[0]
     cdef uint32_t marker, length
+    part.head = p
+    part.own = False
+    part.packed = False
     while True:
         if end - p < 2:
             return TRUNCATED
@@ -382,10 +494,6 @@ cdef int skip_part_header(const uint8_t **start, const uint8_t *end) noexcept no
         if marker == SOD:
             start[0] = p + 2
             return FINE
-        if marker == COD or marker == COC or marker == QCD or marker == QCC or marker == RGN or marker == POC:
-            return NOT_THIS_MARKER
-        if marker == PPT:
-            return NOT_THIS_MARKER
         if marker < 0xFF4F or marker >= SOT:
             return BAD_TILE_PART
         if end - p < 4:
@@ -395,6 +503,10 @@ cdef int skip_part_header(const uint8_t **start, const uint8_t *end) noexcept no
             return BAD_TILE_PART
         if end - p - 2 < length:
             return TRUNCATED
+        if marker == PPT:
+            part.packed = True
+        elif COD <= marker <= COC or QCD <= marker <= POC or EXTENSIONS <= marker < EXTENSIONS_END:
+            part.own = True
         p += 2 + length
 
 
@@ -403,10 +515,11 @@ cdef int find_parts(const Header *header, const uint8_t *p, const uint8_t *end, 
     cdef Py_ssize_t room = 0, k
     cdef Py_ssize_t *last
     cdef Part *grown
+    cdef Part part
     cdef uint32_t tile, length
-    cdef const uint8_t *part_end
     cdef int fault
     memset(found, 0, sizeof(Parts))
+    memset(&part, 0, sizeof(Part))
     found.tiles = <Py_ssize_t> tile_count(header)
     # First and last part of each tile.
     found.first = <Py_ssize_t *> calloc(2 * found.tiles, sizeof(Py_ssize_t))
@@ -425,10 +538,10 @@ cdef int find_parts(const Header *header, const uint8_t *p, const uint8_t *end, 
         if tile >= found.tiles or (length and length < SOT_BYTES):
             return BAD_TILE_PART
         # 0: up to the end of the code stream.
-        part_end = end if length == 0 or length > end - p else p + length
+        part.end = end if length == 0 or length > end - p else p + length
         p += 12
-        fault = skip_part_header(&p, part_end)
-        if fault == TRUNCATED and part_end == end:
+        fault = walk_part_header(&p, part.end, &part)
+        if fault == TRUNCATED and part.end == end:
             break
         if fault != FINE:
             return BAD_TILE_PART if fault == TRUNCATED else fault
@@ -439,20 +552,98 @@ cdef int find_parts(const Header *header, const uint8_t *p, const uint8_t *end, 
             if grown == NULL:
                 return NO_MEMORY
             found.parts = grown
-        found.parts[found.count].tile = tile
-        found.parts[found.count].data = p
-        found.parts[found.count].end = part_end
-        found.parts[found.count].next = -1
+        part.data = p
+        part.next = -1
+        found.own |= part.own
+        found.packed |= part.packed
+        found.parts[found.count] = part
         if found.first[tile] < 0:
             found.first[tile] = found.count
         else:
             found.parts[last[tile]].next = found.count
         last[tile] = found.count
         found.count += 1
-        p = part_end
+        p = part.end
     return FINE
+
+
+# Packed packet headers ----------------------------------------------------------------------------------------------
+
+cdef Py_ssize_t pack(const uint8_t *p, uint32_t wanted, uint32_t stop, uint8_t *out) noexcept nogil:
+    """Put the contents of all PPM or PPT segments of a header together, by their index (A.7.4, A.7.5).
+
+    `p`: the first segment; `stop`: the marker that ends the header. Returns how many bytes; -1: an index is twice.
+    """
+    cdef const uint8_t *segments[256]
+    cdef Py_ssize_t size = 0
+    cdef uint32_t length
+    cdef int k
+    memset(segments, 0, sizeof(segments))
+    while read16(p) != stop:
+        if read16(p) == wanted and read16(p + 2) > 2:
+            if segments[p[4]] != NULL:
+                return -1
+            segments[p[4]] = p
+        p += 2 + read16(p + 2)
+    for k in range(256):
+        if segments[k] != NULL:
+            length = read16(segments[k] + 2) - 3
+            memcpy(out + size, segments[k] + 5, length)
+            size += length
+    return size
+
+
+cdef int unpack_main(const uint8_t *first, Py_ssize_t size, Parts *parts) noexcept nogil:
+    """Give every tile-part its packet headers of PPM. `first`: the first segment of the main header, `size` bytes."""
+    cdef const uint8_t *p
+    cdef const uint8_t *end
+    cdef Py_ssize_t k
+    parts.headers = <uint8_t *> malloc(size)
+    if parts.headers == NULL:
+        return NO_MEMORY
+    size = pack(first, PPM, SOT, parts.headers)
+    if size < 0:
+        return BAD_MARKER
+    p = parts.headers
+    end = p + size
+    for k in range(parts.count):
+        if end - p < 4 or end - p - 4 < read32(p):
+            return BAD_MARKER
+        parts.parts[k].headers = p + 4
+        parts.parts[k].headers_size = read32(p)
+        p += 4 + read32(p)
+    return FINE
+
+
+cdef Py_ssize_t packed_bound(const Parts *parts, Py_ssize_t tile) noexcept nogil:
+    """Bytes that unpack_tile writes at most."""
+    cdef Py_ssize_t part = parts.first[tile], size = 1
+    while part >= 0:
+        if parts.headers != NULL:
+            size += parts.parts[part].headers_size
+        else:
+            size += parts.parts[part].data - parts.parts[part].head
+        part = parts.parts[part].next
+    return size
+
+
+cdef Py_ssize_t unpack_tile(const Parts *parts, Py_ssize_t tile, uint8_t *out) noexcept nogil:
+    """Put the packet headers of a tile together; returns how many bytes, or -1: they are broken."""
+    cdef Py_ssize_t part = parts.first[tile], size = 0, more
+    while part >= 0:
+        if parts.headers != NULL:
+            more = parts.parts[part].headers_size
+            memcpy(out + size, parts.parts[part].headers, more)
+        else:
+            more = pack(parts.parts[part].head, PPT, SOD, out + size)
+            if more < 0:
+                return -1
+        size += more
+        part = parts.parts[part].next
+    return size
 
 
 cdef void release_parts(Parts *parts) noexcept nogil:
     free(parts.parts)
     free(parts.first)
+    free(parts.headers)

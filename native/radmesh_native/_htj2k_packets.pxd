@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""Packets: tag trees and packet headers (T.800 B.10), for code blocks of one layer."""
+"""Packets: tag trees and packet headers (T.800 B.10)."""
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
@@ -24,11 +24,36 @@ cdef struct Trees:
     Tree missing
 
 
+# A block of several layers, as far as it was read.
+cdef struct LayeredBlock:
+    # `data` is that of the cleanup pass; refinement is in two pieces at most, a piece a packet.
+    Coded coded
+    const uint8_t *pieces[2]
+    uint32_t lengths[2]
+    # Lblock; 0: it was in no packet.
+    int length_bits
+    # It is in the packet whose header was read last, with so many bytes of refinement. Those of the cleanup pass are
+    # in its first.
+    bint fresh
+    uint32_t fresh_refinement
+
+
+# What of a precinct was read: so many layers, and nothing yet where `blocks` is NULL.
+cdef struct Precinct:
+    int layers
+    Trees *trees
+    LayeredBlock *blocks
+
+
 cdef void release_trees(Trees *trees) noexcept nogil
 cdef Py_ssize_t header_bound(const Grid *grids, int count) noexcept nogil
 cdef uint8_t *write_packet_header(
     const Grid *grids, const int *missing, int count, const uint32_t *lengths, Trees *trees, uint8_t *out
 ) noexcept nogil
 cdef int read_packet_header(
-    const Grid *grids, int count, const uint8_t **p, const uint8_t *end, Coded *blocks, Trees *trees
+    const Grid *grids, int count, bint sets, const uint8_t **p, const uint8_t *end, Coded *blocks, Trees *trees
+) noexcept nogil
+cdef void close_precinct(Precinct *precinct) noexcept nogil
+cdef int read_layer(
+    const Grid *grids, int count, int layer, bint sets, const uint8_t **p, const uint8_t *end, Precinct *precinct
 ) noexcept nogil

@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Packets: tag trees and packet headers (T.800 B.10, T.814 annex B), for code blocks of one layer.
+"""Packets: tag trees and packet headers (T.800 B.10, T.814 annex B).
 
-With one layer a packet has all of its precinct: nothing is remembered from one packet to the next.
+With one layer a packet has all of its precinct, and nothing is remembered from one packet to the next: so it is
+written, and read by read_packet_header. read_layer is for several layers, and remembers.
 """
 
 from libc.stdint cimport INT32_MAX, int32_t, uint8_t, uint32_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
 from radmesh_native._htj2k_bits cimport (
@@ -19,7 +20,7 @@ from radmesh_native._htj2k_bits cimport (
     header_write_start,
 )
 from radmesh_native._htj2k_block_decoder cimport Coded
-from radmesh_native._htj2k_layout cimport BAD_PACKET, FINE, NO_MEMORY, TRUNCATED, Grid
+from radmesh_native._htj2k_layout cimport BAD_PACKET, FINE, NO_MEMORY, NOT_IN_SETS, TRUNCATED, Grid
 from radmesh_native._htj2k_tables cimport htj2k_bit_length
 
 cdef enum:
@@ -212,26 +213,37 @@ cdef int read_passes(HeaderReader *r) noexcept nogil:
     return 37 + <int> header_read(r, 7)
 
 
-cdef int read_block(HeaderReader *r, Coded *block, int32_t missing) noexcept nogil:
-    """Passes and lengths of a block (T.814 annex B)."""
-    cdef int passes = read_passes(r), length_bits = FIRST_LENGTH_BITS, skipped, bits
+cdef int read_length_bits(HeaderReader *r, int *length_bits) noexcept nogil:
+    """By how much Lblock grows (B.10.7.1)."""
     while header_read(r, 1):
-        length_bits += 1
-        if length_bits > MAX_LENGTH_BITS:
+        length_bits[0] += 1
+        if length_bits[0] > MAX_LENGTH_BITS:
             return BAD_PACKET
+    return FINE
+
+
+cdef int read_block(HeaderReader *r, Coded *block, int32_t missing, bint sets, int *length_bits) noexcept nogil:
+    """Passes and lengths of a block of no packet before (T.814 annex B); `sets`: it may have several HT sets."""
+    cdef int passes = read_passes(r), skipped, bits
+    length_bits[0] = FIRST_LENGTH_BITS
+    if read_length_bits(r, length_bits) != FINE:
+        return BAD_PACKET
+    if passes > 3 and sets:
+        # Which of them are empty is not to be seen here.
+        return NOT_IN_SETS
     # Sets of three passes before the last are empty: each stands for a bit plane.
     skipped = (passes - 1) // 3
     passes -= 3 * skipped
     missing += skipped
     if missing > MAX_MISSING:
         return BAD_PACKET
-    bits = length_bits + htj2k_bit_length(3 * skipped + 1) - 1
+    bits = length_bits[0] + htj2k_bit_length(3 * skipped + 1) - 1
     if bits > MAX_LENGTH_BITS:
         return BAD_PACKET
     block.cleanup = header_read(r, bits)
     block.refinement = 0
     if passes > 1:
-        bits = length_bits + (1 if passes == 3 else 0)
+        bits = length_bits[0] + (1 if passes == 3 else 0)
         if bits > MAX_LENGTH_BITS:
             return BAD_PACKET
         block.refinement = header_read(r, bits)
@@ -241,15 +253,15 @@ cdef int read_block(HeaderReader *r, Coded *block, int32_t missing) noexcept nog
 
 
 cdef int read_packet_header(
-    const Grid *grids, int count, const uint8_t **p, const uint8_t *end, Coded *blocks, Trees *trees
+    const Grid *grids, int count, bint sets, const uint8_t **p, const uint8_t *end, Coded *blocks, Trees *trees
 ) noexcept nogil:
     """Read the header of a packet at *p, and move *p behind it.
 
-    Fills `blocks`, grid by grid; passes are 0 for those that are not in the packet. `data` is left as it is. Returns
-    FINE, TRUNCATED, BAD_PACKET or NO_MEMORY.
+    Fills `blocks`, grid by grid; passes are 0 for those that are not in the packet. `data` is left as it is. `sets`:
+    blocks may have several HT sets. Returns FINE, TRUNCATED, BAD_PACKET, NOT_IN_SETS or NO_MEMORY.
     """
     cdef HeaderReader r
-    cdef int n, fault
+    cdef int n, fault, length_bits
     cdef int32_t x, y, missing
     cdef Py_ssize_t total = 0, k
     for n in range(count):
@@ -271,11 +283,101 @@ cdef int read_packet_header(
                         missing = read_leaf(&trees.missing, x, y, MAX_MISSING, &r)
                         if missing >= MAX_MISSING:
                             return TRUNCATED if r.short else BAD_PACKET
-                        fault = read_block(&r, blocks, missing)
+                        fault = read_block(&r, blocks, missing, sets, &length_bits)
                         if fault != FINE:
                             return fault
                     blocks += 1
                     if r.short:
                         return TRUNCATED
+    p[0] = header_read_end(&r)
+    return TRUNCATED if r.short else FINE
+
+
+# Several layers -----------------------------------------------------------------------------------------------------
+
+cdef int open_precinct(const Grid *grids, int count, Precinct *precinct) noexcept nogil:
+    cdef Py_ssize_t blocks = 0
+    cdef int n
+    for n in range(count):
+        blocks += <Py_ssize_t> grids[n].across * grids[n].down
+    precinct.blocks = <LayeredBlock *> calloc(blocks + 1, sizeof(LayeredBlock))
+    precinct.trees = <Trees *> calloc(3, sizeof(Trees))
+    if precinct.blocks == NULL or precinct.trees == NULL:
+        return NO_MEMORY
+    for n in range(count):
+        if grids[n].across == 0 or grids[n].down == 0:
+            continue
+        if plant(&precinct.trees[n].inclusion, grids[n].across, grids[n].down, INT32_MAX) != FINE:
+            return NO_MEMORY
+        if plant(&precinct.trees[n].missing, grids[n].across, grids[n].down, INT32_MAX) != FINE:
+            return NO_MEMORY
+    return FINE
+
+
+cdef void close_precinct(Precinct *precinct) noexcept nogil:
+    cdef int n
+    if precinct.trees != NULL:
+        for n in range(3):
+            release_trees(&precinct.trees[n])
+    free(precinct.trees)
+    free(precinct.blocks)
+
+
+cdef int read_more(HeaderReader *r, LayeredBlock *block) noexcept nogil:
+    """Passes and length of a block that was in a packet before: SigProp, MagRef or both."""
+    cdef int passes = read_passes(r), bits
+    if read_length_bits(r, &block.length_bits) != FINE:
+        return BAD_PACKET
+    # What follows three passes is another HT set.
+    if block.coded.passes + passes > 3:
+        return NOT_IN_SETS
+    bits = block.length_bits + (1 if passes == 2 else 0)
+    if bits > MAX_LENGTH_BITS:
+        return BAD_PACKET
+    block.fresh_refinement = header_read(r, bits)
+    block.coded.passes += <uint8_t> passes
+    block.fresh = True
+    return FINE
+
+
+cdef int read_layer(
+    const Grid *grids, int count, int layer, bint sets, const uint8_t **p, const uint8_t *end, Precinct *precinct
+) noexcept nogil:
+    """Read the header of the packet of a layer at *p, and move *p behind it.
+
+    Blocks that are in it are `fresh`, and have fresh lengths. The precinct is opened with the first packet that has
+    something. Returns as read_packet_header.
+    """
+    cdef HeaderReader r
+    cdef LayeredBlock *block
+    cdef int n, fault
+    cdef int32_t x, y, missing
+    header_read_start(&r, p[0], end)
+    if header_read(&r, 1):
+        if precinct.blocks == NULL:
+            fault = open_precinct(grids, count, precinct)
+            if fault != FINE:
+                return fault
+        block = precinct.blocks
+        for n in range(count):
+            for y in range(grids[n].down):
+                for x in range(grids[n].across):
+                    fault = FINE
+                    if block.length_bits:
+                        if header_read(&r, 1):
+                            fault = read_more(&r, block)
+                    elif read_leaf(&precinct.trees[n].inclusion, x, y, layer + 1, &r) <= layer:
+                        missing = read_leaf(&precinct.trees[n].missing, x, y, MAX_MISSING, &r)
+                        if missing >= MAX_MISSING:
+                            return TRUNCATED if r.short else BAD_PACKET
+                        fault = read_block(&r, &block.coded, missing, sets, &block.length_bits)
+                        block.fresh = True
+                        block.fresh_refinement = block.coded.refinement
+                        block.coded.refinement = 0
+                    if r.short:
+                        return TRUNCATED
+                    if fault != FINE:
+                        return fault
+                    block += 1
     p[0] = header_read_end(&r)
     return TRUNCATED if r.short else FINE

@@ -6,8 +6,9 @@
     thumbnail = decode(prefix, reduce=len(encoded.resolution_offsets) - 1)
 
 `encode` writes one tile, RPCL, one tile-part per resolution with TLM, code blocks of 64 by 64 with one cleanup pass,
-and the RCT for colour. `decode` reads that, and other code streams of HT code blocks with one layer, reversible or not:
-any progression, tiles, precincts, SigProp and MagRef passes.
+and the RCT for colour. `decode` reads that, and other code streams of HT code blocks, reversible or not: any
+progression and changes of it, layers, tiles, precincts, styles of single components and tiles, packed packet headers,
+SigProp and MagRef passes.
 
 Both release the GIL.
 """
@@ -23,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from radmesh_native import _htj2k_decoder, _htj2k_encoder
-from radmesh_native._htj2k_decoder import CodestreamError
+from radmesh_native._htj2k_decoder import CodestreamError, TruncatedError
 
 MAX_BITS: Final = 16
 MAX_LEVELS: Final = 32
 MAX_SAMPLES: Final = 1 << 27
-"""Samples of all components of a frame; each takes 8 bytes of memory while it is coded."""
+"""Samples of all components of a frame; 4 to 8 bytes of memory for each do while it is decoded, 2 to 4 while encoded."""
 
 _OUTSIDE: Final = "a sample is outside of {} bits: encode it with the bits allocated"
 _THUMBNAIL: Final = 64
@@ -38,6 +39,7 @@ __all__ = [
     "MAX_SAMPLES",
     "CodestreamError",
     "Encoded",
+    "TruncatedError",
     "decode",
     "decode_frames",
     "default_levels",
@@ -178,6 +180,7 @@ def decode(
     codestream: bytes | bytearray | memoryview,
     *,
     reduce: int = 0,
+    lower: bool = False,
     max_samples: int = MAX_SAMPLES,
     out: npt.NDArray[np.generic] | None = None,
 ) -> npt.NDArray[np.generic]:
@@ -186,6 +189,7 @@ def decode(
     Args:
         codestream: bytes, or any contiguous buffer, from SOC on; it may end once the wanted resolution is complete.
         reduce: levels of the wavelet that are left out: rows and columns are those of the frame / 2^reduce, rounded up.
+        lower: where the code stream ends too early for that, take the best of the lower resolutions that is complete.
         max_samples: of the whole frame; more is refused before memory is taken for it.
         out: filled, and returned: of the shape and type of what is returned without it, writable, C-contiguous. Where
             CodestreamError is raised, what is in it means nothing.
@@ -195,7 +199,9 @@ def decode(
         depth and sign.
 
     Raises:
-        CodestreamError: a ValueError: the code stream is broken, ends too early, or is of a kind that is not read.
+        TruncatedError: a CodestreamError: the code stream ends too early for the wanted resolution, or with `lower` for
+            any.
+        CodestreamError: a ValueError: the code stream is broken, or of a kind that is not read.
         ValueError: `out` is not what the code stream is decoded into.
         MemoryError: there is not enough.
     """
@@ -203,8 +209,31 @@ def decode(
         raise ValueError(f"reduce is 0 to {MAX_LEVELS}, not {reduce}")
     if out is not None and not (out.flags.c_contiguous and out.flags.writeable):
         raise ValueError("what is decoded into is C-contiguous and writable")
-    frame = _htj2k_decoder.decode(codestream, reduce, min(max_samples, MAX_SAMPLES), out)
+    try:
+        frame = _htj2k_decoder.decode(codestream, reduce, min(max_samples, MAX_SAMPLES), out)
+    except TruncatedError as error:
+        if not lower:
+            raise
+        return _lower(codestream, reduce + 1, max_samples, out, error)
     return frame[:, :, 0] if frame.shape[2] == 1 else frame
+
+
+def _lower(
+    codestream: bytes | bytearray | memoryview,
+    reduce: int,
+    max_samples: int,
+    out: npt.NDArray[np.generic] | None,
+    error: TruncatedError,
+) -> npt.NDArray[np.generic]:
+    """The best resolution from `reduce` on; `error` where there is none."""
+    for less in range(reduce, MAX_LEVELS + 1):
+        try:
+            return decode(codestream, reduce=less, max_samples=max_samples, out=out)
+        except TruncatedError:
+            continue
+        except CodestreamError:
+            break
+    raise error
 
 
 def decode_frames(

@@ -34,8 +34,9 @@ def check(frame: Frame, bits: int, levels: int | None = None) -> htj2k.Encoded:
         assert np.array_equal(lower, htj2k.decode(encoded.codestream, reduce=reduce))
         if reduce:
             assert_same(lower, openjph(prefix, reduce), limits(bits, frame.dtype.kind == "i"))
-            with pytest.raises(htj2k.CodestreamError, match="ends too early"):
+            with pytest.raises(htj2k.TruncatedError, match="ends too early"):
                 htj2k.decode(prefix, reduce=reduce - 1)
+            assert np.array_equal(htj2k.decode(prefix, lower=True), lower)
     return encoded
 
 
@@ -259,6 +260,36 @@ def test_frames_are_decoded_at_once(shape: tuple[int, ...], threads: int | None)
     one = np.empty(shape[1:], np.uint8)
     assert np.shares_memory(htj2k.decode(codestreams[0], out=one), one)
     assert np.array_equal(one, frames[0])
+
+
+def test_less_than_the_lowest_resolution_is_none() -> None:
+    encoded = htj2k.encode(made((90, 80), 12, False, "smooth", 1), bits_stored=12, levels=3)
+    for length in (0, 60, encoded.resolution_offsets[0] - 1):
+        with pytest.raises(htj2k.CodestreamError):
+            htj2k.decode(encoded.codestream[:length], lower=True)
+    with pytest.raises(htj2k.TruncatedError, match="ends too early"):
+        htj2k.decode(encoded.codestream[: encoded.resolution_offsets[0] - 1], lower=True)
+    # What is broken is not taken for short.
+    broken = bytearray(encoded.codestream)
+    broken[encoded.codestream.index(b"\xff\x5c") + 4] = 0x41
+    with pytest.raises(htj2k.CodestreamError, match="QCD"):
+        htj2k.decode(bytes(broken), lower=True)
+
+
+def test_a_file_around_the_code_stream() -> None:
+    """DICOM has code streams alone (PS3.5 A.4.4); some write the boxes of a file around them all the same."""
+    frame = made((90, 80), 12, False, "smooth", 1)
+    codestream = htj2k.encode(frame, bits_stored=12).codestream
+    head = b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x14ftypjph \0\0\0\0jph "
+    for box in (
+        (8 + len(codestream)).to_bytes(4) + b"jp2c",
+        bytes(4) + b"jp2c",
+        b"\0\0\0\1jp2c" + (16 + len(codestream)).to_bytes(8),
+    ):
+        assert np.array_equal(htj2k.decode(head + box + codestream), frame)
+    for broken in (head, head + b"\0\0\0\7jp2h", head + b"\0\0\0\1jp2h" + bytes(8), head + bytes(4) + b"jp2h"):
+        with pytest.raises(htj2k.CodestreamError, match="not a JPEG 2000 code stream"):
+            htj2k.decode(broken)
 
 
 def test_what_frames_cannot_be_decoded_into() -> None:

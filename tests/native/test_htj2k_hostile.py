@@ -7,10 +7,22 @@ import numpy as np
 import pytest
 from depth import examples
 from htj2k_support import PATHS, made
+from htj2k_writer import read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radmesh_native import _htj2k_decoder, htj2k
+
+
+def layered(**kind: object) -> bytes:
+    """Three components of their own style, their blocks in three layers."""
+    streams = [htj2k.encode(made((70, 90), 8, False, "smooth", n), bits_stored=8, levels=n + 1) for n in range(3)]
+    components = [read(encoded.codestream) for encoded in streams]
+    for component in components:
+        for n, block in enumerate(component.blocks.values()):
+            block.layers = [n % 3] * 3
+    return write(components, layers=3, **kind)  # type: ignore[arg-type]
+
 
 STREAMS = [
     htj2k.encode(made((40, 37), 12, False, "smooth", 1), bits_stored=12).codestream,
@@ -19,6 +31,9 @@ STREAMS = [
     htj2k.encode(made((1, 1), 1, False, "constant", 4), bits_stored=1).codestream,
     bytes(imagecodecs.htj2k_encode(made((90, 80), 8, False, "smooth", 5), reversible=True, tile=(40, 50), tilepart=3)),
     bytes(imagecodecs.htj2k_encode(made((60, 50, 3), 8, False, "smooth", 6), reversible=False, rgb=True)),
+    layered(progression=4, packed="PPT", parts=2),
+    layered(progression=0, packed="PPM", marked=True),
+    layered(changes=[(0, 0, 2, 2, 3, 1), (0, 0, 3, 9, 3, 3)], styles_in_tile=True),
 ]
 SIZ, CAP, COD, QCD, TLM, SOT = (b"\xff\x51", b"\xff\x50", b"\xff\x52", b"\xff\x5c", b"\xff\x55", b"\xff\x90")
 
@@ -97,6 +112,14 @@ def inserted(stream: bytes, before: bytes, marker: bytes) -> bytes:
     return stream[:at] + marker + b"\0\6\0\0\0\0" + stream[at:]
 
 
+def in_part(stream: bytes, marker: bytes) -> bytes:
+    """A segment in the header of the first tile-part, which is as long as it says."""
+    part = bytearray(inserted(stream, b"\xff\x93", marker))
+    at = part.index(SOT) + 6
+    part[at : at + 4] = (int.from_bytes(part[at : at + 4]) + 8).to_bytes(4)
+    return bytes(part)
+
+
 GREY, RGB = STREAMS[0], STREAMS[1]
 
 
@@ -116,25 +139,31 @@ GREY, RGB = STREAMS[0], STREAMS[1]
         (changed(GREY, SIZ, 4, struct.pack(">6I", 65535, 65535, 0, 0, 65535, 65535)), "too many samples"),
         (changed(GREY, SIZ, 36, b"\0\2"), "SIZ is broken"),
         (changed(GREY, SIZ, 38, b"\x10"), "more than 16 bits"),
-        (changed(GREY, SIZ, 39, b"\2"), "differ in depth, sampling or style"),
-        (changed(RGB, SIZ, 41, b"\x06"), "differ in depth, sampling or style"),
-        (changed(GREY, COD, 2, b"\xff"), "COD is broken"),
-        (changed(GREY, COD, 3, b"\5"), "COD is broken"),
-        (changed(GREY, COD, 4, b"\0\2"), "more than one layer"),
-        (changed(GREY, COD, 6, b"\1"), "COD is broken"),
-        (changed(GREY, COD, 7, b"\x21"), "COD is broken"),
-        (changed(GREY, COD, 8, b"\x08\x08"), "COD is broken"),
+        (changed(GREY, SIZ, 39, b"\2"), "differ in depth or sampling"),
+        (changed(RGB, SIZ, 41, b"\x06"), "differ in depth or sampling"),
+        (changed(GREY, COD, 2, b"\xff"), "COD or COC is broken"),
+        (changed(GREY, COD, 3, b"\5"), "COD or COC is broken"),
+        (changed(GREY, COD, 4, b"\0\0"), "COD or COC is broken"),
+        (changed(GREY, COD, 6, b"\1"), "COD or COC is broken"),
+        (changed(GREY, COD, 7, b"\x21"), "COD or COC is broken"),
+        (changed(GREY, COD, 8, b"\x08\x08"), "COD or COC is broken"),
         (changed(GREY, COD, 10, b"\0"), "not HTJ2K"),
         (changed(GREY, COD, 11, b"\0"), "QCD or QCC is broken"),
-        (changed(GREY, COD, 11, b"\2"), "COD is broken"),
-        (changed(GREY, COD, 13, b"\x0f"), "COD is broken"),
+        (changed(GREY, COD, 11, b"\2"), "COD or COC is broken"),
+        (changed(GREY, COD, 13, b"\x0f"), "COD or COC is broken"),
         (changed(GREY, QCD, 2, b"\x42"), "QCD or QCC is broken"),
         (changed(GREY, QCD, 2, b"\xe0\xf8"), "QCD or QCC is broken"),
-        (inserted(GREY, QCD, b"\xff\x5e"), "RGN, POC"),
-        (inserted(GREY, QCD, b"\xff\x5f"), "RGN, POC"),
-        (inserted(GREY, QCD, b"\xff\x60"), "RGN, POC"),
-        (inserted(GREY, b"\xff\x93", b"\xff\x61"), "RGN, POC"),
-        (inserted(GREY, b"\xff\x93", b"\xff\x52"), "RGN, POC"),
+        (inserted(GREY, QCD, b"\xff\x5e"), "regions of interest"),
+        (inserted(GREY, QCD, b"\xff\x5f"), "POC is broken"),
+        (inserted(GREY, QCD, b"\xff\x53"), "COD or COC is broken"),
+        (inserted(GREY, QCD, b"\xff\x5d"), "QCD or QCC is broken"),
+        (inserted(GREY, QCD, b"\xff\x60"), "main header is broken"),
+        (in_part(GREY, b"\xff\x52"), "COD or COC is broken"),
+        (in_part(GREY, b"\xff\x5c"), "QCD or QCC is broken"),
+        (in_part(GREY, b"\xff\x5f"), "POC is broken"),
+        # DCO, MCT, NLT and ATK of T.801.
+        *((inserted(GREY, QCD, bytes((0xFF, n))), "extensions of T.801") for n in (0x70, 0x74, 0x76, 0x79)),
+        (in_part(GREY, b"\xff\x76"), "extensions of T.801"),
         (inserted(GREY, QCD, b"\xff\x93"), "main header is broken"),
         (changed(GREY, SOT, 2, b"\0\1"), "tile-parts are broken"),
         (changed(GREY, SOT, 4, b"\0\0\0\1"), "tile-parts are broken"),
@@ -155,10 +184,7 @@ def test_more_bits_than_samples_have() -> None:
 def test_markers_that_say_nothing_are_passed_over() -> None:
     for marker in (b"\xff\x64", b"\xff\x63", b"\xff\x58", b"\xff\x57"):
         assert np.array_equal(htj2k.decode(inserted(GREY, QCD, marker)), htj2k.decode(GREY))
-        part = bytearray(inserted(GREY, b"\xff\x93", marker))
-        at = part.index(SOT) + 6
-        part[at : at + 4] = (int.from_bytes(part[at : at + 4]) + 8).to_bytes(4)
-        assert np.array_equal(htj2k.decode(bytes(part)), htj2k.decode(GREY))
+        assert np.array_equal(htj2k.decode(in_part(GREY, marker)), htj2k.decode(GREY))
 
 
 def test_the_caller_says_how_much_is_too_much() -> None:
