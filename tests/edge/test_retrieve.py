@@ -6,20 +6,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import data_store
+import pydicom.data
 import pytest
+import raw_dicom
+import raw_station
 from cluster_support import data_set, save
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import (
     PatientRootQueryRetrieveInformationModelGet,
     PatientRootQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
 )
 from station_support import Edge, dcmtk, received, storescp, until
+
+from radmesh.dicom import part10
+from radmesh.runtime.errors import RadmeshError
 
 STUDY = "2.25.77.900"
 NUMBER = 6
@@ -161,6 +170,27 @@ def test_corrected_values_leave_and_those_that_came_are_kept_in_them(edge: Edge,
     original = there.OriginalAttributesSequence[0].ModifiedAttributesSequence[0]
     assert original.PatientName == "Wrong^Name"
     assert there.PixelData == dcmread(path).PixelData
+
+
+def test_a_station_without_unicode_gets_what_its_character_set_has_room_for(edge: Edge) -> None:
+    """By C-GET as by C-MOVE: the name of the modality, counted with a warning; others get the right one."""
+    folder = edge.folder / "latin"
+    folder.mkdir()
+    path = save(folder, 911, PatientName="Wrong^Name", SpecificCharacterSet="ISO_IR 100")
+    edge.store(path)
+    edge.cluster.correct("2.25.77.911", PatientName="山田^太郎")
+    to = ("--host", "127.0.0.1", "--port", str(edge.ports["PYNET"]), "--grants", "query,retrieve")
+    assert edge.cluster.run("stations", "set", "LATIN", "--character-set", "ISO_IR 100", *to).code == 0
+
+    def got(calling: str) -> tuple[int, str]:
+        into = edge.folder / "got-latin"
+        moved = edge.get(into, *keys("STUDY", StudyInstanceUID="2.25.77.911"), calling=calling)
+        (there,) = received(into).values()
+        return moved.numbers["warning"], str(there.PatientName)
+
+    until(lambda: got("LATIN") == (1, "Wrong^Name"))
+    assert got("GETTER") == (0, "山田^太郎")
+    edge.cluster.run("stations", "remove", "LATIN")
 
 
 @pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm"])
@@ -305,3 +335,126 @@ def test_a_destination_that_takes_nothing_is_given_up(edge: Edge, files: list[Pa
         connection.close()
         association.release()
     assert status.Status == 0xFE00
+
+
+STUDY_MOVE = str(StudyRootQueryRetrieveInformationModelMove)
+STUDY_GET = str(StudyRootQueryRetrieveInformationModelGet)
+Stored = dict[tuple[str, str], tuple[str, str, bytes]]
+"""Study and SOP Instance UID: SOP class, transfer syntax, data set."""
+
+
+def study_keys(study: str) -> bytes:
+    return raw_dicom.element(0x0008, 0x0052, b"STUDY", b" ") + raw_dicom.element(0x0020, 0x000D, study.encode())
+
+
+def bundled() -> Iterator[tuple[str, str, str, str, bytes]]:
+    """Study, SOP instance, SOP class, transfer syntax and data set of what comes with pydicom and has them all."""
+    roots = [Path(pydicom.data.__file__).parent, Path(data_store.__file__).parent]
+    for path in sorted(path for root in roots for path in root.rglob("*") if path.is_file()):
+        try:
+            ds = dcmread(path, stop_before_pixels=True)
+            with path.open("rb") as file:
+                syntax = part10.seek_data_set(file)
+                data = file.read()
+        except (InvalidDicomError, RadmeshError, EOFError, ValueError):
+            continue
+        uids = [str(ds.get(name) or "") for name in ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID")]
+        if all(uids) and syntax:
+            yield (*uids, syntax, data)  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def everything(edge: Edge) -> Stored:
+    """All that pydicom comes with and that is taken, sent without a byte changed; of each instance what came first."""
+    objects = list(bundled())
+    kinds = sorted({(sop_class, syntax) for _, _, sop_class, syntax, _ in objects})
+    assert len({syntax for _, syntax in kinds}) >= 11
+    taken: Stored = {}
+    contexts = [(2 * n + 1, sop_class, [syntax]) for n, (sop_class, syntax) in enumerate(kinds)]
+    assert len(contexts) <= 128
+    with raw_dicom.Client(edge.port, contexts, calling="MODALITY") as client:
+        for study, instance, sop_class, syntax, data in objects:
+            context = 2 * kinds.index((sop_class, syntax)) + 1
+            if (
+                context in client.accepted
+                and client.store(data, instance, context=context, sop_class=sop_class).status == 0
+            ):
+                taken.setdefault((study, instance), (sop_class, syntax, data))
+        client.release()
+    assert len(taken) > 150
+    return taken
+
+
+def by_study(stored: Stored) -> dict[str, dict[str, tuple[str, bytes]]]:
+    found: dict[str, dict[str, tuple[str, bytes]]] = {}
+    for (study, instance), (_, syntax, data) in stored.items():
+        found.setdefault(study, {})[instance] = (syntax, data)
+    return found
+
+
+def test_everything_moves_bit_by_bit_to_who_takes_it(edge: Edge, everything: Stored) -> None:
+    for study, expected in by_study(everything).items():
+        with (
+            raw_station.Station(edge.ports["PYNET"]) as station,
+            raw_dicom.Client(edge.port, [(1, STUDY_MOVE, [raw_dicom.IMPLICIT])], calling="MOVER") as client,
+        ):
+            answer = raw_station.retrieve(client, STUDY_MOVE, study_keys(study), station.taken, destination="PYNET")
+            client.release()
+        assert (answer[0x0900], answer[0x1021]) == (raw_dicom.us(0), raw_dicom.us(len(expected)))
+        assert station.taken.objects == expected
+        assert station.taken.associations == 1
+
+
+def test_everything_is_got_bit_by_bit_by_who_takes_it(edge: Edge, everything: Stored) -> None:
+    for study, expected in by_study(everything).items():
+        kinds = {(c, s) for (of, _), (c, s, _) in everything.items() if of == study}
+        contexts = [(2 * n + 3, sop_class, [syntax]) for n, (sop_class, syntax) in enumerate(kinds)]
+        taken = raw_station.Taken()
+        with raw_dicom.Client(
+            edge.port,
+            [(1, STUDY_GET, [raw_dicom.IMPLICIT]), *contexts],
+            calling="GETTER",
+            roles=[(sop_class, 0, 1) for sop_class in {c for c, _ in kinds}],
+        ) as client:
+            answer = raw_station.retrieve(client, STUDY_GET, study_keys(study), taken)
+            client.release()
+        assert (answer[0x0900], answer[0x1021]) == (raw_dicom.us(0), raw_dicom.us(len(expected)))
+        assert taken.objects == expected
+
+
+def test_who_gets_may_refuse_some_and_is_told_which(edge: Edge, files: list[Path]) -> None:
+    taken = raw_station.Taken()
+    contexts = [(1, STUDY_GET, [raw_dicom.IMPLICIT]), (3, raw_dicom.CT, [raw_dicom.EXPLICIT])]
+    with raw_dicom.Client(edge.port, contexts, calling="GETTER", roles=[(raw_dicom.CT, 0, 1)]) as client:
+        answer = raw_station.retrieve(
+            client, STUDY_GET, study_keys(STUDY), taken, status=lambda number: 0xA700 if number < 2 else 0
+        )
+        client.release()
+    counts = [answer[element] for element in (0x0900, 0x1021, 0x1022, 0x1023)]
+    assert counts == [raw_dicom.us(n) for n in (0xB000, NUMBER - 2, 2, 0)]
+    assert b"0xA700" in answer[0x0902]
+    refused = [raw_station.text(command[0x1000]) for command in taken.commands[:2]]
+    assert raw_station.text(answer[0][8:]).split("\\") == refused
+
+
+def test_one_that_cannot_be_decoded_fails_alone_and_is_named(edge: Edge, tmp_path: Path) -> None:
+    """Of a study of two the other one arrives; the comment says what is missing."""
+    study = "2.25.77.940"
+    jpeg_xl = "1.2.840.10008.1.2.4.111"
+    plain = raw_dicom.image(study, f"{study}.1")
+    contexts = [(1, raw_dicom.CT, [raw_dicom.EXPLICIT]), (3, raw_dicom.CT, [jpeg_xl])]
+    with raw_dicom.Client(edge.port, contexts, calling="MODALITY") as client:
+        assert client.store(plain, f"{study}.1").status == 0
+        head = raw_dicom.image(study, f"{study}.2", pixels=32)[: -12 - 32]
+        data = head + raw_dicom.encapsulated(b"\xff\x0a" * 8)
+        assert client.store(data, f"{study}.2", context=3).status == 0
+        client.release()
+    taken = raw_station.Taken()
+    contexts = [(1, STUDY_GET, [raw_dicom.IMPLICIT]), (3, raw_dicom.CT, [raw_dicom.EXPLICIT])]
+    with raw_dicom.Client(edge.port, contexts, calling="GETTER", roles=[(raw_dicom.CT, 0, 1)]) as client:
+        answer = raw_station.retrieve(client, STUDY_GET, study_keys(study), taken)
+        client.release()
+    assert answer[0x0900] == raw_dicom.us(0xB000)
+    assert answer[0x0902].decode().strip() == f"TRANSCODING_FAILED: no decoder for {jpeg_xl}"
+    assert taken.objects == {f"{study}.1": (raw_dicom.EXPLICIT, plain)}
+    assert raw_station.text(answer[0][8:]) == f"{study}.2"

@@ -109,6 +109,13 @@ def explicit(*elements: tuple[int, str, bytes], order: str = "<") -> bytes:
     return out
 
 
+def encapsulated(*fragments: bytes) -> bytes:
+    """Pixel data of fragments, with an empty offset table (PS3.5 A.4)."""
+    items = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(fragment)) + fragment for fragment in (b"", *fragments))
+    head = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF)
+    return head + items + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+
+
 def image(
     study: str = "2.25.1", sop_instance: str = "2.25.1.1.1", *, sop_class: str = CT, pixels: int = 512, order: str = "<"
 ) -> bytes:
