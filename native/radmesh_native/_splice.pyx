@@ -4,7 +4,7 @@
 Nothing recurses: open sequences are a stack of 64 flags.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 FOUND = 0
 ENDED = 1
@@ -129,7 +129,7 @@ def locate(const uint8_t[::1] data not None, tags, *, bint implicit, bint big_en
     cdef int k = 0
     cdef int state = S_ENDED
     cdef int i
-    cdef uint32_t last = 0
+    cdef int64_t last = -1
     cdef Element element
     if not 0 < count <= MOST_TAGS:
         raise ValueError("tags: 1 to 64")
@@ -148,7 +148,7 @@ def locate(const uint8_t[::1] data not None, tags, *, bint implicit, bint big_en
             state = skip_undefined(p, n, big_endian, &element)
         if state:
             break
-        if element.tag <= last and last:
+        if element.tag <= last:
             state = DISORDER
             break
         last = element.tag

@@ -96,6 +96,7 @@ def test_a_value_that_is_not_all_there_is_cut() -> None:
     [
         (STUDY_ID + NAME, "order"),
         (NAME + NAME, "order"),
+        (element(0, "UL", bytes(4)) * 2, "order"),
         (struct.pack("<HHI", 0x10, 0x10, 8) + b"Doe^John", "VR"),
         (sequence(0x00081115, (ITEM + sequence(0x00081115, b"")) * 1000), "deep"),
     ],
