@@ -29,7 +29,7 @@ from radmesh_native._htj2k_decoder import CodestreamError, TruncatedError
 MAX_BITS: Final = 16
 MAX_LEVELS: Final = 32
 MAX_SAMPLES: Final = 1 << 27
-"""Samples of all components of a frame; 4 to 8 bytes of memory for each do while it is decoded, 2 to 4 while encoded."""
+"""Samples of all components of a frame; each may take 8 bytes of memory while it is decoded, and 6 while encoded."""
 
 _OUTSIDE: Final = "a sample is outside of {} bits: encode it with the bits allocated"
 _THUMBNAIL: Final = 64

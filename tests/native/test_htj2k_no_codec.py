@@ -15,7 +15,9 @@ IMPORTED = {"numpy", "radmesh_native", "typing_extensions"} | (
     set(sys.stdlib_module_names) - {"ctypes", "importlib", "subprocess"}
 )
 CIMPORTED = {"cpython", "cython", "libc", "radmesh_native"}
-INCLUDED = re.compile(r"(std\w+|string|errno|time|poll|cpuid|sys/\w+|netinet/\w+|Python|[a-z]mmintrin|htj2k_\w+|crc32c)\.h")
+INCLUDED = re.compile(
+    r"(std\w+|string|errno|time|poll|cpuid|sys/\w+|netinet/\w+|Python|[a-z]mmintrin|htj2k_\w+|crc32c)\.h"
+)
 LINKED = re.compile(r"(linux-vdso|linux-gate|ld-linux[\w-]*|libc|libm|libpthread|libgcc_s)\.so[.\d]*")
 
 SOURCES = sorted(path for suffix in ("py", "pyi", "pyx", "pxd", "h") for path in NATIVE.glob(f"*.{suffix}"))
