@@ -19,6 +19,8 @@ cdef enum:
     BAD = 3
     DISORDER = 4
     DEEP = 5
+    ITEM_END = 0xFFFEE00D
+    SEQUENCE_END = 0xFFFEE0DD
 
 
 cdef uint16_t u16(const uint8_t *p, bint big) noexcept nogil:
@@ -65,7 +67,8 @@ cdef int read_element(
     out.start = at
     out.implicit = implicit
     if out.tag >> 16 == 0xFFFE or implicit:
-        length = u32(p + at + 4, big)
+        # A delimiter has no value, whatever length some writers give it.
+        length = 0 if out.tag == ITEM_END or out.tag == SEQUENCE_END else u32(p + at + 4, big)
         out.value = at + 8
     else:
         a = p[at + 4]
@@ -103,7 +106,7 @@ cdef int skip_undefined(const uint8_t *p, size_t n, bint big, Element *element) 
         state = read_element(p, n, at, modes[depth - 1], big, &inner)
         if state:
             return state
-        if inner.tag >> 16 == 0xFFFE and inner.tag & 0xFFFF in (0xE00D, 0xE0DD):
+        if inner.tag == ITEM_END or inner.tag == SEQUENCE_END:
             depth -= 1
             at = inner.value
         elif not inner.undefined:

@@ -84,6 +84,12 @@ def test_a_name_within_a_sequence_is_not_the_patients() -> None:
         assert found[0x00100010] == (len(nested), len(nested) + 8, len(nested) + 16, False)
 
 
+def test_a_delimiter_with_a_length_is_none_the_longer() -> None:
+    long = struct.pack("<I", 400)
+    data = sequence(0x00081115, ITEM + NAME + END_OF_ITEM[:-4] + long + END[:-4] + long)
+    assert explicit(data + NAME, 0x00100010)[2][0x00100010][0] == len(data)
+
+
 def test_a_value_that_is_not_all_there_is_cut() -> None:
     data = NAME + element(0x00100020, "LO", b"P1")
     for size in range(1, len(data)):
