@@ -6,8 +6,10 @@ The thread blocks in native/ with the GIL released, so an idle association costs
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from radmesh.dicom.uids import VERIFICATION_SOP_CLASS
@@ -65,6 +67,8 @@ STORE_GRANT: Final = "store"
 # A peer that is between messages, and has been so for this long, is idle enough to be ended when the process drains.
 _QUIET_SECONDS = 0.5
 
+# Of objects that were taken, and are not answered.
+_MOST_UNANSWERED: Final = 16 << 20
 # One PDU's worth: a piece is hashed while the next one comes in.
 _CHUNK: Final = 131_066
 _PDU_EVENTS: Final[Mapping[PduType, tuple[Event, Callable[[bytes], object]]]] = {
@@ -76,17 +80,35 @@ _PDU_EVENTS: Final[Mapping[PduType, tuple[Event, Callable[[bytes], object]]]] = 
 }
 
 
+class Underway(Protocol):
+    """An object that was taken as a whole."""
+
+    def outcome(self) -> Outcome:
+        """Return what became of it; waits for that. Never raises."""
+
+
 class Store(Protocol):
     """Takes the objects of one association; `intake.Intake` is the one that stores."""
 
-    def store(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Outcome:
-        """Store one object. What is left of the chunks is dropped; an exception of theirs passes through."""
+    def store(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Underway | Outcome:
+        """Take one object. What is left of the chunks is dropped; an exception of theirs passes through."""
 
     def wait_registered(self, seconds: float) -> None:
         """Wait until what was stored can be found, for so long at most. Never raises."""
 
     def close(self) -> None:
         """Give up what is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unanswered:
+    """A C-STORE request whose object was taken, `size` bytes of it, since `started`."""
+
+    context_id: int
+    request: Request
+    result: Underway | Outcome
+    size: int
+    started: float
 
 
 class Drain(Protocol):
@@ -151,6 +173,8 @@ class Association:
         self._running: Request | None = None
         self._cancelled = False
         self._early: tuple[Any, ...] | None = None
+        self._unanswered: deque[_Unanswered] = deque()
+        self._unanswered_bytes = 0
         self._message_id = 0
         self._awaited: dict[int, Callable[[Response], None]] = {}
         self._peer = Peer("", "", address)
@@ -247,7 +271,18 @@ class Association:
             self._dispatch(self._receive())
 
     def _receive(self) -> tuple[Any, ...]:
-        """Return the wire's next event; of a process that drains, WOKEN only when the association is to end."""
+        """Return the wire's next event; of a process that drains, WOKEN only when the association is to end.
+
+        What is under way is answered as soon as the peer has nothing more to say at once, within a data set too.
+        """
+        while self._unanswered and self._early is None:
+            event = self._wire.receive(0, 0)
+            if event[0] == dul.WOKEN:
+                self._settle_all()
+            elif event[0] != dul.TIMEOUT:
+                return event
+            else:
+                self._settle()
         if self._early is not None:
             event, self._early = self._early, None
             return event
@@ -287,6 +322,8 @@ class Association:
 
     def _dispatch(self, event: tuple[Any, ...]) -> None:
         kind = event[0]
+        if kind != dul.COMMAND:
+            self._settle_all()
         established = self._machine.state is State.STA6
         if kind == dul.COMMAND and established:
             self._message(event[1], event[2], has_data_set=event[3])
@@ -374,6 +411,7 @@ class Association:
         assert self._agreement is not None
         context = self._agreement.contexts.get(context_id)
         if context is None:
+            self._settle_all()
             self._invalid(AbortReason.INVALID_PARAMETER_VALUE, "the presentation context was not accepted")
             return
         if self._awaited and is_response(command):
@@ -382,9 +420,12 @@ class Association:
         try:
             request = parse_request(command, has_data_set=has_data_set)
         except CommandError as error:
+            self._settle_all()
             self._log.warning("unusable command set", address=self._address, text=str(error))
             self._abort("aborted")
             return
+        if request.command_field != Command.C_STORE:
+            self._settle_all()
         chunks = self._data = self._chunks() if has_data_set else iter(())
         self._running, self._cancelled = request, False
         started, before = time.monotonic(), self._data_bytes
@@ -399,13 +440,38 @@ class Association:
             return
         self._in_message = False
         if request.command_field == Command.C_STORE:
-            self._edge.tally.stored(outcome.status, self._data_bytes - before, time.monotonic() - started)
-        elif outcome is not None:
+            size = self._data_bytes - before
+            self._unanswered.append(_Unanswered(context_id, request, outcome, size, started))
+            self._unanswered_bytes += size
+            most = self._agreement.operations if self._agreement.operations > 1 else 0
+            while len(self._unanswered) > most or self._unanswered_bytes > _MOST_UNANSWERED:
+                self._settle()
+            return
+        if outcome is not None:
             self._edge.tally.responded(request.name, outcome.status)
         if outcome is not None:
             self._respond(context_id, request, outcome)
             if outcome.then is not None and self._machine.state is State.STA6 and not self._broken:
                 self._follow_up(outcome.then)
+
+    def _settle(self) -> None:
+        """Answer the oldest C-STORE request that is not answered."""
+        one = self._unanswered.popleft()
+        self._unanswered_bytes -= one.size
+        outcome = one.result if isinstance(one.result, Outcome) else one.result.outcome()
+        self._objects += outcome.status == Status.SUCCESS
+        self._edge.tally.stored(outcome.status, one.size, time.monotonic() - one.started)
+        if self._early is not None:
+            return  # the peer is gone
+        try:
+            self.send_response(one.context_id, encode_response(one.request, outcome), b"")
+        except InterruptedExchangeError as interruption:
+            # Told where it can be handled: there may be a data set on its way.
+            self._early = interruption.event
+
+    def _settle_all(self) -> None:
+        while self._unanswered:
+            self._settle()
 
     def _follow_up(self, then: Callable[[], None]) -> None:
         try:
@@ -477,14 +543,12 @@ class Association:
             return Outcome(Status.SOP_CLASS_NOT_SUPPORTED, "C-ECHO is of the Verification SOP Class", (0x0000, 0x0002))
         return SUCCESS
 
-    def _c_store(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Outcome:
+    def _c_store(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Underway | Outcome:
         if STORE_GRANT not in self._grants:
             return Outcome(Status.NOT_AUTHORIZED, "GRANT_MISSING: the station may not store")
         if self._store is None:
             self._store = self._edge.store(self._peer)
-        outcome = self._store.store(request, context, chunks)
-        self._objects += outcome.status == Status.SUCCESS
-        return outcome
+        return self._store.store(request, context, chunks)
 
     def _chunks(self) -> Iterator[bytes]:
         """Yield the data set that follows a command.

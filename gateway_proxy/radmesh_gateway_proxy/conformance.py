@@ -14,7 +14,7 @@ from radmesh.dicom.uids import (
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.delivery import WARNINGS
 from radmesh_gateway_proxy.dimse import Status
-from radmesh_gateway_proxy.negotiation import STORAGE_EXTENDED_NEGOTIATION
+from radmesh_gateway_proxy.negotiation import MOST_OPERATIONS, STORAGE_EXTENDED_NEGOTIATION
 from radmesh_gateway_proxy.objects import FALLBACKS
 from radmesh_gateway_proxy.pdus import APPLICATION_CONTEXT_NAME
 from radmesh_gateway_proxy.services import commitment, procedure_step
@@ -67,7 +67,10 @@ def document() -> str:
                 ("AE title", f"{section.ae_title}, by configuration"),
                 ("Maximum PDU taken", f"{section.max_pdu} bytes, by configuration"),
                 ("Associations at once", f"{section.max_associations}, by configuration"),
-                ("Asynchronous operations", "window 1, 1; requests that come early are answered in order"),
+                (
+                    "Asynchronous operations",
+                    f"window {MOST_OPERATIONS}, 1; responses come in the requests' order",
+                ),
                 ("SCP/SCU role selection", "the SCP role of storage classes is accepted, for C-GET"),
                 (
                     "Extended negotiation of storage classes",

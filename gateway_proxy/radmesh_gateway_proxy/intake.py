@@ -22,7 +22,7 @@ from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.logs import Logger
 from radmesh.runtime.reasons import REASONS
 from radmesh.study_store import ObjectHeader
-from radmesh.transfer.model import Committed, ObjectReference
+from radmesh.transfer.model import ObjectReference
 from radmesh.transfer.sender import Sender
 from radmesh_gateway_proxy.dimse import SUCCESS, Outcome, Request, text_of
 from radmesh_gateway_proxy.negotiation import AcceptedContext
@@ -106,6 +106,17 @@ class Senders:
             self._free.get(timeout=self._patience)
         except Empty:
             raise RadmeshError("STORE_BUSY", "too many objects are on their way") from None
+        return self._one()
+
+    def spare(self) -> Sender | None:
+        """As `borrow`, without waiting: None where all are in use."""
+        try:
+            self._free.get_nowait()
+        except Empty:
+            return None
+        return self._one()
+
+    def _one(self) -> Sender:
         try:
             # The one that was used last: its streams are the ones most likely still open.
             return self._idle.pop()
@@ -272,6 +283,21 @@ class Head:
         return Tail(implicit=implicit, big_endian=self._syntax.big_endian, position=self._scanner.position)
 
 
+class Underway:
+    """An object that was sent as a whole, and is not known to be durable."""
+
+    def __init__(self, settle: Callable[["Underway"], Outcome], sender: Sender) -> None:
+        self.sender = sender
+        self._settle = settle
+        self._outcome: Outcome | None = None
+
+    def outcome(self) -> Outcome:
+        """Return what became of it; waits for that."""
+        if self._outcome is None:
+            self._outcome = self._settle(self)
+        return self._outcome
+
+
 class Intake:
     """Stores the objects of one association.
 
@@ -297,39 +323,64 @@ class Intake:
         self._wait = wait
         self._log = log
         self._marks: dict[tuple[str, str, int], Mark] = {}
+        self._underway: list[Underway] = []
 
-    def store(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Outcome:
-        """Store one object; returns when it is durable, or why it is not."""
+    def store(self, request: Request, context: AcceptedContext, chunks: Iterator[bytes]) -> Underway | Outcome:
+        """Take one object; returns when all of it is on its way, or why it is not."""
         head = Head(transfer_syntax(context.transfer_syntax))
         try:
             _check_command(request, context)
             head.read(chunks)
             if request.priority is None:
                 head.remarks.append("PRIORITY_INVALID 0000,0700")
-            committed = self._send(request, context, head, chunks)
+            return self._send(request, context, head, chunks)
         except RefusedError as refusal:
             self._reject(refusal, request, context, refusal.kept or chain(head.chunks, chunks))
             return refusal.outcome
         except RadmeshError as error:
-            self._log.warning(
-                "object not stored",
-                reason=error.reason,
-                text=error.message,
-                calling_ae_title=self._peer.calling_ae_title,
-                address=self._peer.address,
-            )
-            return outcome_of(error)
-        self._remember(committed.object)
+            return self._failed(error)
+
+    def _failed(self, error: RadmeshError) -> Outcome:
+        self._log.warning(
+            "object not stored",
+            reason=error.reason,
+            text=error.message,
+            calling_ae_title=self._peer.calling_ae_title,
+            address=self._peer.address,
+        )
+        return outcome_of(error)
+
+    def _settle(self, underway: Underway) -> Outcome:
+        """Wait until an object is durable."""
+        self._underway.remove(underway)
+        try:
+            self._remember(underway.sender.committed().object)
+        except RadmeshError as error:
+            return self._failed(error)
+        finally:
+            self._senders.give_back(underway.sender)
         return SUCCESS
 
-    def _send(self, request: Request, context: AcceptedContext, head: Head, chunks: Iterator[bytes]) -> Committed:
+    def _borrow(self) -> Sender:
+        """Borrow a sender; who has one already waits for none, or all might wait for each other."""
+        sender = self._senders.spare()
+        if sender is not None:
+            return sender
+        self._settle_all()
+        return self._senders.borrow()
+
+    def _settle_all(self) -> None:
+        while self._underway:
+            self._underway[0].outcome()
+
+    def _send(self, request: Request, context: AcceptedContext, head: Head, chunks: Iterator[bytes]) -> Underway:
         queryable = head.queryable()
         uids = head.check(request)
         head.remarks += queryable_header.character_set_remarks(queryable)
         key = AdmissionKey.of_header(self._peer.calling_ae_title, queryable)
         digest = hashlib.sha256()
         tail = head.tail()
-        sender = self._senders.borrow()
+        sender = self._borrow()
         try:
             sender.begin(self._header(context, uids), key, queryable)
             for chunk in chain(head.chunks, chunks):
@@ -339,9 +390,13 @@ class Intake:
                 sender.write(chunk)
             if tail is not None:
                 self._check_end(tail, head, sender)
-            return sender.commit(digest.digest(), queryable, head.remarks)
-        finally:
+            sender.finish(digest.digest(), queryable, head.remarks)
+        except BaseException:
             self._senders.give_back(sender)
+            raise
+        underway = Underway(self._settle, sender)
+        self._underway.append(underway)
+        return underway
 
     def _check_end(self, tail: Tail, head: Head, sender: Sender) -> None:
         cut = tail.ends_inside()
@@ -380,7 +435,7 @@ class Intake:
         uids[_SOP_CLASS] = request.affected_sop_class_uid[:64]
         uids[_SOP_INSTANCE] = request.affected_sop_instance_uid[:64]
         try:
-            sender = self._senders.borrow()
+            sender = self._borrow()
             try:
                 sender.reject(
                     self._rejects,
@@ -410,11 +465,13 @@ class Intake:
 
     def wait_registered(self, seconds: float) -> None:
         """Wait until queries can find what was stored, for so long at most."""
+        self._settle_all()
         if self._marks:
             self._wait(list(self._marks.values()), seconds)
 
     def close(self) -> None:
-        """Forget the marks; nothing else stays open between objects."""
+        """See what is under way to its end; nothing else stays open between objects."""
+        self._settle_all()
         self._marks.clear()
 
 

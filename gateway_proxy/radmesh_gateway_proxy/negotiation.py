@@ -38,6 +38,8 @@ _MOST_KEPT = 1 << 20
 _LONGEST_KEPT = 128 << 10
 # A P-DATA-TF that takes less cannot carry a response in any number of PDUs worth sending.
 _LEAST_PDU = 32
+MOST_OPERATIONS = 8
+"""Requests that a peer may have open at once, if it asks for that."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Agreement:
         contexts: accepted contexts by their id.
         accept: the encoded A-ASSOCIATE-AC.
         peer_max_pdu: bytes of a P-DATA-TF behind its header that the peer takes; 0 = any number.
+        operations: requests that the peer may have open at once.
         scp_sop_classes: storage classes of which the peer is SCP too: objects may be sent to it on this association.
     """
 
@@ -87,6 +90,7 @@ class Agreement:
     contexts: Mapping[int, AcceptedContext]
     accept: bytes
     peer_max_pdu: int
+    operations: int = 1
     scp_sop_classes: Collection[str] = frozenset()
 
 
@@ -123,6 +127,7 @@ def negotiate(request: AssociateRequest, policy: Policy) -> Agreement | Associat
         MappingProxyType(accepted),
         encode_associate_accept(answer),
         request.user.max_length,
+        answer.user.async_window[0] if answer.user.async_window else 1,
         frozenset(role.sop_class_uid for role in answer.user.roles if role.scp),
     )
 
@@ -148,8 +153,8 @@ def _user_information(asked: UserInformation, accepted: Collection[str], policy:
         max_length=policy.max_pdu,
         implementation_class_uid=IMPLEMENTATION_CLASS_UID,
         implementation_version_name=IMPLEMENTATION_VERSION_NAME,
-        # Requests may come before the responses to earlier ones; they are answered in order, so one at a time is true.
-        async_window=None if asked.async_window is None else (1, 1),
+        # Of the requestor's view: what it may invoke, and what it has to perform, for which it is asked one at a time.
+        async_window=asked.async_window and (min(asked.async_window[0] or MOST_OPERATIONS, MOST_OPERATIONS), 1),
         roles=tuple(
             RoleSelection(r.sop_class_uid, scu=r.scu, scp=r.scp and r.sop_class_uid in policy.storage_sop_classes)
             for r in asked.roles

@@ -226,9 +226,6 @@ cdef class Connection:
         message.msg_iov = parts
         message.msg_iovlen = count + 1
         while True:
-            # Half of the world's senders write a PDU in two pieces with Nagle on: a late acknowledgement stalls them.
-            if self.tcp:
-                setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one))
             got = recvmsg(self.fd, &message, MSG_DONTWAIT)
             if got > 0:
                 self.bytes_received += got
@@ -245,6 +242,10 @@ cdef class Connection:
             left = deadline - now_ms()
             if left <= 0:
                 return -3
+            # Half of the world's senders write a PDU in two pieces with Nagle on: a late acknowledgement stalls them.
+            # Whoever has written more waits for none, so it is sent where this side is about to wait.
+            if self.tcp:
+                setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one))
             fds[0].fd = self.fd
             fds[0].events = POLLIN
             fds[0].revents = 0

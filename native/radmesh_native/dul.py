@@ -11,9 +11,9 @@
     (WOKEN,)                                 `wake_fd` became readable
 
 No length from the peer is believed before it is checked: P-DATA-TF against `max_pdu`, other PDUs against `max_body`,
-command sets against `max_command`. Memory is one chunk. TCP_QUICKACK is armed before every read, TCP_NODELAY is on, and
+command sets against `max_command`. Memory is one chunk. TCP_QUICKACK is armed before every wait, TCP_NODELAY is on, and
 a message is sent by one sendmsg. The time of a PDU stands still between two calls of `receive`. After INVALID nothing
-else comes.
+else comes. `receive(0, 0)` never waits: what it leaves within a PDU is gone on with.
 
 `send_message(context, command, data, peer_max_pdu, timeout_ms, last=True)` frames a command set and its data set. A
 long one goes out piece by piece: the command with the first piece and last=False, then the others with command None.

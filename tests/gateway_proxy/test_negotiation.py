@@ -126,7 +126,8 @@ def test_roles_window_and_extended_negotiation_are_answered() -> None:
         9: ContextResult.USER_REJECTION,
     }
     assert agreement.contexts[7].transfer_syntax == EXPLICIT
-    assert accept.user.async_window == (1, 1)
+    assert accept.user.async_window == (8, 1)
+    assert agreement.operations == 8
     assert accept.user.extended == (ExtendedNegotiation(CT, b"\2\0\3\0\0\0"),)
     assert agreement.peer_max_pdu == 16384
 
@@ -164,3 +165,12 @@ def test_128_contexts_are_answered_the_same_again() -> None:
     negotiator = Negotiator(POLICY)
     for body in bodies:
         assert negotiator.answer(body) == negotiator.answer(body)
+
+
+@pytest.mark.parametrize(("asked", "answered"), [(None, None), ((1, 1), (1, 1)), ((3, 0), (3, 1)), ((9, 9), (8, 1))])
+def test_a_window_is_no_wider_than_either_side_wants(
+    asked: tuple[int, int] | None, answered: tuple[int, int] | None
+) -> None:
+    agreement, accept = agreed(request(ProposedContext(1, CT, (EXPLICIT,)), async_window=asked))
+    assert accept.user.async_window == answered
+    assert agreement.operations == (answered or (1, 1))[0]

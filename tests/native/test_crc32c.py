@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import radmesh_native.crc32c
-from radmesh_native.crc32c import combine, crc32c
+from radmesh_native.crc32c import combine, copy, crc32c
 
 # RFC 3720 B.4; the last one is the check value of the polynomial.
 VECTORS = [
@@ -146,3 +146,20 @@ def test_threads() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@given(st.binary(max_size=50_000), st.integers(0, 100), st.integers(0, 2**32 - 1))
+def test_what_is_copied_is_summed(data: bytes, offset: int, value: int) -> None:
+    into = bytearray(b"." * (offset + len(data) + 3))
+    assert copy(into, offset, data, value) == crc32c(data, value)
+    assert into == b"." * offset + data + b"..."
+
+
+def test_what_does_not_fit_is_not_copied() -> None:
+    into = bytearray(10)
+    for offset, size in ((0, 11), (10, 1), (11, 0), (2**63, 1)):
+        with pytest.raises(ValueError, match="does not fit"):
+            copy(into, offset, b"x" * size)
+    with pytest.raises(BufferError):
+        copy(b"constant", 0, b"x")
+    assert into == bytes(10)

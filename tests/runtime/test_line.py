@@ -1,6 +1,7 @@
 """Lines against grpcio on either side, against peers that break every rule, and against silence."""
 
 import contextlib
+import fcntl
 import os
 import queue
 import random
@@ -23,6 +24,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_support import PROBE, TRANSPORTS, World
+from waiting import wait_for
 
 from radmesh.runtime import http2, line
 from radmesh.runtime.errors import RadmeshError
@@ -50,6 +52,8 @@ class Probe:
                     raise ValueError("secret")
                 if word == "wait":
                     self.go.wait(60)
+                if word == "window":
+                    word = "none" if call.window is None else bytes(call.window[:6]).decode()
                 if word == "silence":
                     continue
                 yield StringValue(value=f"{call.caller}:{len(word)}" if len(word) > 100 else f"{call.caller}:{word}")
@@ -150,6 +154,57 @@ def test_parts_are_one_message(lines: Lines) -> None:
         whole = StringValue(value="y" * 500_000).SerializeToString()
         made.send(whole[:3], b"", memoryview(whole)[3:250_000], bytearray(whole[250_000:]))
         assert hear(made) == "gateway-proxy:500000"
+
+
+def test_a_window_shows_what_is_written_there(unix: Lines) -> None:
+    assert unix.line().window is None
+    made = unix.line(window=True)
+    assert made.window is not None
+    for word in (b"first!", b"second"):
+        made.window[:6] = word
+        assert ask(made, "window") == f"gateway-proxy:{word.decode()}"
+    # grpcio takes no descriptor, and is not given one.
+    assert unix.line(target=unix.server.target, window=True).window is None
+
+
+def test_over_tls_there_is_no_window(make_world: Callable[[str], World]) -> None:
+    lines = Lines(make_world("tls"))
+    made = lines.line(window=True)
+    assert made.window is None
+    assert ask(made, "window") == "gateway-proxy:none"
+    lines.close()
+
+
+def test_what_may_shrink_is_no_window(unix: Lines) -> None:
+    credentials = unix.world.context("gateway-proxy").credentials
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", PATH), (":authority", "localhost")]
+    fields += [("te", "trailers"), ("content-type", "application/grpc")]
+    fields += [("radmesh-caller", credentials.instance), ("radmesh-token", credentials.token())]
+    shrinking = os.memfd_create("shrinking", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(shrinking, b"shown!")
+    sealed = os.memfd_create("sealed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(sealed, b"sealed")
+    fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    empty = os.memfd_create("empty", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(empty, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    reader, writer = os.pipe()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for descriptor, seen in ((shrinking, "none"), (empty, "none"), (writer, "none"), (sealed, "sealed")):
+        connection = http2.Connection(unix.socket(), line.MESSAGE_MAX, lambda: None, client=True)
+        # One too many, with the preface: it is closed.
+        connection._send(http2.PREFACE + connection._first(), descriptor=descriptor)
+        connection.wait_settled()
+        connection.send_headers(fields, begin=True, descriptor=sealed)
+        connection.send_message(StringValue(value="window").SerializeToString())
+        while not isinstance(event := connection.receive(), bytearray):
+            pass
+        assert parse(event).value == f"gateway-proxy:{seen}"
+        connection.close()
+    wait_for(
+        lambda: len(list(Path("/proc/self/fd").iterdir())) == before, what="descriptors that came with lines are closed"
+    )
+    for descriptor in (shrinking, sealed, empty, reader, writer):
+        os.close(descriptor)
 
 
 def test_grpcio_calls_a_line(lines: Lines) -> None:

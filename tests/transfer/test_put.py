@@ -1,6 +1,7 @@
 """Sender and receiver against each other, over both transports, and against plain protobuf."""
 
 import hashlib
+import mmap
 import os
 import secrets
 import threading
@@ -115,6 +116,79 @@ def plain(world: Any) -> Iterator[Plain]:
     client = Plain(world)
     yield client
     client.close()
+
+
+def window_of(sender: Sender) -> Any:
+    (stream,) = sender._streams.values()
+    return stream._line.window
+
+
+def test_an_object_lies_in_the_window(unix_world: Any) -> None:
+    world = unix_world
+    sender = world.sender()
+    first, second = os.urandom(CHUNK), os.urandom(200_000)
+    committed = send(sender, world, first, 1, pieces=131_066)
+    window = window_of(sender)
+    assert window[:CHUNK] == first
+    again = send(sender, world, second, 2)
+    assert window[: len(second)] == second
+    assert (world.read(committed.object.ref), world.read(again.object.ref)) == (first, second)
+
+
+def test_a_window_that_the_store_may_still_read_is_left_to_it(unix_world: Any) -> None:
+    world = unix_world
+    sender, data = world.sender(), os.urandom(100_000)
+    send(sender, world, data, 1)
+    window = window_of(sender)
+    world.store._reserve, world.store._free_at = 1 << 62, -1.0
+    with pytest.raises(RadmeshError) as caught:
+        send(sender, world, data[::-1], 2)
+    assert caught.value.reason == "STORAGE_FULL"
+    world.store._reserve, world.store._free_at = 0, -1.0
+    committed = send(sender, world, data[1:], 3)
+    assert window_of(sender) is not window
+    assert window[: len(data)] == data[::-1]
+    assert world.read(committed.object.ref) == data[1:]
+
+
+def test_a_ticket_that_has_expired_costs_no_window(unix_world: Any) -> None:
+    world = unix_world
+    lives = iter((60.0, -1.0, 60.0))
+    sender = world.sender(
+        admit=lambda admission: world.mesh.ticket(world.store, world.route, admission.key, seconds=next(lives))
+    )
+    send(sender, world, os.urandom(100_000), 1)
+    window, data = window_of(sender), os.urandom(100_000)
+    sender._tickets.clear()
+    committed = send(sender, world, data, 2)
+    assert window_of(sender) is window
+    assert world.read(committed.object.ref) == data
+
+
+def test_a_window_that_is_not_there(plain: Plain) -> None:
+    data = os.urandom(100_000)
+    fields: Any = {"commit": plain.commit(data), "crc32c": crc32c(data)}
+    for changes, reason in (({"window": len(data)}, "CHUNK_CORRUPT"), ({"window": 1, "offset": 7}, "FIELD_INVALID")):
+        answer = plain.ask(transfer_id=secrets.token_bytes(16), header=plain.header(), **fields, **changes)
+        assert answer.failed.reason == reason
+    answer = plain.ask(transfer_id=secrets.token_bytes(16), header=plain.header(), window=len(data))
+    assert answer.failed.reason == "FIELD_INVALID"
+    answer = plain.ask(transfer_id=secrets.token_bytes(16), header=plain.header(), data=data, **fields)
+    assert answer.committed.object.store_id == "archive-0"
+
+
+def test_a_window_that_is_lost_on_the_way_is_not_used_again(unix_world: Any) -> None:
+    """As with a program in between that hands on bytes, and no descriptors."""
+    world = unix_world
+    sender, data = world.sender(), os.urandom(100_000)
+    send(sender, world, data, 1)
+    (stream,) = sender._streams.values()
+    assert stream._line.window is not None
+    stream._line.window = mmap.mmap(-1, 1 << 20)
+    committed = send(sender, world, data[::-1], 2)
+    assert sender._streams[world.put_target] is stream
+    assert stream._line.window is None
+    assert world.read(committed.object.ref) == data[::-1]
 
 
 def test_a_plain_protobuf_client_puts_and_reads(plain: Plain) -> None:
@@ -367,7 +441,7 @@ def test_a_store_that_does_not_answer_is_a_timeout(folder: Any) -> None:
     client = mesh.context("gateway-proxy")
     key = admission_key(uid("s"))
     sender = Sender(
-        lambda target, path: Line(target, path, client.credentials, answer_seconds=1.0),
+        lambda target, path, **_: Line(target, path, client.credentials, answer_seconds=1.0),
         lambda a: mesh.ticket(Store, server.target, a.key),
         mesh.clock,
         resume_seconds=0.1,

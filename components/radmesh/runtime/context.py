@@ -113,13 +113,13 @@ class Context:
         target = where if ":" in where else self.target(where)
         return rpc.Client(lambda: self.channels.get(target, service), service, codecs=codecs)
 
-    def line(self, target: str, path: str) -> Line:
-        """Open a line to `target` (radmesh.runtime.line); the caller closes it.
+    def line(self, target: str, path: str, *, window: bool = False) -> Line:
+        """Open a line to `target` (radmesh.runtime.line), with a window if it can have one; the caller closes it.
 
         Raises:
             RadmeshError: PEER_UNAVAILABLE, PEER_TIMEOUT.
         """
-        return Line(target, path, self.credentials)
+        return Line(target, path, self.credentials, window=window)
 
     def server(
         self, *, max_workers: int = 64, max_connection_age: float | None = 300.0, health_listen: str = ""

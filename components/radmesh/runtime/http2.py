@@ -6,6 +6,7 @@ else in the mesh uses grpcio.
 """
 
 import contextlib
+import os
 import select
 import socket
 import ssl
@@ -28,6 +29,8 @@ TICK_SECONDS: Final = 1.0
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 _END_STREAM, _ACK, _END_HEADERS, _PADDED, _HAS_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 # Settings (6.5.2).
+# Not of the RFC, and unknown to others, who ignore it: a descriptor may come with the first header block.
+_TAKES_DESCRIPTOR: Final = 0xF0CA
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _MAX_STREAMS, _WINDOW, _FRAME_SIZE, _HEADER_LIST = range(1, 7)
 # Errors (7).
 NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL = 0, 1, 3, 6, 7, 8
@@ -41,6 +44,7 @@ _CONTROL_MAX: Final = 10_000
 _BUFFER: Final = 1 << 16
 _HEAD = struct.Struct(">HBBBL")  # length (24 bits), type, flags, stream
 _PREFIX = struct.Struct(">BL")  # of a gRPC message: whether it is compressed, its length
+_INT = struct.Struct("i")
 _HEAD_AND_PREFIX = struct.Struct(">HBBBLBL")
 
 
@@ -106,6 +110,10 @@ class Connection:
         """The stream that is open; 0 = none."""
         self.settled = False
         """Whether the other side's settings have come."""
+        self.takes_descriptor = False
+        """Whether the other side takes a descriptor with the header block (a server on a unix socket, of this kind)."""
+        self._welcome = not client and not self._tls and sock.family == socket.AF_UNIX
+        self._descriptor = -1
         self.going_away = False
         """Whether the other side takes no further streams."""
         self._last_stream = 0
@@ -138,6 +146,7 @@ class Connection:
         settings = {_WINDOW: _WINDOW_MAX, _FRAME_SIZE: _FRAME_MAX, _HEADER_LIST: _HEADER_MAX}
         # A second stream is refused at once: announced as the limit, gRPC would let it wait for the first one's end.
         settings |= {_ENABLE_PUSH: 0} if self._client else {_MAX_STREAMS: 100}
+        settings |= {_TAKES_DESCRIPTOR: 1} if self._welcome else {}
         payload = b"".join(struct.pack(">HL", *setting) for setting in settings.items())
         update = struct.pack(">L", _WINDOW_MAX - _DEFAULT_WINDOW)
         return frame(SETTINGS, 0, 0, payload) + frame(WINDOW_UPDATE, 0, 0, update)
@@ -149,14 +158,17 @@ class Connection:
 
     # -- sending
 
-    def send_headers(self, fields: Fields, *, end: bool = False, begin: bool = False) -> None:
-        """Send a header block; `begin` opens the next stream (1 is a client's first)."""
+    def send_headers(self, fields: Fields, *, end: bool = False, begin: bool = False, descriptor: int = -1) -> None:
+        """Send a header block; `begin` opens the next stream (1 is a client's first).
+
+        `descriptor` is given to a server that takes one.
+        """
         if begin:
             self._last_stream = self._last_stream + 2 if self._last_stream else 1
             self._open(self._last_stream)
         block = self._encoder.encode(fields, huffman=False)
         flags = _END_HEADERS | (_END_STREAM if end else 0)
-        self._send(frame(HEADERS, flags, self.stream, block[:_DEFAULT_FRAME]))
+        self._send(frame(HEADERS, flags, self.stream, block[:_DEFAULT_FRAME]), descriptor=descriptor)
         assert len(block) <= _DEFAULT_FRAME
 
     def send_message(self, *parts: Buffer) -> None:
@@ -203,8 +215,15 @@ class Connection:
             else:
                 self._sock.send(ping, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
+    def take_descriptor(self) -> int:
+        """Return the descriptor that came with the header block, which is then the caller's; -1 = none did."""
+        descriptor, self._descriptor = self._descriptor, -1
+        return descriptor
+
     def close(self) -> None:
         """Close the socket; a thread that waits on it gets ClosedError."""
+        if self._descriptor >= 0:
+            os.close(self.take_descriptor())
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
         self._sock.close()
@@ -227,8 +246,9 @@ class Connection:
         self._window -= size
         self._stream_window -= size
 
-    def _send(self, *parts: Buffer) -> None:
+    def _send(self, *parts: Buffer, descriptor: int = -1) -> None:
         left = list(parts)
+        beside: Any = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(descriptor))] if descriptor >= 0 else ()
         while left:
             try:
                 if self._tls:
@@ -237,7 +257,8 @@ class Connection:
                         left = [b"".join(left)]
                     sent = self._sock.send(left[0]) if left[0] else 0
                 else:
-                    sent = self._sock.sendmsg(left, (), socket.MSG_NOSIGNAL)
+                    sent = self._sock.sendmsg(left, beside, socket.MSG_NOSIGNAL)
+                    beside = ()
             except (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 self._listen()
                 self._tick()
@@ -281,6 +302,7 @@ class Connection:
                 return event
 
     def _open(self, stream: int) -> None:
+        self._welcome = False
         self.stream = self._last_stream = stream
         self._stream_window = self._first_window
         self._stream_received = 0
@@ -454,6 +476,8 @@ class Connection:
                 if not _DEFAULT_FRAME <= value <= _FRAME_MAX:
                     raise ProtocolError(PROTOCOL_ERROR, "no such frame size")
                 self._frame_max = value
+            elif name == _TAKES_DESCRIPTOR:
+                self.takes_descriptor = bool(value)
         self.settled = True
         self._send(frame(SETTINGS, _ACK, 0, b""))
 
@@ -520,7 +544,12 @@ class Connection:
     def _receive(self, view: memoryview, flags: int) -> int:
         while True:
             try:
-                got: int = self._sock.recv_into(view) if self._tls else self._sock.recv_into(view, 0, flags)
+                if self._tls:
+                    got: int = self._sock.recv_into(view)
+                elif self._welcome:
+                    got = self._receive_first(view, flags)
+                else:
+                    got = self._sock.recv_into(view, 0, flags)
             except (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 self._tick()
                 continue
@@ -530,6 +559,18 @@ class Connection:
                 raise ClosedError("the other side closed the connection")
             self.heard_at = time.monotonic()
             return got
+
+    def _receive_first(self, view: memoryview, flags: int) -> int:
+        """As recv_into; keeps the first descriptor that comes."""
+        got, beside, _, _ = self._sock.recvmsg_into([view], socket.CMSG_LEN(_INT.size), flags | socket.MSG_CMSG_CLOEXEC)
+        for level, kind, data in beside:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                for (descriptor,) in _INT.iter_unpack(data[: len(data) // _INT.size * _INT.size]):
+                    if self._descriptor < 0:
+                        self._descriptor = descriptor
+                    else:
+                        os.close(descriptor)
+        return int(got)
 
 
 def frame_head(kind: int, flags: int, stream: int, length: int) -> bytes:

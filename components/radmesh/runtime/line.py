@@ -4,11 +4,18 @@ A line is one bidirectional streaming rpc on a connection of its own, in plain g
 be the other side. What grpcio costs such a call (two thousand instructions are few, but five threads a message are
 many) is most of what a small image costs; here the thread that has an object writes it, and reads the answer.
 
+On a unix socket a line may have a *window*: memory of the caller's, which it gives to the server as it opens the line.
+What lies there need not go through the socket: a message says how much of it there is. When it may be written again
+is for who uses it to know; a line that is lost takes its window with it, so that a server that was given up for dead
+never sees other bytes in it than those it was told of.
+
 Identity is that of every call (radmesh.runtime.rpc): a token on a unix socket, a certificate elsewhere.
 """
 
 import base64
 import contextlib
+import fcntl
+import mmap
 import os
 import socket
 import ssl
@@ -39,6 +46,7 @@ CONNECT_SECONDS: Final = 2.0
 SILENCE_SECONDS: Final = 8.0
 """A peer that gives no sign of life for so long is lost. One that works gives one every two seconds."""
 ANSWER_SECONDS: Final = 90.0
+WINDOW_BYTES: Final = 1 << 20
 _PULSE_SECONDS: Final = 2.0
 _MESSAGE_SECONDS: Final = 30.0
 _BACKLOG: Final = 128
@@ -99,13 +107,21 @@ class Line:
         target: where its server listens.
         path: of the rpc, such as "/radmesh.api.transfer.v1.TransferService/Put".
         credentials: who calls.
+        answer_seconds: longest wait for an answer.
+        window: whether it is to have one, where it can.
 
     Raises:
         RadmeshError: PEER_UNAVAILABLE, PEER_TIMEOUT.
     """
 
     def __init__(
-        self, target: str, path: str, credentials: Credentials, *, answer_seconds: float = ANSWER_SECONDS
+        self,
+        target: str,
+        path: str,
+        credentials: Credentials,
+        *,
+        answer_seconds: float = ANSWER_SECONDS,
+        window: bool = False,
     ) -> None:
         self._answer_seconds = answer_seconds
         self._waiting_since: float | None = None
@@ -113,6 +129,8 @@ class Line:
         self._answered = False
         self.alive = False
         """Whether something can be sent."""
+        self.window: mmap.mmap | None = None
+        """Memory that the server sees too; None = it does not."""
         sock = self._connect(target, credentials)
         self._connection = Connection(sock, MESSAGE_MAX, self._tick, client=True)
         self.alive = True
@@ -130,7 +148,7 @@ class Line:
         try:
             self._connection.open_client()
             self._connection.wait_settled()
-            self._connection.send_headers(fields, begin=True)
+            self._begin(fields, window=window)
         except _LOST as error:
             self._fail(error)
         self._waiting_since = None
@@ -161,6 +179,16 @@ class Line:
             raise RadmeshError("PEER_TIMEOUT", "the other side does not take connections") from error
         except OSError as error:
             raise RadmeshError("PEER_UNAVAILABLE", "the other side cannot be reached") from error
+
+    def _begin(self, fields: list[tuple[str, str]], *, window: bool) -> None:
+        descriptor = _window() if window and self._connection.takes_descriptor else -1
+        try:
+            self._connection.send_headers(fields, begin=True, descriptor=descriptor)
+            if descriptor >= 0:
+                self.window = mmap.mmap(descriptor, WINDOW_BYTES)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def send(self, *parts: Buffer) -> None:
         """Send one message: its parts, one after the other.
@@ -248,6 +276,33 @@ class Line:
         raise RadmeshError("PEER_UNAVAILABLE", f"the line was lost: {error}") from error
 
 
+def _window() -> int:
+    """Return memory that can be shown to another process, and never shrinks under it; -1 if there is none."""
+    descriptor = -1
+    try:
+        descriptor = os.memfd_create("radmesh-window", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.truncate(descriptor, WINDOW_BYTES)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError:
+        if descriptor >= 0:
+            os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def _view_of(descriptor: int) -> memoryview | None:
+    """Map the window of a caller; None where it is none: what could shrink would be SIGBUS for its reader."""
+    try:
+        size = os.fstat(descriptor).st_size
+        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK or not 0 < size <= MESSAGE_MAX:
+            return None
+        return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
+
+
 def _binary(value: str) -> bytes:
     with contextlib.suppress(ValueError):
         return base64.b64decode(value.partition(",")[0] + "==")
@@ -257,7 +312,7 @@ def _binary(value: str) -> bytes:
 # -- the side that serves ----------------------------------------------------------------------------------------------
 
 Identify = Callable[[MethodDescriptor, Mapping[str, str], tuple[str, ...]], Any]
-Behaviour = Callable[[Iterator[bytearray], Any], Iterator[Sequence[Buffer]]]
+Behaviour = Callable[[Iterator[bytearray], Any, memoryview | None], Iterator[Sequence[Buffer]]]
 
 
 class LineServer:
@@ -293,7 +348,10 @@ class LineServer:
         self.target = ""
 
     def add(self, method: MethodDescriptor, behaviour: Behaviour) -> None:
-        """Serve an rpc; `behaviour` answers the messages of a call with serialised messages, in parts; it may raise."""
+        """Serve an rpc; `behaviour` answers the messages of a call with serialised messages, in parts; it may raise.
+
+        Its last argument is the caller's window.
+        """
         self.rpcs[f"/{method.containing_service.full_name}/{method.name}"] = (method, behaviour)
 
     def start(self) -> None:
@@ -470,7 +528,9 @@ class _Served:
             method, behaviour = self._called(headers.fields)
             call = server.identify(method, headers.fields, names)
             self._set_busy(busy=True)
-            for answer in behaviour(self._messages(connection, headers), call):
+            descriptor = connection.take_descriptor()
+            window = _view_of(descriptor) if descriptor >= 0 else None
+            for answer in behaviour(self._messages(connection, headers), call, window):
                 if not answered:
                     connection.send_headers(_BEGIN)
                     answered = True

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -78,13 +78,15 @@ class Person:
 class Call:
     """One call, as its implementation sees it.
 
-    `caller` is a component ("" for a person's call), `instance` which one of it; `person` is set at the clients' door.
+    `caller` is a component ("" for a person's call), `instance` which one of it; `person` is set at the clients' door;
+    `window` is memory of the caller's that it may speak of (radmesh.runtime.line), on a line that has one.
     """
 
     caller: str
     instance: str
     person: Person | None
     context: grpc.ServicerContext
+    window: memoryview | None = None
 
     @property
     def peer(self) -> str:
@@ -314,10 +316,12 @@ class Server:
         serialize = codec.response_serializer or GetMessageClass(method.output_type).SerializeToString
         parts = codec.response_parts or (lambda answer: (serialize(answer),))
 
-        def behaviour(messages: Iterator[bytearray], call: Call) -> Iterator[Sequence[Buffer]]:
+        def behaviour(
+            messages: Iterator[bytearray], call: Call, window: memoryview | None
+        ) -> Iterator[Sequence[Buffer]]:
             start, code = time.perf_counter(), "CANCELLED"
             try:
-                yield from map(parts, implementation(argument(messages), call))
+                yield from map(parts, implementation(argument(messages), replace(call, window=window)))
                 code = "OK"
             except RadmeshError as error:
                 code = error.reason

@@ -121,9 +121,9 @@ class TransferReceiver:
         """Seconds since the last message of any Put stream: background work yields to intake."""
         return self.clock.monotonic() - self.active_at
 
-    def Put(self, requests: Iterator[Bulk[transfer_pb2.PutRequest]], _call: Any) -> Iterator[transfer_pb2.PutResponse]:
+    def Put(self, requests: Iterator[Bulk[transfer_pb2.PutRequest]], call: Any) -> Iterator[transfer_pb2.PutResponse]:
         """Store objects, one after another (transfer.v1)."""
-        return _PutStream(self).serve(requests)
+        return _PutStream(self, call.window).serve(requests)
 
     def ReadRange(
         self, request: transfer_pb2.ReadRangeRequest, _call: Any
@@ -178,7 +178,8 @@ class TransferReceiver:
 class _PutStream:
     """One Put stream: at most one transfer is open."""
 
-    def __init__(self, receiver: TransferReceiver) -> None:
+    def __init__(self, receiver: TransferReceiver, window: memoryview | None) -> None:
+        self._window = window
         self._receiver = receiver
         self._store = receiver.store
         self._id = b""
@@ -208,6 +209,8 @@ class _PutStream:
         if len(data) > CHUNK_MAX:
             raise RadmeshError("CHUNK_TOO_LARGE", f"a chunk has at most {CHUNK_MAX} bytes of data")
         try:
+            if fields.window:
+                data = self._seen(fields)
             if fields.HasField("header"):
                 return self._first(fields, data)
             return self._next(fields, data)
@@ -227,6 +230,14 @@ class _PutStream:
                     ),
                 ),
             )
+
+    def _seen(self, fields: transfer_pb2.PutRequest) -> Buffer:
+        """What lies in the window: of a whole object alone, for it may be written again as soon as that is answered."""
+        if fields.offset or not (fields.HasField("header") and fields.HasField("commit")):
+            raise _invalid("window", "of a whole object")
+        if self._window is None or fields.window > min(CHUNK_MAX, len(self._window)):
+            raise RadmeshError("CHUNK_CORRUPT", "the window does not have the chunk: send it")
+        return self._window[: fields.window]
 
     def _first(self, fields: transfer_pb2.PutRequest, data: Buffer) -> Sequence[transfer_pb2.PutResponse]:
         self._leave()

@@ -2,7 +2,7 @@
 
     sender.begin(header, admission_key)
     sender.write(chunk)                     # as often as needed, any size
-    committed = sender.commit(sha256, queryable)
+    committed = sender.commit(sha256, queryable)        # or finish, and committed later
 
 Up to 16 MiB of the object are kept, durable or not, so that an object of that size can be replayed to another
 store. Of a larger one the durable part is let go, and it can only be resumed where it is.
@@ -26,12 +26,14 @@ from radmesh.transfer.codec import PUT, Buffer
 from radmesh.transfer.model import CHUNK_MAX, Committed, ObjectReference, Ticket, key_message
 from radmesh.transfer.tickets import Admission, Admit, TicketCache
 from radmesh_native import bulk
-from radmesh_native.crc32c import crc32c
+from radmesh_native.crc32c import copy, crc32c
 
 WINDOW: Final = 16 << 20
 LEAST_WINDOW: Final = 6 << 20
 """More than what a receiver lets be un-durable before it answers with progress."""
 PARTS_MAX: Final = 64
+LAID_LEAST: Final = 16 << 10
+"""Less than this goes through the socket with the rest of its message at no further cost."""
 AVOID_SECONDS: Final = 3.0
 """A silent store has this long to come back before another one is asked for."""
 NO_STORE_SECONDS: Final = 2.0
@@ -124,6 +126,7 @@ class _Object:
     """CRC-32C of all bytes written, if they are too many for one message."""
     commit: transfer_pb2.Commit | None = None
     commit_sent: bool = False
+    committed: Committed | None = None
     stream: "_Stream | None" = None
     resume: bool = False
     trouble_since: float | None = None
@@ -137,6 +140,7 @@ class _Stream:
     def __init__(self, line: Line, clock: Clock) -> None:
         self._line = line
         self._clock = clock
+        self._laid = b""
         self.used_at = clock.monotonic()
 
     @property
@@ -149,9 +153,29 @@ class _Stream:
         size = sum(map(len, parts))
         self._line.send(bulk.lead(head, size) if size else head, *parts)
 
+    def lay(self, identifier: bytes, parts: Parts) -> int | None:
+        """Write an object into the line's window; return its CRC-32C, or None where it has to be sent."""
+        window = self._line.window
+        if window is None or self._laid:
+            return None
+        self._laid = identifier
+        check = at = 0
+        for part in parts:
+            check = copy(window, at, part, check)
+            at += len(part)
+        return check
+
     def answer(self) -> transfer_pb2.PutResponse:
         answer = transfer_pb2.PutResponse.FromString(bytes(self._line.receive()))
         self.used_at = self._clock.monotonic()
+        if self._laid and self._laid == answer.transfer_id and not answer.HasField("progress"):
+            self._laid = b""
+            reason = answer.failed.reason
+            if reason == "CHUNK_CORRUPT":
+                self._line.window = None  # the server does not see what is written there: it can all be sent
+            elif reason and not reason.startswith("TICKET_"):
+                # Its commit may have been given up before it was made: nothing else may come to be where it reads.
+                self._line.close()
         return answer
 
     def close(self) -> None:
@@ -173,7 +197,7 @@ class Sender:
 
     def __init__(
         self,
-        lines: Callable[[str, str], Line],
+        lines: Callable[..., Line],
         admit: Admit,
         clock: Clock,
         *,
@@ -217,20 +241,38 @@ class Sender:
     def commit(self, sha256: bytes, queryable: bytes = b"", remarks: Sequence[str] = ()) -> Committed:
         """Finish the object: returns when it is durable.
 
+        Raises:
+            RadmeshError: as `committed`.
+        """
+        self.finish(sha256, queryable, remarks)
+        return self.committed()
+
+    def finish(self, sha256: bytes, queryable: bytes = b"", remarks: Sequence[str] = ()) -> None:
+        """Send all of the object; `committed` tells what became of it.
+
         Args:
             sha256: of all bytes written, 32 bytes.
             queryable: the queryable header, Explicit VR Little Endian, at most 262,144 bytes.
             remarks: findings such as "BAD_VR 0010,1010".
 
         Raises:
-            RadmeshError: the object is not stored, as far as is known; sending it again is safe.
+            RadmeshError: as `committed`.
         """
         o = self._open()
         while o.held_size:
             self._keep(o, _cut(o))
         o.queryable = queryable or o.queryable
         o.commit = transfer_pb2.Commit(length=o.end, sha256=sha256, header=o.queryable, remarks=remarks, crc32c=o.check)
-        committed = self._drive(o)
+        o.committed = self._drive(o, wait=False)
+
+    def committed(self) -> Committed:
+        """Return where the finished object is, when it is durable.
+
+        Raises:
+            RadmeshError: the object is not stored, as far as is known; sending it again is safe.
+        """
+        o = self._open()
+        committed = o.committed or self._drive(o)
         assert committed is not None
         self._forget()
         return committed
@@ -337,11 +379,11 @@ class Sender:
             o.base += size
             self._budget.add(-size)
 
-    def _drive(self, o: _Object) -> Committed | None:
+    def _drive(self, o: _Object, *, wait: bool = True) -> Committed | None:
         """Send what is kept and not sent; after a commit wait for the answer. Recovers for as long as it may."""
         while True:
             try:
-                return self._advance(o)
+                return self._advance(o, wait=wait)
             except _GoneError:
                 self.abort()
                 raise
@@ -352,7 +394,7 @@ class Sender:
                     self.abort()
                     raise
 
-    def _advance(self, o: _Object) -> Committed | None:
+    def _advance(self, o: _Object, *, wait: bool) -> Committed | None:
         ticket = o.ticket or self._ticket(o)
         stream = self._stream(ticket.target)
         if o.stream not in (None, stream):
@@ -367,6 +409,8 @@ class Sender:
         if o.commit is not None:
             if not o.commit_sent:
                 self._send(o, stream, o.end, ())
+            if not wait:
+                return None
             while (committed := self._take(o, stream)) is None:
                 self._let_go(o, self._budget.window)
             return committed
@@ -388,15 +432,22 @@ class Sender:
         return committed
 
     def _send(self, o: _Object, stream: _Stream, offset: int, parts: Parts) -> None:
-        check, size = 0, 0
-        for part in parts:
-            check = crc32c(part, check)
-            size += len(part)
+        size = sum(map(len, parts))
         o.sent = offset + size
         commit = o.commit if o.sent == o.end else None
-        message = transfer_pb2.PutRequest(transfer_id=o.identifier, offset=offset, crc32c=check, commit=commit)
         o.commit_sent = commit is not None
-        stream.send(message, parts, self._head(o, stream))
+        head = self._head(o, stream)
+        message = transfer_pb2.PutRequest(transfer_id=o.identifier, offset=offset, commit=commit)
+        whole = commit is not None and not offset and head and size >= LAID_LEAST
+        check = stream.lay(o.identifier, parts) if whole else None
+        if check is not None:
+            message.window, parts = size, ()
+        else:
+            check = 0
+            for part in parts:
+                check = crc32c(part, check)
+        message.crc32c = check
+        stream.send(message, parts, head)
 
     def _head(self, o: _Object, stream: _Stream) -> bytes:
         """The header on the wire, in the first message on a stream; objects that differ in one UID share the rest."""
@@ -485,7 +536,7 @@ class Sender:
             return stream
         if stream is not None:
             stream.close()
-        stream = self._streams[target] = _Stream(self._lines(target, PUT), self._clock)
+        stream = self._streams[target] = _Stream(self._lines(target, PUT, window=True), self._clock)
         return stream
 
     def _close_idle(self) -> None:
