@@ -8,12 +8,16 @@ Buffer = bytes | bytearray | memoryview
 
 
 def in_pieces(pieces: Iterable[Buffer]) -> Iterator[tuple[Buffer, bool]]:
-    """Yield each piece, and whether it is the last; of nothing, one that is empty."""
+    """Yield each piece, and whether it is the last; of nothing, one that is empty.
+
+    Each but the last has an even length, as fragments must have (PS3.8 annex E).
+    """
     coming = iter(pieces)
     piece: Buffer = next(coming, b"")
     for following in coming:
-        yield piece, False
-        piece = following
+        odd = len(piece) % 2
+        yield (piece[:-1] if odd else piece), False
+        piece = b"".join((piece[-1:], following)) if odd else following
     yield piece, True
 
 

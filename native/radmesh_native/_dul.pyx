@@ -567,8 +567,8 @@ cdef class Connection:
         try:
             with nogil:
                 outcome = send_framed(
-                    self.fd, context, head, head_length, body, body_length, with_body, last, peer_max_pdu - 6,
-                    now_ms() + timeout_ms,
+                    self.fd, context, head, head_length, body, body_length, with_body, last,
+                    fragment_size(peer_max_pdu), now_ms() + timeout_ms,
                 )
         finally:
             if data is not None:
@@ -591,7 +591,7 @@ cdef class Connection:
             peer_max_pdu = MOST_SENT
         if peer_max_pdu < 32:
             raise ValueError("peer_max_pdu: 0 or 32 and more")
-        most = peer_max_pdu - 6
+        most = fragment_size(peer_max_pdu)
         total = len(items) * framed_size(head_length, most)
         for item in items:
             n = len(item)
@@ -624,6 +624,11 @@ cdef class Connection:
         finally:
             free(out)
         _raise(outcome)
+
+
+cdef size_t fragment_size(uint32_t peer_max_pdu) noexcept nogil:
+    """Bytes of a fragment: an even number (PS3.8 annex E), which some peers insist on."""
+    return (peer_max_pdu - 6) & ~<size_t> 1
 
 
 cdef size_t framed_size(size_t length, size_t most) noexcept nogil:

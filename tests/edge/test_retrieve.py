@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +32,8 @@ from radmesh.dicom import part10
 from radmesh.runtime.errors import RadmeshError
 
 STUDY = "2.25.77.900"
+STUDY_MOVE = str(StudyRootQueryRetrieveInformationModelMove)
+STUDY_GET = str(StudyRootQueryRetrieveInformationModelGet)
 NUMBER = 6
 
 
@@ -290,6 +293,25 @@ def test_a_cancel_ends_a_move_though_the_destination_does_not_answer(edge: Edge,
     assert len(taking.requests) == 1
 
 
+def test_a_cancel_ends_a_get_after_the_object_that_is_under_way(edge: Edge, files: list[Path]) -> None:
+    taken = raw_station.Taken()
+    contexts = [(1, STUDY_GET, [raw_dicom.IMPLICIT]), (3, raw_dicom.CT, [raw_dicom.EXPLICIT])]
+    us = raw_dicom.us
+    cancel = raw_dicom.command({0x0100: us(0x0FFF), 0x0120: us(1), 0x0800: us(0x0101)})
+    with raw_dicom.Client(edge.port, contexts, calling="GETTER", roles=[(raw_dicom.CT, 0, 1)]) as client:
+
+        def answered(number: int) -> int:
+            if number == 1:
+                client.send(raw_dicom.message(1, cancel))
+            return 0
+
+        answer = raw_station.retrieve(client, STUDY_GET, study_keys(STUDY), taken, status=answered)
+        client.release()
+    assert taken.count == 2
+    counts = [answer[element] for element in (0x0900, 0x1020, 0x1021, 0x1022)]
+    assert counts == [us(n) for n in (0xFE00, NUMBER - 2, 2, 0)]
+
+
 def test_a_caller_that_is_cut_off_ends_what_it_began(edge: Edge, files: list[Path]) -> None:
     with Taking(edge.ports["PYNET"], pause=30.0) as taking:
         association, _answers = move_by_pynetdicom(edge, "PYNET")
@@ -337,14 +359,29 @@ def test_a_destination_that_takes_nothing_is_given_up(edge: Edge, files: list[Pa
     assert status.Status == 0xFE00
 
 
-STUDY_MOVE = str(StudyRootQueryRetrieveInformationModelMove)
-STUDY_GET = str(StudyRootQueryRetrieveInformationModelGet)
 Stored = dict[tuple[str, str], tuple[str, str, bytes]]
 """Study and SOP Instance UID: SOP class, transfer syntax, data set."""
 
 
 def study_keys(study: str) -> bytes:
     return raw_dicom.element(0x0008, 0x0052, b"STUDY", b" ") + raw_dicom.element(0x0020, 0x000D, study.encode())
+
+
+def renamed(data: bytes, syntax: str, number: int, *uids: str) -> bytes:
+    """The same data set with other UIDs of the same length: others may send these files, too."""
+    deflated = syntax == raw_dicom.DEFLATED
+    data = zlib.decompressobj(-15).decompress(data) if deflated else data
+    for uid in uids:
+        data = data.replace(uid.encode(), another(uid, number).encode())
+    if deflated:
+        deflater = zlib.compressobj(wbits=-15)
+        data = deflater.compress(data) + deflater.flush()
+        data += bytes(len(data) % 2)
+    return data
+
+
+def another(uid: str, number: int) -> str:
+    return f"2.7{number}{uid[4:]}"
 
 
 def bundled() -> Iterator[tuple[str, str, str, str, bytes]]:
@@ -360,7 +397,9 @@ def bundled() -> Iterator[tuple[str, str, str, str, bytes]]:
             continue
         uids = [str(ds.get(name) or "") for name in ("StudyInstanceUID", "SOPInstanceUID", "SOPClassUID")]
         if all(uids) and syntax:
-            yield (*uids, syntax, data)  # type: ignore[misc]
+            study, instance, sop_class = uids
+            data = renamed(data, syntax, 0, study, instance)
+            yield another(study, 0), another(instance, 0), sop_class, syntax, data
 
 
 @pytest.fixture(scope="module")
@@ -435,6 +474,30 @@ def test_who_gets_may_refuse_some_and_is_told_which(edge: Edge, files: list[Path
     assert b"0xA700" in answer[0x0902]
     refused = [raw_station.text(command[0x1000]) for command in taken.commands[:2]]
     assert raw_station.text(answer[0][8:]).split("\\") == refused
+
+
+@pytest.mark.parametrize("max_pdu", [32, 4099, 16_383, 131_072])
+def test_fragments_are_even_whatever_length_the_receiver_takes(edge: Edge, everything: Stored, max_pdu: int) -> None:
+    """Also of what is made on the way, such as deflated data sets with corrected values."""
+    (study, instance), (sop_class, syntax, data) = next(
+        (uids, found) for uids, found in everything.items() if found[1] == raw_dicom.DEFLATED
+    )
+    data = renamed(data, syntax, 1, study, instance)
+    study, instance = another(study, 1), another(instance, 1)
+    with raw_dicom.Client(edge.port, [(1, sop_class, [syntax])], calling="MODALITY") as client:
+        assert client.store(data, instance, sop_class=sop_class).status == 0
+        client.release()
+    edge.cluster.correct(study, PatientName=f"Even^{max_pdu}")
+    with (
+        raw_station.Station(edge.ports["PYNET"], max_pdu=max_pdu) as station,
+        raw_dicom.Client(edge.port, [(1, STUDY_MOVE, [raw_dicom.IMPLICIT])], calling="MOVER") as client,
+    ):
+        answer = raw_station.retrieve(client, STUDY_MOVE, study_keys(study), station.taken, destination="PYNET")
+        client.release()
+    assert answer[0x0900] == raw_dicom.us(0)
+    ((syntax, data),) = station.taken.objects.values()
+    assert syntax == raw_dicom.DEFLATED
+    assert f"Even^{max_pdu}".encode() in zlib.decompressobj(-15).decompress(data)
 
 
 def test_one_that_cannot_be_decoded_fails_alone_and_is_named(edge: Edge, tmp_path: Path) -> None:

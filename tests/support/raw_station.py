@@ -79,6 +79,8 @@ class Wire:
                 length, context, flags = struct.unpack_from(">IBB", body, at)
                 piece = body[at + 6 : at + 4 + length]
                 at += 4 + length
+                # As strict as DCMTK: fragments have an even length (PS3.8 annex E); a data set may end with an odd one.
+                assert flags & 2 or not len(piece) % 2
                 if flags & 1:
                     command += piece
                     if flags & 2:
