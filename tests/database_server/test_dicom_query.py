@@ -223,6 +223,28 @@ def test_combined_date_and_time(parts: Parts) -> None:
     assert numbers(find(parts, more={"combined_date_time": True}, **keys)) == {0, 1}
 
 
+def test_a_study_is_found_by_what_it_says_of_a_patient_who_was_called_otherwise_before(parts: Parts) -> None:
+    others = {"PatientName": "Roe^Jane", "PatientSex": "F", "PatientBirthDate": "19700101"}
+    several(parts, {"PatientID": "P"}, {"PatientID": "P", **others}, {"PatientID": "P", **others})
+    for keyword, value in others.items():
+        assert numbers(find(parts, **{keyword: value})) == {1, 2}, keyword
+    assert numbers(find(parts, PatientID="P")) == {0, 1, 2}
+    (person,) = find(parts, "PATIENT", PATIENT_ROOT, PatientID="P", NumberOfPatientRelatedStudies="")
+    assert person.NumberOfPatientRelatedStudies == 3
+
+
+def test_who_has_no_given_name_is_found_by_a_star_for_it(parts: Parts) -> None:
+    several(
+        parts,
+        {"PatientName": "Doe", "ReferringPhysicianName": "Who^^"},
+        {"PatientName": "Doe^A"},
+        {"PatientName": "Doering"},
+    )
+    assert numbers(find(parts, PatientName="DOE^*")) == {0, 1}
+    assert numbers(find(parts, PatientName="D?E^^*")) == {0}
+    assert numbers(find(parts, ReferringPhysicianName="who^*")) == {0}
+
+
 def test_fuzzy_names_are_an_option(parts: Parts) -> None:
     several(parts, {"PatientName": "Müller^Eva"}, {"PatientName": "Muller^Eva"}, {"PatientName": "Maier^Eva"})
     assert numbers(find(parts, PatientName="Mueller eva")) == set()

@@ -235,8 +235,8 @@ def test_new_demographics_reach_the_orders_and_the_verified_studies(parts: Parts
             "F",
         )
         assert laid(parts, number)["PatientName"] == (came, "Roe^Jane", "ris:default")
-    # Who is not verified is shown as the patient came first.
-    assert [parts.study(number)["patient_name"] for number in (2, 3)] == ["DOE^JON"] * 2
+    # Who is not verified is shown as the study came.
+    assert [parts.study(number)["patient_name"] for number in (2, 3)] == ["Doe^John"] * 2
     changed = {key for kind, key in told(parts, before) if kind == "correction"}
     assert changed == {first.study_instance_uid, second.study_instance_uid}
     # The same again changes nothing.

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from radmesh.database_server.dicom_query_model import BY_TAG, Attribute
 from radmesh.database_server.prepared import number, text
 from radmesh.database_server.queries import (
+    VALUES_OF_A_GROUP,
     Viewer,
     has_modality,
     has_wildcard,
@@ -17,6 +18,7 @@ from radmesh.database_server.queries import (
     name_form,
 )
 from radmesh.database_server.schema import patients, studies
+from radmesh.dicom import matching
 from radmesh.sql.engine import Database
 
 FEW: Final = 2000
@@ -89,7 +91,7 @@ class Terms:
 
     def person(self, a: Attribute, value: str) -> None:
         """Add what is likely where a name matches that no index has: what is found is still to be looked at."""
-        groups = [group.rstrip("^ ").lower() for group in value.split("=")]
+        groups = [matching.open_end(group.rstrip("^ ").lower()) for group in value.split("=")]
         if value.isascii() and all(group.strip("*") for group in groups):
             self._add(a.tag, "person", (len(groups),), [f"%{like_pattern(group)}%" for group in groups])
 
@@ -162,8 +164,8 @@ class Conditions:
         return [sa.or_(*conditions, *(searched.like(bind, escape="\\") for bind in binds[exact:]))]
 
     def _name(self, _: Any, term: Term, at: int) -> list[Any]:
-        binds = [f"v{at}_{place}" for place in range(3 * len(term.shape))]
-        return [name_condition(self._database, term.shape, binds, indexed=self._probing)]
+        names = [f"v{at}_{place}" for place in range(VALUES_OF_A_GROUP * len(term.shape))]
+        return [name_condition(self._database, term.shape, names, indexed=self._probing)]
 
     def _person(self, column: Any, term: Term, at: int) -> list[Any]:
         lower = sa.func.lower(column)

@@ -61,10 +61,14 @@ class People:
         return int(known) if known is not None else self._made(c, identity, domain, values, otherwise)
 
     def received(self, c: sa.Connection, domain: str, values: Mapping[str, str], study_instance_uid: str) -> int:
-        """Return the row of a patient as an object named it first."""
+        """Return the row of a patient as an object named it: what came first has the first row, another has its own."""
         identity = self._who(domain, values, study_instance_uid)
-        known = c.execute(sa.select(patients.c.id).where(patients.c.identity == identity)).scalar()
-        return int(known) if known is not None else self._made(c, identity, domain, values, study_instance_uid)
+        known = c.execute(sa.select(patients).where(patients.c.identity == identity)).first()
+        if known is None:
+            return self._made(c, identity, domain, values, study_instance_uid)
+        if all(getattr(known, name) == value for name, value in values.items() if name in FIELDS):
+            return int(known.id)
+        return self.shown(c, domain, values, study_instance_uid)
 
     def _who(self, domain: str, values: Mapping[str, str], otherwise: str) -> str:
         issuer, patient_id = values["issuer_of_patient_id"], values["patient_id"]

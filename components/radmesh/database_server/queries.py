@@ -26,6 +26,7 @@ from radmesh.database_server.schema import (
     stores,
     studies,
 )
+from radmesh.dicom.matching import open_end
 from radmesh.runtime.errors import RadmeshError
 from radmesh.sql.engine import Database
 
@@ -145,7 +146,7 @@ def like_pattern(value: str) -> str:
 def _expression(group: str) -> str:
     """Return the regular expression, in what Python and PostgreSQL share, of wildcards within a component group."""
     letters = {"*": "[^=]*", "?": "[^=]"}
-    return "=" + "".join(letters.get(letter) or re.escape(letter) for letter in group) + "="
+    return "".join(letters.get(letter) or re.escape(letter) for letter in group)
 
 
 def has_wildcard(value: str) -> bool:
@@ -160,20 +161,26 @@ def matches(column: Any, value: str) -> Any:
 
 
 def name_form(name: str) -> tuple[NameForm, list[str]]:
-    """Return what the condition of a name is made of, and its values: three for each component group."""
+    """Return what the condition of a name is made of, and its values: `VALUES_OF_A_GROUP` for each component group."""
     form: list[tuple[bool, bool]] = []
     values: list[str] = []
     for part in unicodedata.normalize("NFKC", name.replace("\0", "")).casefold().strip().split("="):
         group = part.rstrip("^ ")
         if not group.strip("*"):
             continue
+        # "Doe^*" is who has no given name, too: carets at its end are not kept of a name.
+        bare = open_end(group)
         # With what stands around a group two letters that it begins with can be looked up.
-        longest = max(_INDEXED.findall(f"={group}="), key=len, default="")
+        longest = max(_INDEXED.findall(f"={bare}=" if bare == group else f"={bare}"), key=len, default="")
         quoted = longest.replace('"', '""')
         # Stars at its ends stay within a group by themselves.
         form.append((has_wildcard(group.strip("*")), bool(longest)))
-        values += [f"%={like_pattern(group)}=%", _expression(group), f'"{quoted}"']
+        expression = f"=({_expression(group)}|{_expression(bare)})="
+        values += [f"%={like_pattern(group)}=%", f"%={like_pattern(bare)}=%", expression, f'"{quoted}"']
     return tuple(form), values
+
+
+VALUES_OF_A_GROUP: Final = 4
 
 
 def name_condition(
@@ -184,16 +191,15 @@ def name_condition(
     `names` are those of its parameters, in the order of the values of `name_form`; `indexed`: whether the index of
     names is asked, which finds everything at once.
     """
+    binds = [sa.bindparam(name, values[place] if values else "", sa.String) for place, name in enumerate(names)]
     conditions: list[Any] = []
     for at, (wild, found) in enumerate(form):
-        like, expression, phrase = (
-            sa.bindparam(names[place], values[place] if values else "", sa.String)
-            for place in range(3 * at, 3 * at + 3)
-        )
-        conditions.append(patients.c.name_key.like(like, escape="\\"))
+        like, bare, expression, phrase = binds[VALUES_OF_A_GROUP * at : VALUES_OF_A_GROUP * (at + 1)]
+        key = patients.c.name_key
+        conditions.append(sa.or_(key.like(like, escape="\\"), key.like(bare, escape="\\")))
         if wild:
             # A wildcard of LIKE reaches into the next component group.
-            conditions.append(patients.c.name_key.regexp_match(expression))
+            conditions.append(key.regexp_match(expression))
         if found and indexed and database.sqlite:
             index = sa.table("patient_names", sa.column("rowid"), sa.column("patient_names"))
             conditions.append(patients.c.id.in_(sa.select(index.c.rowid).where(index.c.patient_names.match(phrase))))
@@ -377,7 +383,7 @@ class Queries:
                 place = text(name)
                 conditions.append(column.like(place, escape="\\") if has_wildcard(value) else column == place)
         if named:
-            names = [f"name_{place}" for place in range(3 * len(named))]
+            names = [f"name_{place}" for place in range(VALUES_OF_A_GROUP * len(named))]
             conditions.append(name_condition(self._database, named, names))
         if form.study_instance_uids:
             conditions.append(studies.c.study_instance_uid.in_([text(name) for name in form.study_instance_uids]))

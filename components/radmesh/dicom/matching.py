@@ -39,12 +39,21 @@ def in_range(text: str, wanted: str) -> bool:
 
 
 def name_matches(pattern: str, name: str) -> bool:
-    """Whether any component group of a name is matched by any of the pattern, case and width aside."""
+    """Whether each component group of a pattern matches any of a name, case and width aside."""
     wanted, groups = (
         [group.rstrip("^ ").strip() for group in unicodedata.normalize("NFKC", text).casefold().split("=")]
         for text in (pattern, name)
     )
-    return all(not one.strip("*") or any(text_matches(one, group) for group in groups) for one in wanted)
+    return all(
+        not one.strip("*") or any(text_matches(form, group) for form in {one, open_end(one)} for group in groups)
+        for one in wanted
+    )
+
+
+def open_end(group: str) -> str:
+    """Return what a component group with wildcards matches, too: "Doe" of "Doe^*", which asks for no given name."""
+    bare = group.rstrip("*")
+    return bare.rstrip("^ ") if bare != group and bare.endswith("^") else group
 
 
 def range_of(value: str, vr: str) -> tuple[str, str] | None:
