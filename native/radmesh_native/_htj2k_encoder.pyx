@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Frames to HTJ2K code streams, lossless (T.814, T.800): samples to planes, wavelet, blocks, packets."""
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint32_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from radmesh_native._htj2k_cpu cimport HTJ2K_PATH_NAMES, HTJ2K_PATHS, htj2k_choose_path, htj2k_path, htj2k_use_path
@@ -37,6 +37,7 @@ from radmesh_native._htj2k_samples cimport sample
 
 cdef extern from "htj2k_encode_frame.h" nogil:
     const int HTJ2K_NARROW
+    const int HTJ2K_SPARE
     const int HTJ2K_UINT8
     const int HTJ2K_INT8
     const int HTJ2K_UINT16
@@ -50,18 +51,25 @@ cdef extern from "htj2k_encode_frame.h" nogil:
         size_t size
         size_t room
         size_t space_room
+        void *planes
+        size_t planes_room
+        uint8_t *out
+        size_t out_room
     ctypedef struct htj2k_component:
         const void *source
         int kind
         int width
         int height
         int levels
+        int spare
         int32_t middle
         int32_t back
         int bits
         int outside
         htj2k_coded *blocks[33][3]
+        htj2k_coded lowest[3]
     void htj2k_fill_encoder_tables()
+    int htj2k_take_room(void **room, size_t *size, size_t bytes)
     void htj2k_release_arena(htj2k_arena *arena)
     int htj2k_encode_component(htj2k_arena *arena, htj2k_component *component, int narrow)
     void htj2k_range(const void *samples, int kind, size_t count, int32_t *limits)
@@ -94,7 +102,7 @@ def use_path(str name):
 cdef enum:
     # Arenas that are kept for who comes next, each no larger than this.
     KEPT = 4
-    KEPT_BYTES = 1 << 24
+    KEPT_BYTES = 1 << 25
 
 cdef htj2k_arena *kept_arenas[KEPT]
 cdef int kept = 0
@@ -117,7 +125,7 @@ cdef htj2k_arena *take_arena() except NULL:
 
 cdef void give_back(htj2k_arena *arena) noexcept:
     global kept
-    if kept < KEPT and arena.room + arena.space_room <= KEPT_BYTES:
+    if kept < KEPT and arena.room + arena.space_room + arena.planes_room + arena.out_room <= KEPT_BYTES:
         kept_arenas[kept] = arena
         kept += 1
         return
@@ -126,6 +134,12 @@ cdef void give_back(htj2k_arena *arena) noexcept:
 
 
 # Encoding -----------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    # What a level costs beside its blocks: SOT, SOD, TLM, QCD, COD; and about so much a packet.
+    LEVEL_BYTES = 24
+    PACKET_BYTES = 9
+
 
 cdef struct Bytes:
     uint8_t *p
@@ -152,9 +166,10 @@ cdef struct Encoder:
     Layout layout
     htj2k_arena *arena
     htj2k_component components[3]
-    # All code blocks of the components, and three planes of colours.
+    # All code blocks of the components.
     htj2k_coded *blocks
-    uint8_t *planes
+    # Of the deepest levels, those that may be left out.
+    int spare
     Trees trees
     # The code stream; the lengths of the code blocks of a packet.
     Bytes out
@@ -164,9 +179,7 @@ cdef struct Encoder:
 
 cdef void release_encoder(Encoder *e) noexcept nogil:
     free(e.blocks)
-    free(e.planes)
     release_trees(&e.trees)
-    free(e.out.p)
     free(e.lengths)
 
 
@@ -309,11 +322,10 @@ cdef int encode_samples(
     if components == 3:
         checked = False
         size = 2 if narrow else 4
-        e.planes = <uint8_t *> malloc(3 * count * size)
-        if e.planes == NULL:
+        if htj2k_take_room(&e.arena.planes, &e.arena.planes_room, 3 * count * size):
             return NO_MEMORY
         for c in range(3):
-            planes[c] = e.planes + c * count * size
+            planes[c] = <uint8_t *> e.arena.planes + c * count * size
         htj2k_colours(samples, kind, narrow, middle, count, planes)
     for c in range(components):
         component = &e.components[c]
@@ -322,6 +334,7 @@ cdef int encode_samples(
         component.width = width_of(&e.header.image)
         component.height = height_of(&e.header.image)
         component.levels = e.layout.levels
+        component.spare = e.spare
         component.bits = bits if checked else 0
         if components == 1:
             component.middle = middle
@@ -334,13 +347,53 @@ cdef int encode_samples(
     return FINE
 
 
+cdef size_t length_of(const Encoder *e, int r) noexcept nogil:
+    """Bytes of all blocks of a resolution above 0."""
+    cdef size_t length = 0, count, k
+    cdef int c, n
+    cdef const Band *band
+    for n in range(3):
+        band = &e.layout.resolutions[r].bands[n]
+        count = blocks_across(band) * (<size_t> (height_of(&band.area) + 63) >> 6)
+        for c in range(e.header.components):
+            for k in range(count):
+                length += e.components[c].blocks[r][n][k].length
+    return length
+
+
+cdef void leave_out(Encoder *e) noexcept nogil:
+    """Leave out as many of the deepest levels as cost more than they spare."""
+    cdef size_t least = 0, length, kept = 0
+    cdef int c, k, r, best = 0, components = e.header.components
+    for k in range(e.spare, -1, -1):
+        # With k levels less; those above e.spare are there in any case.
+        length = kept + (e.spare - k) * <size_t> (LEVEL_BYTES + PACKET_BYTES * components)
+        for c in range(components):
+            length += e.components[c].lowest[k].length if k else e.components[c].blocks[0][0][0].length
+        if k == e.spare or length < least:
+            least = length
+            best = k
+        if k:
+            kept += length_of(e, k)
+    if best == 0:
+        return
+    for c in range(components):
+        e.components[c].blocks[0][0][0] = e.components[c].lowest[best]
+        for r in range(1, e.layout.levels - best + 1):
+            e.components[c].blocks[r] = e.components[c].blocks[r + best]
+    plan(&e.header, e.layout.area.y1, e.layout.area.x1, components, e.header.bits, e.layout.levels - best)
+    lay_out(&e.header.style[0], &e.header.image, &e.layout)
+
+
 cdef void plan(
     Header *header, Py_ssize_t rows, Py_ssize_t columns, int components, int bits, int levels
 ) noexcept nogil:
     """A header as PS3.5 10.18 has it for .202: one tile, RPCL, reversible; code blocks of 64 × 64."""
     cdef int b, r, range_bits = bits + (1 if components == 3 else 0)
     cdef Style *style
+    cdef bint has_sign = header.has_sign
     memset(header, 0, sizeof(Header))
+    header.has_sign = has_sign
     header.image.x1 = <int32_t> columns
     header.image.y1 = <int32_t> rows
     header.tile_width = <int32_t> columns
@@ -369,20 +422,24 @@ cdef void plan(
             header.exponents[b][3 * r + 3] = <uint8_t> (range_bits + 2)
 
 
-def encode(const sample[:, :, ::1] frame, int bits, int levels, uint8_t[::1] out=None):
+def encode(const sample[:, :, ::1] frame, int bits, int levels, int spare, uint8_t[::1] out=None):
     """Return (code stream, prefix lengths), or None if a sample is outside of `bits`.
 
     Where there is `out`, the code stream goes there, if it has the room, and None stands for it.
 
-    (rows, columns, 1 or 3), 1 at least; 1 <= bits <= 16, 0 <= levels <= 32: the caller has checked these.
+    (rows, columns, 1 or 3), 1 at least; 1 <= bits <= 16, 0 <= levels <= 32: the caller has checked these. `spare`: of
+    the levels, 2 at most, less than all of them, how many may be left out where that spares bytes; without them the
+    lowest resolution is one block.
     """
     cdef Encoder e
     cdef Py_ssize_t ends[MAX_LEVELS + 1]
     cdef int r, fault = FINE, kind
     cdef bint within = True
+    cdef uint8_t *copy
     memset(&e, 0, sizeof(Encoder))
-    plan(&e.header, frame.shape[0], frame.shape[1], <int> frame.shape[2], bits, levels)
     e.header.has_sign = sample is int8_t or sample is int16_t
+    plan(&e.header, frame.shape[0], frame.shape[1], <int> frame.shape[2], bits, levels)
+    e.spare = spare
     if sample is uint8_t:
         kind = HTJ2K_UINT8
     elif sample is int8_t:
@@ -392,6 +449,8 @@ def encode(const sample[:, :, ::1] frame, int bits, int levels, uint8_t[::1] out
     else:
         kind = HTJ2K_UINT16
     e.arena = take_arena()
+    e.out.p = e.arena.out
+    e.out.room = e.arena.out_room
     try:
         with nogil:
             lay_out(&e.header.style[0], &e.header.image, &e.layout)
@@ -399,17 +458,27 @@ def encode(const sample[:, :, ::1] frame, int bits, int levels, uint8_t[::1] out
             if fault == FINE:
                 fault = encode_samples(&e, &frame[0, 0, 0], kind, frame.shape[0] * frame.shape[1], &within)
             if fault == FINE and within:
+                if spare:
+                    leave_out(&e)
                 fault = write_stream(&e, ends)
         if fault != FINE:
             raise MemoryError()
         if not within:
             return None
-        offsets = tuple([ends[r] for r in range(levels + 1)])
+        offsets = tuple([ends[r] for r in range(e.layout.levels + 1)])
+        made = None
+        copy = NULL
         if out is None:
-            return PyBytes_FromStringAndSize(<char *> e.out.p, e.out.size), offsets
-        if e.out.size <= out.shape[0]:
-            memcpy(&out[0], e.out.p, e.out.size)
-        return None, offsets
+            made = PyBytes_FromStringAndSize(NULL, e.out.size)
+            copy = <uint8_t *> PyBytes_AS_STRING(made)
+        elif e.out.size <= out.shape[0]:
+            copy = &out[0]
+        if copy != NULL:
+            with nogil:
+                memcpy(copy, e.out.p, e.out.size)
+        return made, offsets
     finally:
+        e.arena.out = e.out.p
+        e.arena.out_room = e.out.room
         give_back(e.arena)
         release_encoder(&e)

@@ -18,6 +18,7 @@
 
 enum {
     HTJ2K_LEVELS = 32,
+    HTJ2K_SPARE = 2,
     /* Where samples are this far apart at the most, sums of two coefficients fit 16 bits: those of the high rows are
      * within 3 times the half of it. */
     HTJ2K_NARROW = 10000,
@@ -44,6 +45,11 @@ typedef struct {
     /* Rows, strips and low subbands. */
     void *space;
     size_t space_room;
+    /* Colours; the code stream. */
+    void *planes;
+    size_t planes_room;
+    uint8_t *out;
+    size_t out_room;
     htj2k_block_work block;
 } htj2k_arena;
 
@@ -52,12 +58,16 @@ typedef struct {
     const void *source;
     int kind;
     int width, height, levels;
+    /* Of the deepest levels, those that the frame may do without. */
+    int spare;
     /* Subtracted from each sample, and given back to the lowest subband. */
     int32_t middle, back;
     /* Where there are `bits`, `outside` becomes whether a sample does not fit them. */
     int bits, outside;
     /* By resolution and subband, its blocks row by row. */
     htj2k_coded *blocks[HTJ2K_LEVELS + 1][3];
+    /* By how many levels are left out, the lowest subband, which is one block then. */
+    htj2k_coded lowest[HTJ2K_SPARE + 1];
 } htj2k_component;
 
 static size_t htj2k_row_room(int width) {
@@ -71,13 +81,14 @@ static size_t htj2k_space(int width, int height, int levels) {
     return 12 * half + 3 * 64 * half + (levels ? lows : (size_t)width * (size_t)height);
 }
 
-static int htj2k_take_space(htj2k_arena *arena, size_t bytes) {
-    if (bytes > arena->space_room) {
-        free(arena->space);
-        arena->space_room = 0;
-        arena->space = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
-        if (!arena->space) return -1;
-        arena->space_room = bytes;
+/* Memory of `bytes` at least, whatever is in it. */
+static int htj2k_take_room(void **room, size_t *size, size_t bytes) {
+    if (bytes > *size) {
+        free(*room);
+        *size = 0;
+        *room = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+        if (!*room) return -1;
+        *size = bytes;
     }
     return 0;
 }
@@ -97,6 +108,8 @@ static int htj2k_take_bytes(htj2k_arena *arena, size_t more) {
 static void htj2k_release_arena(htj2k_arena *arena) {
     free(arena->bytes);
     free(arena->space);
+    free(arena->planes);
+    free(arena->out);
 }
 
 /* Code a row of blocks; returns -1 where there is no memory. */
