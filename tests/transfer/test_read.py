@@ -11,6 +11,7 @@ from transfer_support import CHUNK, TRANSFER, Mesh
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.runtime.errors import RadmeshError
+from radmesh.transfer.codec import PUT, TRANSFER_CODECS, Bulk
 from radmesh.transfer.model import ObjectReference
 from radmesh.transfer.reader import LineReader, LineTo
 from radmesh_native.crc32c import crc32c
@@ -66,6 +67,42 @@ def test_a_store_that_ends_is_told_of(unix_world: Any) -> None:
             reader.take()
     assert caught.value.reason == "PEER_UNAVAILABLE"
     reader.close()
+
+
+def test_who_reads_keeps_nobody_from_storing(folder: Any) -> None:
+    """As many lines may be open for each rpc as there are calls."""
+    mesh = Mesh(folder, "unix")
+    context = mesh.context("archive-server-0")
+    server = context.server(max_workers=4)
+    fields = answer()
+    fields.ClearField("data")
+    answers = {"Put": transfer_pb2.PutResponse(), "Read": Bulk(fields, b"abc")}
+    for name, one in answers.items():
+        store = Store(lambda one=one: [one])  # type: ignore[misc]
+        server.add_line(TRANSFER.methods_by_name[name], store.Read, TRANSFER_CODECS[name])
+    server.start()
+    target = LineTo(server.line_target, mesh.context("gateway-proxy").line)
+    reference = ObjectReference.of(common_pb2.ObjectReference(store_id="archive-0", sequence=1))
+
+    def reads() -> LineReader:
+        reader = LineReader(target)
+        reader.ask(reference, 3)
+        assert b"".join(reader.take()) == b"abc"
+        return reader
+
+    open_now: list[Any] = [reads() for _ in range(4)]
+    with pytest.raises(RadmeshError) as caught:
+        reads()
+    assert caught.value.reason == "TOO_MANY_CALLS"
+    for _ in range(4):
+        line = target.lines(server.line_target, PUT)
+        line.send(b"")
+        assert line.receive() == b""
+        open_now.append(line)
+    for one in open_now:
+        one.close()
+    server.stop(1)
+    mesh.close()
 
 
 class Store:

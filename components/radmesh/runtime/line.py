@@ -323,7 +323,7 @@ class LineServer:
         identify: from metadata, and the names in the certificate, who calls; raises RadmeshError.
         failure: what the caller is told of an exception in an rpc.
         credentials: this server's.
-        most: connections at once; more are told TOO_MANY_CALLS.
+        most: connections at once for each rpc; more are told TOO_MANY_CALLS.
     """
 
     def __init__(
@@ -408,7 +408,8 @@ class LineServer:
             _tune(sock)
             with self._lock:
                 # Begun under the lock, so that `stop` finds nobody who has not begun.
-                begun = len(self._live) < self._most + 8 and not self._stopping.is_set() and self._begin(sock)
+                room = self._most * len(self.rpcs) + 8 - len(self._live)
+                begun = room > 0 and not self._stopping.is_set() and self._begin(sock)
             if not begun:
                 sock.close()
 
@@ -442,11 +443,10 @@ class LineServer:
                 self._tls = (version, tls_context(self._credentials, server=True))
             return self._tls[1]
 
-    @property
-    def crowded(self) -> bool:
-        """Whether there are more than there may be."""
+    def crowded(self, path: str) -> bool:
+        """Whether more call an rpc than may: who reads keeps nobody from storing."""
         with self._lock:
-            return len(self._live) > self._most
+            return sum(served.path == path for served in self._live) > self._most
 
 
 class _Served:
@@ -454,6 +454,8 @@ class _Served:
 
     def __init__(self, server: LineServer, sock: socket.socket) -> None:
         self._server = server
+        self.path = ""
+        """Of the rpc that is, or was last, called."""
         self._sock: Any = sock
         self._connection: Connection | None = None
         self._lock = threading.Lock()
@@ -551,7 +553,8 @@ class _Served:
             raise RadmeshError("METHOD_UNKNOWN", f"this line serves {' and '.join(server.rpcs)} alone")
         if not fields.get("content-type", "").startswith("application/grpc"):
             raise RadmeshError("FIELD_INVALID", "content-type: application/grpc")
-        if server.crowded:
+        self.path = fields[":path"]
+        if server.crowded(self.path):
             raise RadmeshError("TOO_MANY_CALLS", "too many lines are open: try again later")
         return rpc
 
