@@ -16,7 +16,14 @@ from radmesh.api.application.v1 import application_pb2
 from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.connectivity.v1 import connectivity_pb2
-from radmesh.api.database.v1 import commitment_pb2, database_pb2, dicom_query_pb2, procedure_step_pb2, stations_pb2
+from radmesh.api.database.v1 import (
+    commitment_pb2,
+    database_pb2,
+    dicom_query_pb2,
+    procedure_step_pb2,
+    routing_pb2,
+    stations_pb2,
+)
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.api.transfer.v1 import transfer_pb2
@@ -45,6 +52,7 @@ PROTOS: tuple[FileDescriptor, ...] = tuple(
         gateway_pb2,
         procedure_step_pb2,
         proxy_pb2,
+        routing_pb2,
         stations_pb2,
         transfer_pb2,
     )

@@ -99,6 +99,10 @@ class Section:
     release_wait: Duration = setting(
         2.0, doc="Longest wait, before a release is answered, for what was sent to be found by a query.", maximum=30
     )
+    send_pause: Duration = setting(
+        5.0, doc="Until a send that failed is tried again; doubled with each try.", minimum=0.1, maximum=3600
+    )
+    send_longest_pause: Duration = setting(3600.0, doc="Longest such pause.", minimum=0.1, maximum=86_400)
     find_limit: int = setting(
         100_000,
         doc="Most rows of a C-FIND; a query with more ends with 0xA700 behind them, and says so.",

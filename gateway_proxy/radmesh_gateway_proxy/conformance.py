@@ -101,7 +101,7 @@ def document() -> str:
         "",
         "## Services, as SCU",
         "",
-        "- Storage (C-STORE), of a C-MOVE and of `radmesh send`: each SOP class is proposed with every transfer",
+        "- Storage (C-STORE), of a C-MOVE, of `radmesh send` and of routes: each SOP class is proposed with every transfer",
         "  syntax that its objects are stored in, or with those that the station prefers, one a presentation context,",
         f"  and with {_syntaxes(FALLBACKS)}. Objects go as stored where that is",
         "  accepted; else they are re-encoded, compressed pixel data decoded. One association carries what fits 128",

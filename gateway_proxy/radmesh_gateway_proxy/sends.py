@@ -1,7 +1,7 @@
 """Studies that are to be sent to stations: jobs of the Database Server, tried until they succeed or cannot.
 
-Each try sends the whole study again: what a station has already it answers with success, and whoever was restored from
-an older backup gets everything.
+What a person sends is sent whole with each try: what a station has already it answers with success, and whoever was
+restored from an older backup gets everything. What a route sends is what the station was not sent yet.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Final
 
-from radmesh.api.database.v1 import database_pb2, stations_pb2
+from radmesh.api.database.v1 import database_pb2, routing_pb2, stations_pb2
 from radmesh.dicom.stations import Station, Stations
 from radmesh.dicom.transcoding import Transcoder
 from radmesh.runtime.context import Context
@@ -20,16 +20,20 @@ from radmesh.transfer.stations import station_of
 from radmesh_gateway_proxy.certificates import dialer_of
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.delivery import Delivery, GoneError, Store, is_done
+from radmesh_gateway_proxy.key_images import KEY_OBJECTS, referenced
 from radmesh_gateway_proxy.objects import Finder, Prepared
 
 KIND: Final = "send"
-"""Kind of job; its payload is {"study": UID, "station": AE title}."""
+"""Kind of job; its payload is {"study": UID, "station": AE title}, and of a route "routes": names, "new": true, and
+"key_images": whether Key Object Selection documents and what they refer to are sent alone."""
 THREADS: Final = 2
 _LEASE: Final = timedelta(seconds=60)
-_RENEW_SECONDS: Final = 20.0
+# A job that was cancelled is noticed so soon.
+_RENEW_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 2.0
-# Doubled with each try; an hour at most.
-_RETRY_SECONDS, _RETRY_MOST = 5.0, 3600.0
+# What was sent is noted so often: nothing else is sent again after a failure.
+_NOTE_SECONDS: Final = 5.0
+_NOTE_MOST: Final = 500
 # A station that has no room now may have some later (PS3.4 table B.2-1: A7xx, PS3.7: resource limitation).
 _LATER: Final = (*range(0xA700, 0xA800), 0x0213)
 
@@ -61,6 +65,30 @@ class _Renewal:
                 raise _LostError from None
 
 
+class _Notes:
+    """What a station has acknowledged, noted some at a time."""
+
+    def __init__(self, routes: Any, job: database_pb2.Job, study: str, title: str) -> None:
+        self._routes = routes
+        self._record = routing_pb2.RecordDeliveriesRequest(
+            study_instance_uid=study, station=title, state=routing_pb2.SENT_STATE_SENT, job_id=job.id
+        )
+        self._due = time.monotonic() + _NOTE_SECONDS
+
+    def sent(self, sop_instance_uid: str) -> None:
+        """Note one, now or soon."""
+        self._record.sop_instance_uids.append(sop_instance_uid)
+        if len(self._record.sop_instance_uids) >= _NOTE_MOST or time.monotonic() >= self._due:
+            self.write()
+
+    def write(self) -> None:
+        """Note all, now."""
+        if self._record.sop_instance_uids:
+            self._routes.RecordDeliveries(self._record)
+            del self._record.sop_instance_uids[:]
+        self._due = time.monotonic() + _NOTE_SECONDS
+
+
 class Sends:
     """Leases jobs and does them, on threads of its own."""
 
@@ -70,6 +98,7 @@ class Sends:
         self._context = context
         self._log = context.log
         self._jobs = context.client(services["JobService"], "database-server")
+        self._routes = context.client(routing_pb2.DESCRIPTOR.services_by_name["RouteService"], "database-server")
         self._registry = context.client(stations_pb2.DESCRIPTOR.services_by_name["StationService"], "database-server")
         self._transcoder = Transcoder()
         self._stopping = threading.Event()
@@ -100,14 +129,14 @@ class Sends:
     def _do(self, job: database_pb2.Job) -> None:
         finish = database_pb2.FinishJobRequest(id=job.id, fence=job.fence, state=database_pb2.JOB_STATE_SUCCEEDED)
         try:
-            self._send(job)
+            finish.message = self._send(job)
         except _LostError:
             finish.state = database_pb2.JOB_STATE_QUEUED
         except RadmeshError as error:
             again = error.definition.transient
             finish.state = database_pb2.JOB_STATE_QUEUED if again else database_pb2.JOB_STATE_FAILED
             finish.reason, finish.message = error.reason, error.message
-            pause = min(_RETRY_SECONDS * 2 ** min(job.attempt - 1, 16), _RETRY_MOST)
+            pause = min(self._config.send_pause * 2 ** min(job.attempt - 1, 16), self._config.send_longest_pause)
             finish.retry_delay.FromTimedelta(timedelta(seconds=pause))
             self._log.warning(
                 "study not sent", job=job.id, attempt=job.attempt, again=again, reason=error.reason, text=error.message
@@ -118,13 +147,22 @@ class Sends:
             # The lease runs out, and the study is sent once more.
             self._log.warning("job not finished", job=job.id, reason=error.reason)
 
-    def _send(self, job: database_pb2.Job) -> None:
+    def _send(self, job: database_pb2.Job) -> str:
+        """Send what a job is about; return what was done."""
         payload = json.loads(job.payload)
         study, title = str(payload["study"]), str(payload["station"])
         station = self._station(title)
         items = Finder(self._context, "").items(study)
         if not items:
             raise RadmeshError("STUDY_NOT_FOUND", "there is no such study, or it is held")
+        if payload.get("key_images"):
+            chosen = referenced([item for item in items if item.sop_class_uid == KEY_OBJECTS])
+            items = [item for item in items if item.sop_class_uid == KEY_OBJECTS or item.sop_instance_uid in chosen]
+        if payload.get("new"):
+            delivered = self._delivered(study, title)
+            items = [item for item in items if item.sop_instance_uid not in delivered]
+            if not items:
+                return "the station has all of it"
         renewal = _Renewal(self._jobs, job, self._stopping)
         delivery = Delivery(
             station,
@@ -135,6 +173,7 @@ class Sends:
             tls=dialer_of(station, self._config, self._context),
         )
         failures: list[RadmeshError] = []
+        notes = _Notes(self._routes, job, study, title)
 
         def send(outgoing: Iterable[Prepared], store: Store) -> bool:
             for prepared in outgoing:
@@ -143,18 +182,34 @@ class Sends:
                     _store(prepared, store)
                 except RadmeshError as error:
                     failures.append(error)
+                else:
+                    notes.sent(prepared.item.sop_instance_uid)
             return True
 
         try:
             delivery.run(items, send)
         except GoneError as gone:
             raise gone.cause from None
+        finally:
+            notes.write()
         if failures:
             # What may pass is tried again, with all the others.
             worst = next((error for error in failures if error.definition.transient), failures[0])
             text = f"{len(failures)} of {len(items)} instances were not sent; {worst.message}"
             raise RadmeshError(worst.reason, text)
         self._log.info("study sent", job=job.id, ae_title=title, instances=len(items), attempt=job.attempt)
+        return f"{len(items)} {'instance' if len(items) == 1 else 'instances'} sent"
+
+    def _delivered(self, study: str, title: str) -> set[str]:
+        """Return the instances that a station has been sent, or came from it."""
+        request = routing_pb2.ListDeliveriesRequest(study_instance_uid=study, station=title, page_size=5000)
+        found: set[str] = set()
+        while True:
+            answer = self._routes.ListDeliveries(request)
+            found.update(answer.sop_instance_uids)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return found
 
     def _station(self, title: str) -> Station:
         answer = self._registry.ListStations(stations_pb2.ListStationsRequest())

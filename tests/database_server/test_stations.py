@@ -26,7 +26,7 @@ def registry(parts: Parts, domains: Domains) -> StationRegistry:
 
 
 def names(registry: StationRegistry) -> list[str]:
-    return [entry.station.name for entry in registry.list()]
+    return [entry.value.name for entry in registry.list()]
 
 
 def test_the_configuration_is_the_first_filling(registry: StationRegistry, domains: Domains) -> None:
@@ -38,7 +38,7 @@ def test_the_configuration_is_the_first_filling(registry: StationRegistry, domai
     registry.fill([Station("CT1", domain="default"), Station("CT1", ("10.0.0.1",)), Station("WS", host="ws", port=104)])
     assert registry.version() == before
     registry.fill([Station("CT1", grants=("query",))])
-    assert [(e.station.name, e.station.grants, e.edited) for e in registry.list()] == [("CT1", ("query",), False)]
+    assert [(e.value.name, e.value.grants, e.edited) for e in registry.list()] == [("CT1", ("query",), False)]
     assert domains.stations.lookup("WS") is None
     assert registry.version() > before
 
@@ -53,7 +53,7 @@ def test_what_a_person_set_or_removed_stays_so(registry: StationRegistry, domain
     told = [(change.kind, change.key) for change in islice(parts.feed.watch(revision, (), lambda: True), 2)]
     assert told == [("station", "CT1"), ("station", "CT2")]
     registry.fill([Station("CT1"), Station("CT2")])
-    assert [(e.station.name, e.station.grants) for e in registry.list()] == [("CT1", ("store", "commit"))]
+    assert [(e.value.name, e.value.grants) for e in registry.list()] == [("CT1", ("store", "commit"))]
     assert domains.stations.match("CT2", "10.0.0.1") is None
     registry.set(Station("CT2"), 0)
     assert names(registry) == ["CT1", "CT2"]

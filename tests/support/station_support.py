@@ -41,6 +41,14 @@ def configuration(ports: Mapping[str, int]) -> str:
 ae_title = "HOLDER"
 grants = {grants}
 verification = "required"
+
+[[stations]]
+ae_title = "ROUTEDCT"
+grants = {grants}
+verification = "off"
+
+[gateway]
+route_quiet = "1s"
 """
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from radmesh.api.application.v1 import application_pb2
-from radmesh.api.database.v1 import database_pb2, stations_pb2
+from radmesh.api.database.v1 import database_pb2, routing_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.application_server import dicomweb, images, pages, service
@@ -34,7 +34,11 @@ from radmesh.transfer.codec import decoder, encode
 from radmesh.transfer.sender import Sender
 from radmesh.transfer.tickets import TicketCache, admit_by
 
-_DATABASE = {**database_pb2.DESCRIPTOR.services_by_name, **stations_pb2.DESCRIPTOR.services_by_name}
+_DATABASE = {
+    name: service
+    for proto in (database_pb2, routing_pb2, stations_pb2)
+    for name, service in proto.DESCRIPTOR.services_by_name.items()
+}
 _GATEWAY = gateway_pb2.DESCRIPTOR.services_by_name
 _DOOR = application_pb2.DESCRIPTOR.services_by_name
 _MEET_SECONDS = 5.0
@@ -115,7 +119,16 @@ class ApplicationServer:
             return context.client(proxy_pb2.DESCRIPTOR.services_by_name["EdgeService"], "gateway-proxy")
 
         administration = service.AdministrationService(
-            context, accounts, registry, rejects, stubs["StationService"], edge, audit, instances
+            context,
+            accounts,
+            registry,
+            rejects,
+            stubs["StationService"],
+            stubs["RouteService"],
+            context.client(_GATEWAY["RoutingService"], "network-gateway"),
+            edge,
+            audit,
+            instances,
         )
         self._door.add(_DOOR["SessionService"], session_service)
         self._door.add(_DOOR["StudyService"], study_service, codecs=_BULK)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from radmesh.api.application.v1 import application_pb2 as pb
 from radmesh.api.archive.v1 import archive_pb2
 from radmesh.api.common.v1 import common_pb2
-from radmesh.api.database.v1 import database_pb2, stations_pb2
+from radmesh.api.database.v1 import database_pb2, routing_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.application_server.audit import Audit
@@ -292,6 +292,18 @@ class StudyService:
         )
         return answer
 
+    def RetrySend(self, request: pb.RetrySendRequest, call: Call) -> database_pb2.Job:
+        """Have a send that failed tried again."""
+        self._audit.record("SEND_RETRY", call, object_id=str(request.id))
+        job: database_pb2.Job = self._jobs.RetryJob(database_pb2.RetryJobRequest(id=request.id, kind=_SEND))
+        return job
+
+    def CancelSend(self, request: pb.CancelSendRequest, call: Call) -> database_pb2.Job:
+        """End a send."""
+        self._audit.record("SEND_CANCEL", call, object_id=str(request.id))
+        job: database_pb2.Job = self._jobs.CancelJob(database_pb2.CancelJobRequest(id=request.id, kind=_SEND))
+        return job
+
 
 class AdministrationService:
     """application.v1.AdministrationService."""
@@ -303,6 +315,8 @@ class AdministrationService:
         registry: Any,
         rejects: Any,
         stations: Any,
+        routes: Any,
+        routing: Any,
         edge: Callable[[], Any],
         audit: Audit,
         instances: Mapping[str, str],
@@ -312,6 +326,8 @@ class AdministrationService:
         self._registry = registry
         self._rejects = rejects
         self._stations = stations
+        self._routes = routes
+        self._routing = routing
         self._edge = edge
         self._audit = audit
         self._instances = instances
@@ -410,6 +426,34 @@ class AdministrationService:
         answer: proxy_pb2.EchoStationResponse = self._change(
             "STATION_ECHO", request.ae_title[:64], call, lambda: self._edge().EchoStation(request, timeout=30.0), {}
         )
+        return answer
+
+    def ListRoutes(self, request: routing_pb2.ListRoutesRequest, _call: Call) -> routing_pb2.ListRoutesResponse:
+        """List the routes."""
+        answer: routing_pb2.ListRoutesResponse = self._routes.ListRoutes(request)
+        return answer
+
+    def SetRoute(self, request: routing_pb2.SetRouteRequest, call: Call) -> routing_pb2.Route:
+        """Add or replace a route."""
+        request.actor = _person(call).name
+        detail: dict[str, object] = {"destinations": [place[:16] for place in request.route.destinations[:16]]}
+        changed: routing_pb2.Route = self._change(
+            "ROUTE_SET", request.route.name[:64], call, lambda: self._routes.SetRoute(request), detail
+        )
+        return changed
+
+    def DeleteRoute(self, request: routing_pb2.DeleteRouteRequest, call: Call) -> routing_pb2.DeleteRouteResponse:
+        """Remove a route."""
+        request.actor = _person(call).name
+        answer: routing_pb2.DeleteRouteResponse = self._change(
+            "ROUTE_DELETE", request.name[:64], call, lambda: self._routes.DeleteRoute(request), {}
+        )
+        return answer
+
+    def TestRoutes(self, request: gateway_pb2.TestRoutesRequest, call: Call) -> gateway_pb2.TestRoutesResponse:
+        """Say which routes would fire for a study."""
+        self._audit.record("ROUTE_TEST", call, object_id=request.study_instance_uid)
+        answer: gateway_pb2.TestRoutesResponse = self._routing.TestRoutes(request)
         return answer
 
     def GetClusterStatus(self, _request: pb.GetClusterStatusRequest, _call: Call) -> pb.ClusterStatus:

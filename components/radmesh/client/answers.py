@@ -14,6 +14,8 @@ from radmesh.client.model import (
     Order,
     Reject,
     Report,
+    Route,
+    RouteTest,
     Sending,
     Series,
     Station,
@@ -148,8 +150,22 @@ class Stations:
 
 
 @dataclass(frozen=True, slots=True)
+class Routes:
+    """Of `routes`: all; of `routes set` the one; of `remove` none."""
+
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTests:
+    """Of `routes test`: each route, by name."""
+
+    tests: tuple[RouteTest, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Sendings:
-    """Of `send`: the one that was begun, or, without a study, all, newest first."""
+    """Of `send` with a study, `sends retry` and `sends cancel`: the one; else all, newest first."""
 
     sendings: tuple[Sending, ...]
 

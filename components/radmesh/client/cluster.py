@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 from radmesh.api.application.v1 import application_pb2, application_pb2_grpc
 from radmesh.api.common.v1 import common_pb2
-from radmesh.api.database.v1 import database_pb2, stations_pb2
+from radmesh.api.database.v1 import database_pb2, routing_pb2, stations_pb2
 from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.api.proxy.v1 import proxy_pb2
 from radmesh.client import convert, model
@@ -503,6 +503,22 @@ class Cluster(RisCalls, ImageCalls):
             if not request.page_token:
                 return
 
+    def retry_send(self, job: int) -> model.Sending:
+        """Have a job of `sendings` that FAILED tried again.
+
+        Raises:
+            RadmeshError: JOB_NOT_FOUND, JOB_NOT_FAILED.
+        """
+        return convert.sending(self._unary(self._studies.RetrySend, application_pb2.RetrySendRequest(id=job)))
+
+    def cancel_send(self, job: int) -> model.Sending:
+        """End a job of `sendings`; what was sent of it stays sent.
+
+        Raises:
+            RadmeshError: JOB_NOT_FOUND, JOB_ENDED.
+        """
+        return convert.sending(self._unary(self._studies.CancelSend, application_pb2.CancelSendRequest(id=job)))
+
     def status(self) -> model.ClusterStatus:
         """Return what every component and every store says of itself."""
         return convert.cluster_status(
@@ -552,6 +568,37 @@ class Cluster(RisCalls, ImageCalls):
         """
         answer = self._unary(self._administration.EchoStation, proxy_pb2.EchoStationRequest(ae_title=ae_title))
         return answer.status, answer.seconds
+
+    def routes(self) -> list[model.Route]:
+        """Return the rules by which studies leave by themselves, by name."""
+        answer = self._unary(self._administration.ListRoutes, routing_pb2.ListRoutesRequest())
+        return [convert.route(route) for route in answer.routes]
+
+    def set_route(self, route: model.Route) -> model.Route:
+        """Add a route, or replace the one of its name if that still has its `version`; 0 = whatever it is.
+
+        Raises:
+            RadmeshError: FIELD_INVALID, VERSION_CONFLICT.
+        """
+        request = routing_pb2.SetRouteRequest(route=convert.route_message(route), expected_version=route.version)
+        return convert.route(self._unary(self._administration.SetRoute, request))
+
+    def delete_route(self, name: str) -> None:
+        """Remove a route, also one of the configuration.
+
+        Raises:
+            RadmeshError: ROUTE_NOT_FOUND.
+        """
+        self._unary(self._administration.DeleteRoute, routing_pb2.DeleteRouteRequest(name=name))
+
+    def test_routes(self, study_instance_uid: str) -> list[model.RouteTest]:
+        """Return which routes would fire for a study now, and why others would not; nothing is sent.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND (also if all of it is held).
+        """
+        request = gateway_pb2.TestRoutesRequest(study_instance_uid=study_instance_uid)
+        return [convert.route_test(test) for test in self._unary(self._administration.TestRoutes, request).tests]
 
     def create_user(self, name: str, *, password: str, role: str, display_name: str = "") -> model.User:
         """Add a user.

@@ -4,14 +4,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from radmesh.api.common.v1 import common_pb2
 from radmesh.api.connectivity.v1 import connectivity_pb2
 from radmesh.api.curator.v1 import curator_pb2
-from radmesh.api.database.v1 import database_pb2, stations_pb2
+from radmesh.api.database.v1 import database_pb2, routing_pb2, stations_pb2
+from radmesh.api.gateway.v1 import gateway_pb2
 from radmesh.client import model
 from radmesh.runtime.errors import RadmeshError
 
@@ -197,6 +198,7 @@ def sending(m: database_pb2.Job) -> model.Sending:
         reason=m.reason,
         message=m.message,
         by=str(payload.get("by", "")),
+        routes=tuple(map(str, payload.get("routes", ()))),
     )
 
 
@@ -214,6 +216,41 @@ def station_message(station: model.Station) -> stations_pb2.Station:
     return stations_pb2.Station(
         **{name: value for name, value in values.items() if name not in ("edited", "version", "update_time")}
     )
+
+
+_ROUTE_LISTS: Final = ("destinations", "stations", "modalities", "verification", "reading")
+
+
+def route(m: routing_pb2.Route) -> model.Route:
+    """Convert a route."""
+    lists: dict[str, Any] = {name: tuple(getattr(m, name)) for name in _ROUTE_LISTS}
+    return model.Route(
+        name=m.name,
+        **lists,
+        window=m.window,
+        key_images=m.key_images,
+        enabled=not m.disabled,
+        edited=m.edited,
+        version=m.version,
+        update_time=time_of(m.update_time),
+    )
+
+
+def route_message(route: model.Route) -> routing_pb2.Route:
+    """Return a route as it is set."""
+    return routing_pb2.Route(
+        name=route.name,
+        **{name: getattr(route, name) for name in _ROUTE_LISTS},
+        window=route.window,
+        key_images=route.key_images,
+        disabled=not route.enabled,
+    )
+
+
+def route_test(m: gateway_pb2.RouteTest) -> model.RouteTest:
+    """Convert what was found out of a route."""
+    places = tuple(model.Destination(d.station, d.known, d.undelivered) for d in m.destinations)
+    return model.RouteTest(m.route, not m.reason, m.reason, places)
 
 
 def reject(m: Any) -> model.Reject:

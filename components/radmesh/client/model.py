@@ -228,10 +228,51 @@ class Station:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """A rule by which studies leave by themselves, as docs/reference/config.md explains it under [[routes]].
+
+    `edited`: by a person; until then it is as the configuration has it.
+    """
+
+    name: str
+    destinations: tuple[str, ...]
+    stations: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    verification: tuple[str, ...] = ("NOT_REQUIRED", "VERIFIED")
+    reading: tuple[str, ...] = ()
+    window: str = ""
+    key_images: bool = False
+    enabled: bool = True
+    edited: bool = False
+    version: int = 0
+    update_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a route leads: `known` = the registry has host and port; `undelivered` = images it was not sent yet."""
+
+    station: str
+    known: bool
+    undelivered: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTest:
+    """Whether a route would fire for a study now: `reason` is empty, or says what does not fit, or is waited for."""
+
+    route: str
+    fires: bool
+    reason: str
+    destinations: tuple[Destination, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Sending:
     """A study that is sent to a station: QUEUED, LEASED (on its way), SUCCEEDED or FAILED.
 
     `attempt` counts tries; `reason` and `message` are of the last one that failed, `due_time` is when the next one is.
+    `by` is who began it, `routes` are the rules that did.
     """
 
     id: int
@@ -243,6 +284,7 @@ class Sending:
     reason: str
     message: str
     by: str
+    routes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

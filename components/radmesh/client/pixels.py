@@ -13,7 +13,10 @@ from pydicom.pixels import apply_color_lut, iter_pixels
 from pydicom.uid import UID
 
 from radmesh.client.dicom_json import data_set
+from radmesh.dicom import pydicom_htj2k
 from radmesh.runtime.errors import RadmeshError
+
+pydicom_htj2k.register()
 
 Array = npt.NDArray[np.generic]
 _PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")

@@ -32,6 +32,22 @@ def register(command: Command) -> None:
     parser.add_argument("--to", default="", metavar="AE", help="AE title of a station: see 'radmesh stations'")
     parser.add_argument("--wait", action="store_true", help="until it is sent, or cannot be")
     parser.add_argument("--limit", type=shell.positive, default=50, metavar="N", help="of the list, at most (50)")
+    jobs = command(
+        "sends",
+        "what is sent to stations, by persons and by routes: list it, retry or cancel it",
+        run_sends,
+        answers.Sendings,
+        example="retry 17",
+    )
+    jobs.add_argument(
+        "action",
+        nargs="?",
+        choices=("list", "retry", "cancel"),
+        default="list",
+        help="list (also without), retry (one that failed), cancel (what was sent of it stays sent)",
+    )
+    jobs.add_argument("job", nargs="?", type=shell.positive, metavar="JOB", help="its number in the list")
+    jobs.add_argument("--limit", type=shell.positive, default=50, metavar="N", help="of the list, at most (50)")
 
 
 def run_send(arguments: argparse.Namespace) -> int:
@@ -55,6 +71,25 @@ def run_send(arguments: argparse.Namespace) -> int:
     return FAILED if arguments.study and found[0].state == "FAILED" else OK
 
 
+def run_sends(arguments: argparse.Namespace) -> int:
+    """List, retry or cancel jobs."""
+    from radmesh.runtime.errors import RadmeshError  # noqa: PLC0415
+
+    if bool(arguments.job) == (arguments.action == "list"):
+        raise RadmeshError("FIELD_INVALID", "which? radmesh sends retry JOB, or cancel JOB; the list has its number")
+    with shell.connect(arguments) as cluster:
+        if arguments.action == "list":
+            found = list(islice(cluster.sendings(), arguments.limit))
+        else:
+            change = cluster.retry_send if arguments.action == "retry" else cluster.cancel_send
+            found = [change(arguments.job)]
+    if arguments.json:
+        shell.print_json(answers.Sendings(tuple(found)))
+    else:
+        _print(found)
+    return OK
+
+
 def _awaited(cluster: "Cluster", sending: "Sending") -> "Sending":
     """Return it when it has ended."""
     while sending.state in ("QUEUED", "LEASED"):
@@ -67,21 +102,25 @@ def _print(found: "list[Sending]") -> None:
     table(
         "",
         [
+            Column("job"),
             Column("study", below=True),
             Column("to"),
+            Column("by", below=True),
             Column("is"),
             Column("tries"),
             Column("next try"),
-            Column("why not", below=True),
+            Column("what was done, or why not", below=True),
         ],
         [
             [
+                str(s.id),
                 s.study_instance_uid,
                 s.station,
+                s.by or ", ".join(s.routes),
                 _STATES.get(s.state, s.state),
                 str(s.attempt),
                 moment(s.due_time) if s.state == "QUEUED" else "",
-                s.message if s.state != "SUCCEEDED" else "",
+                s.message,
             ]
             for s in found
         ],

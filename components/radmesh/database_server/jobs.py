@@ -31,6 +31,8 @@ class Jobs:
         self._database = database
         self._feed = feed
         self._clock = clock
+        self.failed: Callable[[sa.Connection, Any], None] = lambda _connection, _job: None
+        """Called with the row of a job that has failed, in the transaction in which it has."""
 
     def enqueue(self, kind: str, key: str, payload: str, delay: timedelta, max_attempts: int) -> dict[str, Any]:
         """Add a job; a live one with the same kind and key is returned instead.
@@ -103,7 +105,7 @@ class Jobs:
 
     def _fail_exhausted(self, connection: sa.Connection, kinds: Sequence[str], now: int) -> None:
         """A job whose every lease ran out kills its workers: it is not given to another."""
-        connection.execute(
+        ended = connection.execute(
             sa.update(jobs)
             .where(
                 jobs.c.kind.in_(kinds),
@@ -112,7 +114,10 @@ class Jobs:
                 jobs.c.attempt >= jobs.c.max_attempts,
             )
             .values(state=FAILED, due_time=now, reason="JOB_LOST", message="every attempt ended without an answer")
+            .returning(jobs)
         )
+        for row in ended.all():
+            self.failed(connection, row)
 
     def _change(
         self, job_id: int, fence: int, values: Callable[[Any], dict[str, Any]], *, done: Sequence[int] = ()
@@ -131,8 +136,10 @@ class Jobs:
             connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values(row)))
             if done:
                 self._prune(connection, row["kind"])
-            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().one()
-            return dict(row), [("job", str(job_id))] if done else []
+            changed = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one()
+            if changed.state == FAILED:
+                self.failed(connection, changed)
+            return _as_dict(changed), [("job", str(job_id))] if done else []
 
         job, _ = self._feed.write(work)
         return job  # type: ignore[return-value]
@@ -186,6 +193,72 @@ class Jobs:
         # The call is repeated where its answer was lost.
         return self._change(job_id, fence, values, done=(QUEUED, FAILED) if state == QUEUED else (state,))
 
+    def retry(self, job_id: int, kind: str) -> dict[str, Any]:
+        """Queue a job of a kind that has failed again, with all its attempts; one that is queued stays so.
+
+        Raises:
+            RadmeshError: JOB_NOT_FOUND, JOB_NOT_FAILED.
+        """
+
+        def work(connection: sa.Connection, row: Any) -> dict[str, Any] | None:
+            if row.state == QUEUED:
+                return None
+            live = sa.select(jobs.c.id).where(
+                jobs.c.kind == kind, jobs.c.key == row.key, jobs.c.state.in_((QUEUED, LEASED))
+            )
+            if row.state != FAILED or connection.execute(live).first() is not None:
+                raise RadmeshError("JOB_NOT_FAILED", "the job, or another of the same, is under way or done")
+            now = micros(self._clock.now())
+            return {"state": QUEUED, "attempt": 0, "due_time": now, "reason": "", "message": ""}
+
+        return self._decide(job_id, kind, work)
+
+    def cancel(self, job_id: int, kind: str) -> dict[str, Any]:
+        """End a job of a kind; who has its lease loses it.
+
+        Raises:
+            RadmeshError: JOB_NOT_FOUND, JOB_ENDED.
+        """
+
+        def work(_connection: sa.Connection, row: Any) -> dict[str, Any] | None:
+            if row.state == FAILED and row.reason == "CANCELLED":
+                return None
+            if row.state not in (QUEUED, LEASED):
+                raise RadmeshError("JOB_ENDED", "the job has ended already")
+            return {
+                "state": FAILED,
+                "fence": row.fence + 1,
+                "due_time": micros(self._clock.now()),
+                "owner": "",
+                "reason": "CANCELLED",
+                "message": "a person cancelled it",
+            }
+
+        return self._decide(job_id, kind, work)
+
+    def _decide(
+        self, job_id: int, kind: str, decide: Callable[[sa.Connection, Any], dict[str, Any] | None]
+    ) -> dict[str, Any]:
+        """Change a job as `decide` says, whoever has its lease; None = it is so already."""
+
+        def work(connection: sa.Connection) -> tuple[Any, list[tuple[str, str]]]:
+            self._database.serialise(connection)
+            query = sa.select(jobs).where(jobs.c.id == job_id, jobs.c.kind == kind)
+            row = connection.execute(query if self._database.sqlite else query.with_for_update()).first()
+            if row is None:
+                raise RadmeshError("JOB_NOT_FOUND", "there is no such job")
+            values = decide(connection, row)
+            if values is None:
+                return _as_dict(row), []
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values))
+            changed = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one()
+            if changed.state == FAILED:
+                self.failed(connection, changed)
+            return _as_dict(changed), [("job", str(job_id))]
+
+        job, _ = self._feed.write(work)
+        return job  # type: ignore[return-value]
+
     def list(self, kind: str, state: int, size: int, token: str) -> tuple[list[dict[str, Any]], str]:
         """Return a page of jobs, newest first, and the next token."""
         cursor = Cursor(("jobs", kind, state))
@@ -202,3 +275,7 @@ class Jobs:
             found = [dict(row) for row in connection.execute(query).mappings()]
         rows, more = page(found, size, "payload")
         return rows, cursor.write(rows[-1]["id"]) if more else ""
+
+
+def _as_dict(row: Any) -> dict[str, Any]:
+    return dict(zip(row._fields, row, strict=True))

@@ -5,7 +5,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from radmesh.api.connectivity.v1 import connectivity_pb2
-from radmesh.api.database.v1 import commitment_pb2, database_pb2, dicom_query_pb2, procedure_step_pb2, stations_pb2
+from radmesh.api.database.v1 import (
+    commitment_pb2,
+    database_pb2,
+    dicom_query_pb2,
+    procedure_step_pb2,
+    routing_pb2,
+    stations_pb2,
+)
 from radmesh.database_server import service
 from radmesh.database_server.accounts import Accounts
 from radmesh.database_server.commitment import Commitments, CommitmentService
@@ -27,6 +34,8 @@ from radmesh.database_server.queries import Queries
 from radmesh.database_server.registry import Registry
 from radmesh.database_server.renditions import Renditions
 from radmesh.database_server.reports import TOPIC, Reports
+from radmesh.database_server.routing import Routing
+from radmesh.database_server.routing_service import RouteService
 from radmesh.database_server.schema import MIGRATIONS, outbox, studies
 from radmesh.database_server.stations import StationRegistry, StationService
 from radmesh.database_server.statuses import Statuses
@@ -40,7 +49,7 @@ from radmesh.sql.outbox import Consumer, Dispatcher
 
 _SERVICES: Final = {
     name: service
-    for proto in (commitment_pb2, database_pb2, procedure_step_pb2, stations_pb2)
+    for proto in (commitment_pb2, database_pb2, procedure_step_pb2, routing_pb2, stations_pb2)
     for name, service in proto.DESCRIPTOR.services_by_name.items()
 }
 _PRUNE_SECONDS: Final = 3600.0
@@ -69,6 +78,9 @@ class DatabaseServer:
         queries = Queries(self._database, registry.living_since)
         renditions = Renditions(self._database, self._feed, clock, queries, registry.living_since)
         jobs = Jobs(self._database, self._feed, clock)
+        routing = Routing(self._database, self._feed, clock, queries)
+        routing.fill(context.settings.get("routes", ()))
+        jobs.failed = routing.gave_up
         steps = ProcedureSteps(self._database, self._feed, clock, statuses)
         commitments = Commitments(self._database, clock, jobs, config.store_timeout)
         accounts = Accounts(self._database, self._feed, clock, config.session)
@@ -94,6 +106,7 @@ class DatabaseServer:
             ("StationService", StationService(registered)),
             ("CommitmentService", CommitmentService(commitments)),
             ("ProcedureStepService", ProcedureStepService(steps)),
+            ("RouteService", RouteService(routing)),
         ):
             self._server.add(_SERVICES[name], implementation)
         self._server.add(
@@ -111,6 +124,7 @@ class DatabaseServer:
             return 0.0 if more else _PRUNE_SECONDS
 
         self._prune: Worker = context.worker("verdicts", look)
+        self._routing: Worker = context.worker("routing", routing.step)
         context.status.figure("revision", self._feed.revision)
 
     def _manager(self, domain: str) -> Any:
@@ -146,6 +160,7 @@ class DatabaseServer:
         for teller in self._tellers:
             teller.start()
         self._prune.start()
+        self._routing.start()
 
     def stop(self, grace: float) -> None:
         """Answer what was asked, and end."""
@@ -154,6 +169,7 @@ class DatabaseServer:
         for teller in self._tellers:
             teller.stop(grace)
         self._prune.stop(grace)
+        self._routing.stop(grace)
         self._database.close()
 
 

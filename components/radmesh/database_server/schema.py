@@ -404,18 +404,47 @@ changes = Table(
     _number("time"),
 )
 outbox = outbox_table(metadata)
-# The DICOM nodes outside. `entry` is JSON (radmesh.dicom.stations); of what was removed the row stays, so that the
-# configuration does not bring it back.
-stations = Table(
-    "stations",
+
+
+def _entries(name: str) -> Table:
+    """What the configuration fills first, and persons edit: `entry` is JSON.
+
+    Of what was removed the row stays, so that the configuration does not bring it back.
+    """
+    return Table(
+        name,
+        metadata,
+        Column("name", String(64), primary_key=True),
+        _text("entry"),
+        Column("edited", Boolean, nullable=False, server_default=text("false")),
+        Column("removed", Boolean, nullable=False, server_default=text("false")),
+        # Rises with every change of any of them.
+        _number("version"),
+        _number("update_time"),
+    )
+
+
+# The DICOM nodes outside (radmesh.dicom.stations), and by which rules studies go to them (radmesh.dicom.routes).
+stations = _entries("stations")
+routes = _entries("routes")
+# One row: up to which revision of the feed changed studies are queued to be routed, and when that was; -1 = nothing is
+# to be routed.
+routing = Table(
+    "routing",
     metadata,
-    Column("name", String(64), primary_key=True),
-    _text("entry"),
-    Column("edited", Boolean, nullable=False, server_default=text("false")),
-    Column("removed", Boolean, nullable=False, server_default=text("false")),
-    # Rises with every change of any of them.
-    _number("version"),
-    _number("update_time"),
+    Column("id", Integer, primary_key=True),
+    _number("revision"),
+    _number("time"),
+)
+# What stations were sent, by their AE titles: a row of instances is of one content.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("instance", Key, ForeignKey("instances.id", ondelete="CASCADE"), primary_key=True),
+    Column("station", String(16), primary_key=True),
+    _number("state"),
+    _number("job"),
+    _number("time"),
 )
 # Requests for Storage Commitment. `items` is JSON: [SOP Class UID, SOP Instance UID] of each object.
 commitments = Table(

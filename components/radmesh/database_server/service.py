@@ -314,7 +314,8 @@ def _report(row: Any) -> pb.Report:
     )
 
 
-def _study(row: Any) -> pb.Study:
+def study_message(row: Any) -> pb.Study:
+    """Return the message of a row of Queries."""
     return pb.Study(
         study_instance_uid=row["study_instance_uid"],
         patient_id=row["patient_id"],
@@ -384,14 +385,14 @@ class QueryService:
             viewer=Viewer(r.viewer_station, r.include_held),
         )
         rows, token = self._queries.studies(wanted, page_size(r.page_size, 100, 1000), r.page_token)
-        return pb.FindStudiesResponse(studies=map(_study, rows), next_page_token=token)
+        return pb.FindStudiesResponse(studies=map(study_message, rows), next_page_token=token)
 
     def GetStudy(self, request: pb.GetStudyRequest, _call: Call) -> pb.StudyDetail:
         """Return a study with its series."""
         viewer = Viewer(request.viewer_station, request.include_held)
         row = self._queries.study(request.study_instance_uid, viewer)
         return pb.StudyDetail(
-            study=_study(row),
+            study=study_message(row),
             series=[
                 pb.Series(
                     series_instance_uid=s["series_instance_uid"],
@@ -493,7 +494,7 @@ class StudyService:
         self._verifications = verifications
 
     def _all(self, uid: str) -> pb.Study:
-        return _study(self._queries.study(uid, Viewer(include_held=True)))
+        return study_message(self._queries.study(uid, Viewer(include_held=True)))
 
     def SetStatus(self, request: pb.SetStatusRequest, call: Call) -> pb.Study:
         """Move one axis."""
@@ -736,7 +737,7 @@ class ReportSender:
         # Of the patient whom the study is shown as, whoever's the order is meanwhile.
         order = self._orders.order(study["order_id"], study["person"]) if study["order_id"] else None
         request = connectivity_pb2.SendReportRequest(
-            report=_report(report), study=_study(study), order=_order(order) if order is not None else None
+            report=_report(report), study=study_message(study), order=_order(order) if order is not None else None
         )
         try:
             answer = manager.SendReport(request, timeout=10.0)
@@ -833,6 +834,14 @@ class JobService:
                 clean(request.message),
             )
         )
+
+    def RetryJob(self, request: pb.RetryJobRequest, _call: Call) -> pb.Job:
+        """Queue a job again."""
+        return _job(self._jobs.retry(request.id, request.kind))
+
+    def CancelJob(self, request: pb.CancelJobRequest, _call: Call) -> pb.Job:
+        """End a job."""
+        return _job(self._jobs.cancel(request.id, request.kind))
 
     def ListJobs(self, request: pb.ListJobsRequest, _call: Call) -> pb.ListJobsResponse:
         """List jobs."""

@@ -90,7 +90,7 @@ class Table:
         own = {section: load_name(section_class) for section, section_class in named}
         return Schema(
             {"mesh": sections.Mesh, **own},
-            {"stations": sections.Station, "domains": sections.Domain},
+            {"stations": sections.Station, "routes": sections.Route, "domains": sections.Domain},
             (sections.consistent,),
         )
 

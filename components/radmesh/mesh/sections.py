@@ -1,10 +1,10 @@
-"""The parts of the configuration that belong to no single component: [mesh], [[stations]], [[domains]]."""
+"""What belongs to no single component of the configuration: [mesh], [[stations]], [[routes]], [[domains]]."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from radmesh.dicom import domains, stations
+from radmesh.dicom import domains, routes, stations
 from radmesh.runtime.config import Configuration, Duration, Size, setting
 
 TRANSPORTS = ("unix", "tls")
@@ -267,6 +267,48 @@ class Station:
         return stations.Station(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
+def _modality(value: str) -> str | None:
+    return None if re.fullmatch(r"[A-Z0-9_]{1,16}", value) else "must be a modality, such as CT"
+
+
+@dataclass(frozen=True)
+class Route:
+    """[[routes]]: a rule by which studies that are complete leave by themselves; what is empty does not restrict."""
+
+    name: str = setting(doc="What `radmesh routes` calls it.", rule=_station)
+    destinations: tuple[str, ...] = setting(
+        doc="AE titles of the stations that get the study, each image once.", rule=_ae_title, maximum=64
+    )
+    stations: tuple[str, ...] = setting((), doc="AE titles that sent some of it.", rule=_ae_title, maximum=64)
+    modalities: tuple[str, ...] = setting((), doc="At least one of its modalities.", rule=_modality, maximum=64)
+    verification: tuple[str, ...] = setting(
+        ("NOT_REQUIRED", "VERIFIED"),
+        doc="What it may be verified as. What is held never leaves, and what is unverified since its RIS did not "
+        "answer waits for that.",
+        choices=routes.VERIFICATION,
+    )
+    reading: tuple[str, ...] = setting((), doc="How far its report may be.", choices=routes.READING)
+    window: str = setting(
+        "", doc='When sending may begin, such as "20:00-06:00", in the local time of the Network Gateway.'
+    )
+    key_images: bool = setting(
+        default=False, doc="Whether only Key Object Selection documents, and what they refer to, are sent."
+    )
+    enabled: bool = setting(default=True, doc="Whether it counts.")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong between its settings."""
+        try:
+            self.route()
+        except ValueError as error:
+            key, _, rule = str(error).partition(" ")
+            yield key.rstrip(":"), rule.partition(": ")[2] or rule
+
+    def route(self) -> routes.Route:
+        """Return the route as the components know it."""
+        return routes.Route(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+
 @dataclass(frozen=True)
 class Domain:
     """[[domains]]: a RIS domain. With none listed there is one, `default`."""
@@ -345,8 +387,13 @@ class Domain:
 
 
 def consistent(configuration: Configuration) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong between [mesh], [[stations]] and [[domains]]."""
+    """Yield what is wrong between [mesh], [[stations]], [[routes]] and [[domains]]."""
     yield from _domains_agree(configuration)
+    routed: dict[str, int] = {}
+    for number, route in enumerate(configuration["routes"]):
+        first = routed.setdefault(route.name, number)
+        if first != number:
+            yield f"routes[{number}].name", f"{route.name} is routes[{first}] already: each needs its own"
     known = {domains.DEFAULT, domains.BY_OBJECT, *(domain.name for domain in configuration["domains"])}
     seen: dict[tuple[str, str], int] = {}
     names: dict[str, int] = {}

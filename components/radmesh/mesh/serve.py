@@ -235,6 +235,7 @@ def _contexts(
     settings = {
         "configuration": configuration,
         "stations": tuple(station.station() for station in configuration["stations"]),
+        "routes": tuple(route.route() for route in configuration["routes"]),
         "domains": configuration["domains"] or (sections.Domain(name=DEFAULT),),
         "data": place.data,
     }

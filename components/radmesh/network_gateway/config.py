@@ -39,6 +39,19 @@ class Section:
         doc="How often studies that are not verified are looked at again, beside what orders and patients bring about.",
         minimum=0.1,
     )
+    route_quiet: Duration = setting(
+        60.0,
+        doc="A study that nothing came for so long is complete, and is routed; one whose performed procedure steps "
+        "have ended is so at once. What comes later is sent when it is quiet again.",
+        minimum=0,
+        maximum=86_400,
+    )
+    route_attempts: int = setting(
+        100,
+        doc="Tries of a send that a route began; then it has failed, and waits for a person.",
+        minimum=1,
+        maximum=1000,
+    )
     rejects_size: Size = setting(
         1 << 30, doc="Bytes that the rejects store keeps; the oldest rejects give way.", minimum=1 << 20
     )

@@ -10,7 +10,8 @@ from radmesh.network_gateway.healing import Healing
 from radmesh.network_gateway.holds import Holds
 from radmesh.network_gateway.placements import Memory
 from radmesh.network_gateway.rejects import Rejects
-from radmesh.network_gateway.service import AdmissionService, HoldService, RejectService
+from radmesh.network_gateway.routing import Routing
+from radmesh.network_gateway.service import AdmissionService, HoldService, RejectService, RoutingService
 from radmesh.network_gateway.verifier import Verifier
 from radmesh.runtime.context import Context
 from radmesh.runtime.lifecycle import Group
@@ -82,12 +83,15 @@ class NetworkGateway:
         self._server.add(_GATEWAY["HoldService"], HoldService(Holds(context, verifier)))
         self._server.add(_GATEWAY["RejectService"], RejectService(self._rejects), codecs=RejectService.codecs)
         stations = StationKeeper(context, domains.stations)
-        self._services = Group([stations, admission, revocation, verifier, healing, heartbeat, pump, drain])
+        routing = Routing(context, domains.stations, quiet=config.route_quiet, attempts=config.route_attempts)
+        self._server.add(_GATEWAY["RoutingService"], RoutingService(routing))
+        self._services = Group([stations, admission, revocation, verifier, healing, heartbeat, pump, drain, routing])
         figure = context.status.figure
         figure("healed", lambda: healing.healed)
         figure("rejects", lambda: len(self._rejects.list("", 1 << 30)))
         figure("spooled", lambda: sum(last for _, _, _, last in self._spool.unregistered()))
         figure("drained", lambda: drain.drained)
+        figure("routed", lambda: routing.queued)
 
     def _spool_place(self) -> tuple[str, str, bytes] | None:
         return (self._spool.store_id, self._server.line_target, self._spool.epoch) if self._spool.accepting else None

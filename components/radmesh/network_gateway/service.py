@@ -8,6 +8,7 @@ from radmesh.network_gateway.admission import Admission
 from radmesh.network_gateway.holds import Holds
 from radmesh.network_gateway.policy import Facts
 from radmesh.network_gateway.rejects import Rejected, Rejects
+from radmesh.network_gateway.routing import Routing
 from radmesh.runtime.errors import RadmeshError
 from radmesh.runtime.rpc import Call
 from radmesh.transfer.codec import REJECT_CODECS, Bulk
@@ -57,6 +58,17 @@ class HoldService:
             note=request.override_reason,
         )
         return pb.ReleaseHoldResponse(admissions=admissions)
+
+
+class RoutingService:
+    """gateway.v1.RoutingService."""
+
+    def __init__(self, routing: Routing) -> None:
+        self._routing = routing
+
+    def TestRoutes(self, request: pb.TestRoutesRequest, _call: Call) -> pb.TestRoutesResponse:
+        """Say which routes would fire."""
+        return pb.TestRoutesResponse(tests=self._routing.test(request.study_instance_uid))
 
 
 def _reject(item: Rejected) -> pb.Reject:
