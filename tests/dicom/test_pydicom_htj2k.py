@@ -5,11 +5,13 @@ import numpy as np
 import pydicom
 import pytest
 from htj2k_support import Frame, made
+from htj2k_writer import refined
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, SecondaryCaptureImageStorage, generate_uid
 
 from radmesh.dicom import pydicom_htj2k
+from radmesh.dicom.frame_decoder import FrameDecoder
 from radmesh_native import htj2k
 
 SYNTAXES = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
@@ -76,3 +78,26 @@ def test_a_broken_frame_says_why() -> None:
     ds = dataset(HTJ2KLosslessRPCL, frame[None, :20], [codestream], 12, "MONOCHROME2")
     with pytest.raises(RuntimeError, match="too many samples"):
         pixel_array(ds, decoding_plugin="radmesh")
+
+
+def test_the_process_that_tries_frames_has_it() -> None:
+    """A code stream that the OpenJPEG of pylibjpeg does not read: sets of passes of its block are left out."""
+    codestream, frame = refined(made((40, 50), 10, True, "smooth", 1), 3, skipped=2)
+    ds = dataset(HTJ2K, frame[None].astype("i2"), [codestream], 12, "MONOCHROME2")
+    with pytest.raises(RuntimeError):
+        pixel_array(ds, decoding_plugin="pylibjpeg")
+    values = {
+        "uid": str(HTJ2K),
+        "rows": 40,
+        "columns": 50,
+        "samples_per_pixel": 1,
+        "bits_allocated": 16,
+        "bits_stored": 12,
+        "pixel_representation": 1,
+        "photometric_interpretation": "MONOCHROME2",
+    }
+    decoder = FrameDecoder()
+    try:
+        assert decoder(codestream, values)
+    finally:
+        decoder.close()

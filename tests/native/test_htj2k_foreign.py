@@ -3,8 +3,8 @@
 import imagecodecs
 import numpy as np
 from depth import examples
-from htj2k_support import Frame, assert_same, decoded, limits, made, openjpeg_, openjph
-from htj2k_writer import packed_bits, passes_bits, refine
+from htj2k_support import assert_same, decoded, limits, made, openjpeg_, openjph
+from htj2k_writer import refined
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,55 +85,6 @@ def test_irreversible_code_streams(
     # Nothing is lost but what the quantizer took: a step of the default is far below the range.
     if step != 0.01 and kind == "smooth":
         assert np.abs(back - frame.astype(int)).max() <= (high - low) // 100 + 2
-
-
-# Refinement ---------------------------------------------------------------------------------------------------------
-# Our encoder makes the cleanup pass of all bit planes but the last, which is refined.
-
-
-def packet_header(missing: int, passes: int, skipped: int, cleanup: int, refinement: int) -> bytes:
-    """T.800 B.10: one block, included; so many bit planes missing; passes; lengths."""
-    total = passes + 3 * skipped
-    bits = "1" + "1" + "0" * (missing - skipped) + "1"
-    bits += passes_bits(total)
-    extra = (skipped * 3 + 1).bit_length() - 1
-    length_bits = max(cleanup.bit_length() - extra, refinement.bit_length() - passes // 3, 3)
-    bits += "1" * (length_bits - 3) + "0"
-    bits += f"{cleanup:0{length_bits + extra}b}"
-    if passes > 1:
-        bits += f"{refinement:0{length_bits + passes // 3}b}"
-    return packed_bits(bits)
-
-
-def refined(frame: Frame, passes: int, skipped: int = 0, causal: bool = False) -> tuple[bytes, Frame]:
-    """A code stream of one block whose last bit plane is refined, and the frame that it stands for."""
-    bits = 12
-    magnitudes, negative = np.abs(frame.astype(int)), frame < 0
-    coarse = np.where(negative, -(magnitudes >> 1), magnitudes >> 1).astype(np.int16)
-    codestream = htj2k.encode(coarse, bits_stored=bits, levels=0).codestream
-    data = codestream.index(b"\xff\x93") + 2
-    # One block and one pass: two bits, 12 zeros and a one, a zero, Lblock and the length.
-    head, widths = "", []
-    for n in range(data, data + 7):
-        widths.append(7 if codestream[n - 1] == 0xFF and n > data else 8)
-        head += f"{codestream[n]:08b}"[-widths[-1] :]
-    ones = head[16:].index("0")
-    end = 16 + ones + 1 + 3 + ones
-    cleanup = int(head[end - 3 - ones : end], 2)
-    begin = data + next(n + 1 for n in range(7) if sum(widths[: n + 1]) >= end)
-    block = codestream[begin : begin + cleanup]
-    assert begin + cleanup == len(codestream) - 2
-    sigprop, magref, found = refine(magnitudes, negative, passes, causal)
-    refinement = sigprop + magref
-    body = packet_header(11, passes, skipped, cleanup, len(refinement)) + block + refinement
-    main = bytearray(codestream[: data - 14])
-    style = main.index(b"\xff\x52") + 12
-    assert main[style] == 0x40
-    main[style] |= 8 if causal else 0
-    main[-4:] = (14 + len(body)).to_bytes(4)
-    part = bytearray(codestream[data - 14 : data])
-    part[6:10] = (14 + len(body)).to_bytes(4)
-    return bytes(main + part + body + b"\xff\xd9"), np.where(negative, -found, found)
 
 
 @settings(max_examples=examples(150))

@@ -212,8 +212,10 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer until there are no more requests."""
     import warnings  # noqa: PLC0415
 
-    import pydicom.pixels.decoders  # noqa: F401, PLC0415 - loaded before the first frame's time runs
+    # Loaded before the first frame's time runs, and pydicom with it.
+    from radmesh.dicom import pydicom_htj2k  # noqa: PLC0415
 
+    pydicom_htj2k.register()
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     answers.write(_READY)

@@ -86,10 +86,11 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer until there are no more requests."""
     import warnings  # noqa: PLC0415
 
-    import pydicom.pixels.decoders  # noqa: F401, PLC0415 - loaded before the first frame's time runs
-
+    # Loaded before the first frame's time runs, and pydicom with them.
     from radmesh.curator.worker import instance, metadata  # noqa: PLC0415
+    from radmesh.dicom import pydicom_htj2k  # noqa: PLC0415
 
+    pydicom_htj2k.register()
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
 
