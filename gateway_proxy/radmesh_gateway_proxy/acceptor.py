@@ -42,7 +42,7 @@ from radmesh_gateway_proxy.certificates import certificates_of
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.intake import Intake, Mark, Senders
 from radmesh_gateway_proxy.negotiation import Negotiator, Policy
-from radmesh_gateway_proxy.services.exchange import Peer
+from radmesh_gateway_proxy.services.exchange import Peer, Sent
 from radmesh_gateway_proxy.services.registry import abstract_syntaxes, extended
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 from radmesh_gateway_proxy.tally import Board, Tally
@@ -192,6 +192,10 @@ class Acceptor:
             "association refused", calling_ae_title=peer.calling_ae_title, address=peer.address, reason=reason
         )
         self._audit.refused(peer, reason)
+
+    def sent(self, peer: Peer, study_instance_uid: str, sent: Sent) -> None:
+        """Write to the audit what of a study was sent for a station."""
+        self._audit.sent(peer, study_instance_uid, sent)
 
     def store(self, peer: Peer) -> Intake:
         """Return what takes the objects of one association."""

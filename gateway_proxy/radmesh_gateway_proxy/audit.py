@@ -1,13 +1,14 @@
-"""Refused associations go to the audit table: later, in batches, and never in an association's way."""
+"""Refused associations, and what was sent, go to the audit table: later, in batches, never in an association's way."""
 
 import json
 from queue import Empty, Full, Queue
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.runtime.context import Context
-from radmesh_gateway_proxy.services.exchange import Peer
+from radmesh_gateway_proxy.services.exchange import Peer, Sent
 
 _MOST_WAITING = 1000
 _MOST_AT_ONCE = 200
@@ -28,17 +29,25 @@ class Audit:
 
     def refused(self, peer: Peer, reason: str) -> None:
         """Note that a station was refused; returns at once."""
+        self._note("ASSOCIATION_REFUSED", peer, reason, "", {"called_ae_title": peer.called_ae_title})
+
+    def sent(self, peer: Peer, study_instance_uid: str, sent: Sent) -> None:
+        """Note that a station had objects of a study sent (PS3.15 A.5.3.7, Instances Transferred); returns at once."""
+        detail = {"destination": sent.destination, "instances": sent.instances, "failed": sent.failed}
+        self._note("INSTANCES_SENT", peer, sent.reason or "SUCCESS", study_instance_uid, detail)
+
+    def _note(self, action: str, peer: Peer, outcome: str, about: str, detail: dict[str, Any]) -> None:
         stamp = Timestamp()
         stamp.FromDatetime(self._clock.now())
-        detail: dict[str, object] = {"called_ae_title": peer.called_ae_title}
         if self._dropped:
             detail["events_dropped_before"] = self._dropped
         event = database_pb2.AuditEvent(
             time=stamp,
-            action="ASSOCIATION_REFUSED",
+            action=action,
             actor=peer.calling_ae_title,
             source_address=peer.address,
-            outcome=reason,
+            outcome=outcome,
+            object=about,
             detail=json.dumps(detail),
         )
         try:

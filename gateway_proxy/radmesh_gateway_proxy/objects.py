@@ -68,6 +68,7 @@ class Item:
         length: bytes of its data set as stored.
         locations: copies that can be read now, best first.
         corrections: of its study.
+        study_instance_uid: that it was found in.
     """
 
     sop_class_uid: str
@@ -76,6 +77,7 @@ class Item:
     length: int
     locations: tuple[Location, ...]
     corrections: tuple[Correction, ...]
+    study_instance_uid: str = ""
 
 
 class Finder:
@@ -135,9 +137,9 @@ class Finder:
             if error.reason in ("STUDY_NOT_FOUND", "SERIES_NOT_FOUND", "INSTANCE_NOT_FOUND"):
                 return []
             raise
-        return [self._item(instance, corrections) for instance in found]
+        return [self._item(study, instance, corrections) for instance in found]
 
-    def _item(self, instance: database_pb2.Instance, corrections: tuple[Correction, ...]) -> Item:
+    def _item(self, study: str, instance: database_pb2.Instance, corrections: tuple[Correction, ...]) -> Item:
         copies = [place for place in instance.locations if place.target and place.residence in _BEST]
         copies.sort(key=lambda place: _BEST.index(place.residence))
         return Item(
@@ -147,6 +149,7 @@ class Finder:
             instance.length,
             tuple(map(self._location, copies)),
             corrections,
+            study,
         )
 
     def _location(self, place: database_pb2.Location) -> Location:

@@ -1,5 +1,6 @@
 """C-MOVE and C-GET as other people's programs do them, against a whole cluster."""
 
+import json
 import socket
 import threading
 import zlib
@@ -521,3 +522,27 @@ def test_one_that_cannot_be_decoded_fails_alone_and_is_named(edge: Edge, tmp_pat
     assert answer[0x0902].decode().strip() == f"TRANSCODING_FAILED: no decoder for {jpeg_xl}"
     assert taken.objects == {f"{study}.1": (raw_dicom.EXPLICIT, plain)}
     assert raw_station.text(answer[0][8:]) == f"{study}.2"
+    (event,) = until(lambda: audited(edge, study))
+    assert (event["actor"], event["outcome"]) == ("GETTER", "TRANSCODING_FAILED")
+    assert event["detail"] == {"destination": "GETTER", "instances": 1, "failed": 1}
+
+
+def audited(edge: Edge, study: str) -> list[dict[str, Any]]:
+    """What the audit says of what was sent of a study, newest first."""
+    found = edge.cluster.run("audit", "--action", "INSTANCES_SENT", "--object", study, "--json").json["events"]
+    return [{**event, "detail": json.loads(event["detail"])} for event in found]
+
+
+def test_the_audit_says_what_was_sent_where(edge: Edge, station: Path) -> None:
+    folder = edge.folder / "audited"
+    folder.mkdir()
+    edge.store(*(save(folder, 950, SOPInstanceUID=f"2.25.77.950.1.{n}") for n in range(3)))
+    study = keys("STUDY", StudyInstanceUID="2.25.77.950")
+    assert edge.move("STORESCP", *study).status == 0
+    assert edge.move("DEAD", *study).status == 0xA702
+    until(lambda: len(audited(edge, "2.25.77.950")) == 2)
+    failed, done = audited(edge, "2.25.77.950")
+    assert (failed["actor"], failed["outcome"]) == ("MOVER", "STATION_UNREACHABLE")
+    assert failed["detail"] == {"destination": "DEAD", "instances": 0, "failed": 3}
+    assert done["outcome"] == "SUCCESS"
+    assert done["detail"] == {"destination": "STORESCP", "instances": 3, "failed": 0}

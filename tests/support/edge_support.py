@@ -20,7 +20,7 @@ from radmesh_gateway_proxy.association import Association, Store
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.dimse import SUCCESS, Outcome, Request
 from radmesh_gateway_proxy.negotiation import AcceptedContext, Negotiator, Policy
-from radmesh_gateway_proxy.services.exchange import Peer
+from radmesh_gateway_proxy.services.exchange import Peer, Sent
 from radmesh_gateway_proxy.services.registry import abstract_syntaxes, extended
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 from radmesh_gateway_proxy.tally import Board, Tally
@@ -126,6 +126,9 @@ class LocalEdge:
 
     def destination(self, ae_title: str) -> Station | None:
         return Stations(self.stations).lookup(ae_title)
+
+    def sent(self, peer: Peer, study_instance_uid: str, sent: Sent) -> None:
+        self.audited.append((peer, f"{study_instance_uid} {sent}"))
 
     def refused(self, peer: Peer, reason: str) -> None:
         self.audited.append((peer, reason))

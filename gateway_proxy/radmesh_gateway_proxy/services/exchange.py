@@ -30,6 +30,22 @@ class Peer:
     address: str
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of a retrieve, for one study.
+
+    Attributes:
+        destination: AE title it went to.
+        instances: those that arrived, failed: those that did not.
+        reason: why the first one failed; empty = none did.
+    """
+
+    destination: str
+    instances: int
+    failed: int
+    reason: str
+
+
 class InterruptedExchangeError(Exception):
     """The connection, or what the peer sent next, ended the exchange: let it through, there is nobody to answer.
 
@@ -72,6 +88,9 @@ class Mesh(Protocol):
 
     def destination(self, ae_title: str) -> Station | None:
         """Return the station that takes associations under this AE title; None if none is known that does."""
+
+    def sent(self, peer: Peer, study_instance_uid: str, sent: Sent) -> None:
+        """Write to the audit what of a study was sent for a station; returns at once."""
 
 
 class Line(Protocol):

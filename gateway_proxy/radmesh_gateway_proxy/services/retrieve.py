@@ -14,10 +14,10 @@ from pydicom.filewriter import write_dataset
 from radmesh.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN, clean_uid, is_valid_uid
 from radmesh.runtime.errors import RadmeshError
 from radmesh_gateway_proxy.certificates import dialer_of
-from radmesh_gateway_proxy.delivery import WARNINGS, Delivery, GoneError, Store
+from radmesh_gateway_proxy.delivery import WARNINGS, Delivery, GoneError, Store, is_done
 from radmesh_gateway_proxy.dimse import Command, Element, Outcome, Response, Status, encode_request, us
 from radmesh_gateway_proxy.objects import Buffer, Finder, Item, Outgoing, Prepared, context_for, takes_utf_8
-from radmesh_gateway_proxy.services.exchange import Exchange, InterruptedExchangeError, RefusalError
+from radmesh_gateway_proxy.services.exchange import Exchange, InterruptedExchangeError, RefusalError, Sent
 from radmesh_native import dul
 
 PATIENT_ROOT_MOVE: Final = "1.2.840.10008.5.1.4.1.2.1.2"
@@ -149,6 +149,8 @@ class _Retrieve:
         self.items = items
         self.count = Count(len(items))
         self.reason = ""
+        # By study: how many arrived, how many did not, and why the first of those did not.
+        self._studies: dict[str, tuple[int, int, str]] = {}
         self._told = 0.0
         self._cancelled_at = 0.0
 
@@ -184,7 +186,7 @@ class _Retrieve:
             reason, text = "" if status == Status.SUCCESS else f"0x{status:04X}", "the receiver's status"
         except RadmeshError as error:
             status, reason, text = None, error.reason, error.message
-        self.count.add(item, status, remark=bool(prepared.remark))
+        self._add(item, status, reason, remark=bool(prepared.remark))
         if reason:
             self.reason = self.reason or f"{reason}: {text}"
         if reason or prepared.remark:
@@ -195,6 +197,15 @@ class _Retrieve:
                 text=text,
             )
 
+    def _add(self, item: Item, status: int | None, reason: str, *, remark: bool) -> None:
+        self.count.add(item, status, remark=remark)
+        arrived, failed, why = self._studies.get(item.study_instance_uid, (0, 0, ""))
+        if status is not None and is_done(status):
+            arrived += 1
+        else:
+            failed, why = failed + 1, why or reason
+        self._studies[item.study_instance_uid] = (arrived, failed, why)
+
     def tell(self) -> None:
         """Say how far it is, now and then."""
         now = time.monotonic()
@@ -202,10 +213,15 @@ class _Retrieve:
             self._told = now
             self.exchange.respond(elements=self.count.elements(remaining=True))
 
-    def give_up(self, items: Iterable[Item]) -> None:
+    def give_up(self, items: Iterable[Item], error: RadmeshError) -> None:
         """Count what cannot be sent at all."""
         for item in items:
-            self.count.add(item, None, remark=False)
+            self._add(item, None, error.reason, remark=False)
+
+    def audit(self, destination: str) -> None:
+        """Write to the audit what was sent."""
+        for study, counted in self._studies.items():
+            self.exchange.mesh.sent(self.exchange.peer, study, Sent(destination, *counted))
 
     def outcome(self, comment: str = "") -> Outcome:
         """Return the last response (PS3.4 tables C.4-2 and C.4-3); else with why the first one failed."""
@@ -269,9 +285,11 @@ def move(exchange: Exchange) -> Outcome:
         error = gone.cause
         exchange.log.warning("move destination failed", ae_title=title, reason=error.reason, text=error.message)
         comment = f"{error.reason}: {error.message}"
-        retrieve.give_up(items[len(items) - retrieve.count.remaining :])
+        retrieve.give_up(items[len(items) - retrieve.count.remaining :], error)
     except _CancelledError:
         pass
+    finally:
+        retrieve.audit(title)
     return retrieve.outcome(comment)
 
 
@@ -299,14 +317,18 @@ def get(exchange: Exchange) -> Outcome:
         )
         return exchange.store(prepared.context.context_id, command, _to_the_end(prepared, exchange))
 
-    with Outgoing(
-        items,
-        lambda item: context_for(item, accepted, preferred),
-        exchange.mesh.transcoder,
-        utf_8=takes_utf_8(station),
-        between=retrieve.between,
-    ) as outgoing:
-        retrieve.send(outgoing, store)
+    try:
+        with Outgoing(
+            items,
+            lambda item: context_for(item, accepted, preferred),
+            exchange.mesh.transcoder,
+            utf_8=takes_utf_8(station),
+            between=retrieve.between,
+        ) as outgoing:
+            retrieve.send(outgoing, store)
+    finally:
+        # Also of what was sent before the peer was cut off.
+        retrieve.audit(exchange.peer.calling_ae_title)
     comment = "no storage class was proposed with the SCP role" if items and not accepted else ""
     return retrieve.outcome(comment)
 
