@@ -26,7 +26,11 @@ _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _HANDSHAKE: Final = 0x16
 _ASSOCIATE_RQ: Final = 0x01
 _PIECE: Final = 64 << 10
+# What the pair takes at once, about: some eight records, each of which would cost a turn of the loop.
+_INWARDS: Final = 128 << 10
 _TURN_MS: Final = 200
+
+Buffer = bytes | memoryview
 
 
 class Certificates:
@@ -111,6 +115,7 @@ class Tunnel:
         self.inner, self._end = socket.socketpair()
         for each in (connection, self._end):
             each.setblocking(False)  # noqa: FBT003 - the standard library has no name for it
+        self._buffer = memoryview(bytearray(_INWARDS))
         self._thread = threading.Thread(target=self._run, name="tls", daemon=True)
 
     def start(self) -> None:
@@ -132,19 +137,22 @@ class Tunnel:
 
     def _carry(self) -> None:
         """Carry both ways; a way has one piece under way at most, so that whoever does not read stops who writes."""
-        inwards, outwards = b"", b""
+        inwards: Buffer = b""
+        outwards: Buffer = b""
         outer_open = inner_open = True
+        told = False
         until = 0.0
         while True:
             if not inwards and outer_open:
                 inwards, outer_open = self._receive()
-                if not outer_open:
-                    with suppress(OSError):
-                        self._end.shutdown(socket.SHUT_WR)
             if inwards:
                 inwards, alive = _sent(self._end, inwards)
                 if not alive:
                     inwards, outer_open = b"", False
+            if not inwards and not outer_open and not told:
+                told = True
+                with suppress(OSError):
+                    self._end.shutdown(socket.SHUT_WR)
             if not outwards and inner_open:
                 try:
                     outwards = self._end.recv(_PIECE)
@@ -166,17 +174,22 @@ class Tunnel:
                 return
             self._wait(inwards, outwards, outer_open=outer_open, inner_open=inner_open, until=until)
 
-    def _receive(self) -> tuple[bytes, bool]:
-        """Return what the peer sent, and whether there may be more; nothing where nothing is there yet."""
+    def _receive(self) -> tuple[memoryview, bool]:
+        """Return what the peer sent, as many records as are here, and whether there may be more."""
+        size = 0
         try:
-            data = self._outer.recv(_PIECE)
+            while size < _INWARDS:
+                got = self._outer.recv_into(self._buffer[size:])
+                if not got:
+                    return self._buffer[:size], False
+                size += got
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return b"", True
+            pass
         except (OSError, ValueError):
-            return b"", False
-        return data, bool(data)
+            return self._buffer[:size], False
+        return self._buffer[:size], True
 
-    def _wait(self, inwards: bytes, outwards: bytes, *, outer_open: bool, inner_open: bool, until: float) -> None:
+    def _wait(self, inwards: Buffer, outwards: Buffer, *, outer_open: bool, inner_open: bool, until: float) -> None:
         if not inwards and outer_open and self._outer.pending():
             return
         poll = select.poll()
@@ -190,7 +203,7 @@ class Tunnel:
         poll.poll(max(1, int((until - time.monotonic()) * 1000)) if until else None)
 
 
-def _sent(connection: socket.socket, data: bytes) -> tuple[bytes, bool]:
+def _sent(connection: socket.socket, data: Buffer) -> tuple[Buffer, bool]:
     """Send what can be sent; return the rest, and whether the connection lives."""
     try:
         return data[connection.send(data) :], True
