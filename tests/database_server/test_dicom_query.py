@@ -224,10 +224,11 @@ def test_combined_date_and_time(parts: Parts) -> None:
 
 
 def test_a_study_is_found_by_what_it_says_of_a_patient_who_was_called_otherwise_before(parts: Parts) -> None:
-    others = {"PatientName": "Roe^Jane", "PatientSex": "F", "PatientBirthDate": "19700101"}
+    others: dict[str, Any] = {"PatientName": "Roe^Jane", "PatientSex": "F", "PatientBirthDate": "19700101"}
     several(parts, {"PatientID": "P"}, {"PatientID": "P", **others}, {"PatientID": "P", **others})
     for keyword, value in others.items():
-        assert numbers(find(parts, **{keyword: value})) == {1, 2}, keyword
+        one: dict[str, Any] = {keyword: value}
+        assert numbers(find(parts, **one)) == {1, 2}, keyword
     assert numbers(find(parts, PatientID="P")) == {0, 1, 2}
     (person,) = find(parts, "PATIENT", PATIENT_ROOT, PatientID="P", NumberOfPatientRelatedStudies="")
     assert person.NumberOfPatientRelatedStudies == 3
@@ -245,10 +246,25 @@ def test_who_has_no_given_name_is_found_by_a_star_for_it(parts: Parts) -> None:
     assert numbers(find(parts, ReferringPhysicianName="who^*")) == {0}
 
 
+def test_what_images_have_of_their_own(parts: Parts) -> None:
+    several(
+        parts,
+        {"BitsAllocated": 16, "AcquisitionNumber": 3, "ContentDate": "20260105", "ContentTime": "10:11:12"},
+        {"BitsAllocated": 8, "ContentDate": "20260106"},
+    )
+    images: Any = {"level": "IMAGE", "more": {"relational": True}, "StudyInstanceUID": ""}
+    for keyword, value in (("BitsAllocated", "16"), ("AcquisitionNumber", "03"), ("ContentDate", "-20260105")):
+        one: dict[str, Any] = {keyword: value}
+        assert numbers(find(parts, **images, **one)) == {0}, keyword
+    asked: Any = {"BitsAllocated": "", "ContentTime": "1011-1012", "AcquisitionNumber": ""}
+    (row,) = find(parts, **images, **asked)
+    assert (row.BitsAllocated, row.AcquisitionNumber, row.ContentTime) == (16, 3, "101112")
+
+
 def test_fuzzy_names_are_an_option(parts: Parts) -> None:
     several(parts, {"PatientName": "Müller^Eva"}, {"PatientName": "Muller^Eva"}, {"PatientName": "Maier^Eva"})
     assert numbers(find(parts, PatientName="Mueller eva")) == set()
-    fuzzy = {"fuzzy": True}
+    fuzzy: dict[str, Any] = {"fuzzy": True}
     assert numbers(find(parts, more=fuzzy, PatientName="Mueller eva")) == {0, 1}
     assert numbers(find(parts, more=fuzzy, PatientName="Eva", PatientID="P2")) == {2}
     # Too little to be nearly something.
@@ -268,7 +284,7 @@ def test_what_indexes_find_and_what_is_walked_through_is_the_same(
     answers = []
     for few in (2000, 0):
         monkeypatch.setattr(dicom_query, "FEW", few)
-        keys = ({"PatientName": "do*"}, {"PatientName": "li*"}, {"PatientID": "Q1*"}, {"AccessionNumber": "A?"})
+        keys: Any = ({"PatientName": "do*"}, {"PatientName": "li*"}, {"PatientID": "Q1*"}, {"AccessionNumber": "A?"})
         answers.append([numbers(find(parts, **one)) for one in keys])
         people = find(parts, "PATIENT", PATIENT_ROOT, PatientName="doe^*", PatientID="")
         answers[-1].append({int(row.PatientID[1:]) for row in people})
@@ -522,7 +538,15 @@ def scheduled(parts: Parts) -> Parts:
         order(
             "A1", ris_patient("P1", "Müller^Ü"), scheduled_time="202601100930", modality="CT", station_ae_title="CT1"
         ),
-        order("A2", ris_patient("P2"), scheduled_time=TIME, modality="MR", procedure_code="X1"),
+        order(
+            "A2",
+            ris_patient("P2"),
+            scheduled_time=TIME,
+            modality="MR",
+            procedure_code="X1",
+            procedure_code_scheme="99RIS",
+            scheduled_procedure_step_id="SPS2",
+        ),
         order("A3", ris_patient("P3"), scheduled_time="20260110", modality="CT", status=4),
     ):
         parts.say(order=told)
@@ -561,8 +585,9 @@ def test_a_minimal_query_with_an_empty_sequence_is_told_all_of_the_step(schedule
         "20260111",
         "140000",
     )
-    assert told.ScheduledProtocolCodeSequence[0].CodeValue == row.RequestedProcedureCodeSequence[0].CodeValue == "X1"
-    assert told.ScheduledProcedureStepID == "A2"
+    for (code,) in (told.ScheduledProtocolCodeSequence, row.RequestedProcedureCodeSequence):
+        assert (code.CodeValue, code.CodingSchemeDesignator) == ("X1", "99RIS")
+    assert told.ScheduledProcedureStepID == "SPS2"
     again = worklist(scheduled, Key(SPS, "SQ"), Key(0x0020000D, "UI"))[1]
     assert row.StudyInstanceUID == again.StudyInstanceUID
     assert row.StudyInstanceUID.is_valid

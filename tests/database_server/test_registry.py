@@ -253,7 +253,7 @@ def test_any_bytes_as_header(blob: bytes) -> None:
 )
 def test_any_element_of_any_vr(keyword: str, vr: bytes, value: bytes) -> None:
     parsed = _Parsed(replace(record(), header=element(TAGS[keyword], vr, value)))
-    assert all("\0" not in text for text in (*parsed.text.values(), parsed.number))
+    assert all("\0" not in text for text in (*parsed.text.values(), *parsed.own.values()))
     assert all(0 <= number < 1 << 31 for number in (parsed.rows, parsed.columns, parsed.frames))
 
 

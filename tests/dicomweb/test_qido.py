@@ -72,11 +72,12 @@ def test_names_tags_lists_and_wildcards():
 
 
 def test_what_is_not_done_is_said():
-    (text,) = search(fuzzymatching="true").warnings
+    assert search(fuzzymatching="true").fuzzy
+    (text,) = search(emptyvaluematching="true").warnings
     # PS3.18 8.3.4.2, to the letter.
     assert qido.warning("http://host/dicom-web", text) == (
         "299 http://host/dicom-web: "
-        "The fuzzymatching parameter is not supported. Only literal matching has been performed."
+        "The emptyvaluematching parameter is not supported. Empty Value Matching has not been performed."
     )
     assert len(search(emptyvaluematching="true", multiplevaluematching="TRUE").warnings) == 2
 

@@ -82,11 +82,21 @@ def test_series_and_instances_of_all_studies(stored):
 
 
 def test_what_is_not_done_is_said(stored):
-    answer = stored.get("/studies?PatientName=Doe*&fuzzymatching=true")
+    answer = stored.get("/studies?PatientName=Doe*&emptyvaluematching=true")
     assert answer.headers.get_list("warning") == [
-        f"299 {stored.url}: The fuzzymatching parameter is not supported. Only literal matching has been performed."
+        f"299 {stored.url}: The emptyvaluematching parameter is not supported. "
+        "Empty Value Matching has not been performed."
     ]
-    assert "warning" not in stored.get("/studies?PatientName=Doe*&fuzzymatching=false").headers
+    assert "warning" not in stored.get("/studies?PatientName=Doe*&emptyvaluematching=false").headers
+
+
+def test_fuzzy_names(stored):
+    for name, fuzzy, found in (("mueller", "false", []), ("mueller", "true", ["2.25.77.2"]), ("Doa", "true", [])):
+        answer = stored.get(f"/studies?PatientName={name}&fuzzymatching={fuzzy}")
+        assert uids(answer.json()) == found, (name, fuzzy)
+        assert "warning" not in answer.headers
+    assert uids(stored.get("/series?PatientName=mueller&fuzzymatching=true").json()) == ["2.25.77.2"]
+    assert stored.get("/studies/2.25.77.2/series?PatientName=mueller&fuzzymatching=true").json()
 
 
 @pytest.mark.parametrize(

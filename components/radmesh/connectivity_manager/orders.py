@@ -40,6 +40,7 @@ _FIELDS: Final = (
     "procedure_code_scheme",
     "procedure_description",
     "requested_procedure_id",
+    "scheduled_procedure_step_id",
     "referring_physician_name",
 )
 

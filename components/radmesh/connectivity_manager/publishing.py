@@ -190,6 +190,8 @@ def order_message(order: dict[str, Any]) -> database_pb2.Order:
         modality=order["modality"],
         station_ae_title=order["station_ae_title"],
         procedure_code=order["procedure_code"],
+        procedure_code_scheme=order["procedure_code_scheme"],
+        scheduled_procedure_step_id=order["scheduled_procedure_step_id"],
         procedure_description=order["procedure_description"],
         requested_procedure_id=order["requested_procedure_id"],
         referring_physician_name=order["referring_physician_name"],

@@ -96,6 +96,7 @@ orders = Table(
     _text("procedure_code_scheme"),
     _text("procedure_description"),
     _text("requested_procedure_id"),
+    _text("scheduled_procedure_step_id"),
     _text("referring_physician_name"),
     _text("said_at"),
     _number("update_time"),

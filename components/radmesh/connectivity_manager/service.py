@@ -135,6 +135,7 @@ class ConnectivityService:
             accession_number=order.accession_number or study.accession_number,
             requested_procedure_id=order.requested_procedure_id,
             procedure_code=order.procedure_code,
+            procedure_code_scheme=order.procedure_code_scheme,
             procedure_description=order.procedure_description or study.study_description,
             study_time=(study.study_date + study.study_time.partition(".")[0])[:14],
             referring_physician_name=order.referring_physician_name or study.referring_physician_name,

@@ -80,11 +80,15 @@ ATTRIBUTES: Final = (
     _a(0x00201209, "IS", "NumberOfSeriesRelatedInstances", SERIES, made="series_instances"),
     _a(0x00080016, "UI", "SOPClassUID", IMAGE, instances.c.sop_class_uid),
     _a(0x00080018, "UI", "SOPInstanceUID", IMAGE, instances.c.sop_instance_uid),
+    _a(0x00080023, "DA", "ContentDate", IMAGE, instances.c.content_date),
+    _a(0x00080033, "TM", "ContentTime", IMAGE, instances.c.content_time),
     _a(0x00083002, "UI", "AvailableTransferSyntaxUID", IMAGE, instances.c.transfer_syntax_uid),
+    _a(0x00200012, "IS", "AcquisitionNumber", IMAGE, instances.c.acquisition_number),
     _a(0x00200013, "IS", "InstanceNumber", IMAGE, instances.c.instance_number),
     _a(0x00280008, "IS", "NumberOfFrames", IMAGE, instances.c.number_of_frames),
     _a(0x00280010, "US", "Rows", IMAGE, instances.c.rows),
     _a(0x00280011, "US", "Columns", IMAGE, instances.c.columns),
+    _a(0x00280100, "US", "BitsAllocated", IMAGE, instances.c.bits_allocated),
 )
 """What can be searched for and is told, level by level (docs/reference/query.md)."""
 BY_TAG: Final = {attribute.tag: attribute for attribute in ATTRIBUTES}

@@ -7,7 +7,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from radmesh.database_server.dicom_query_model import BY_TAG, Attribute
-from radmesh.database_server.prepared import number, text
+from radmesh.database_server.prepared import number, padded, text
 from radmesh.database_server.queries import (
     VALUES_OF_A_GROUP,
     Viewer,
@@ -67,15 +67,15 @@ class Terms:
 
     def one_of(self, a: Attribute, values: Sequence[Any]) -> None:
         """Add: the column has one of the values; UIDs or numbers."""
-        padded = _padded(values)
-        self._add(a.tag, "one_of", (len(padded),), padded)
+        filled = padded(values)
+        self._add(a.tag, "one_of", (len(filled),), filled)
         self.few = self.few or a.tag in _EXACT
 
     def texts(self, a: Attribute, values: Sequence[str]) -> None:
         """Add: the text matches one of the values, wildcards in them."""
         values = [value.replace("\0", "") for value in values]
-        exact = _padded([value for value in values if not has_wildcard(value)])
-        wild = _padded([like_pattern(value) for value in values if has_wildcard(value)])
+        exact = padded([value for value in values if not has_wildcard(value)])
+        wild = padded([like_pattern(value) for value in values if has_wildcard(value)])
         if a.tag in (_PATIENT_ID, _ACCESSION_NUMBER):
             self.few = self.few or not wild
             self.probes.append((len(self.terms), all(value[:1] not in ("*", "?") for value in values)))
@@ -102,9 +102,9 @@ class Terms:
 
     def found(self, at: int, ids: Sequence[int]) -> None:
         """Replace a term by what it finds, rows of patients or of studies."""
-        padded = _padded(ids or [0])
-        self.terms[at] = Term(self.terms[at].tag, "rows", (len(padded),))
-        self.values.update((f"v{at}_{place}", one) for place, one in enumerate(padded))
+        filled = padded(ids or [0])
+        self.terms[at] = Term(self.terms[at].tag, "rows", (len(filled),))
+        self.values.update((f"v{at}_{place}", one) for place, one in enumerate(filled))
         self.few = True
 
     def has_dates(self) -> bool:
@@ -203,9 +203,3 @@ def _rows_of(term: Term) -> Any:
 
 def _dotted(date: str) -> str:
     return f"{date[:4]}.{date[4:6]}.{date[6:]}"
-
-
-def _padded(values: Sequence[Any]) -> list[Any]:
-    """Return as many values as the next power of two, the last one repeated: statements are few."""
-    places = 1 << (len(values) - 1).bit_length() if values else 0
-    return [values[min(place, len(values) - 1)] for place in range(places)]

@@ -18,7 +18,7 @@ from radmesh.sql.engine import Database
 SCHEDULED: Final = 1
 _PAGES: Final = (32, 256, 1000)
 _LONGEST: Final = 1024
-# Codes of the RIS's own, whose scheme no message of the mesh names (PS3.16 8.2: private ones begin with 99).
+# Codes of the RIS's own, whose scheme it does not name (PS3.16 8.2: private ones begin with 99).
 _LOCAL_SCHEME: Final = "99LOCAL"
 _NAMESPACE: Final = uuid.UUID("6b0d34f1-8c0f-5e0b-9d5a-5d7b4e7a2c11")
 _SPS: Final = 0x00400100
@@ -46,7 +46,10 @@ def _code(order: Mapping[str, Any]) -> list[Tree]:
         return []
     # PS3.3 8.8: a code that is longer than 16 characters is another attribute.
     named: Tree = {0x00080100: ("SH", code)} if len(code) <= 16 else {}
-    named |= {0x00080102: ("SH", _LOCAL_SCHEME), 0x00080104: ("LO", meaning[:64] or code[:64])}
+    # A scheme's name has 16 characters; HL7's "L" is no more than "local" (table 0396).
+    scheme = order["procedure_code_scheme"].strip()
+    scheme = scheme if 0 < len(scheme) <= 16 and scheme != "L" else _LOCAL_SCHEME
+    named |= {0x00080102: ("SH", scheme), 0x00080104: ("LO", meaning[:64] or code[:64])}
     return [named if len(code) <= 16 else named | {0x00080119: ("UC", code)}]
 
 
@@ -63,7 +66,7 @@ def tree(order: Mapping[str, Any]) -> Tree:
         0x00400006: ("PN", ""),
         0x00400007: ("LO", order["procedure_description"][:64]),
         0x00400008: ("SQ", _code(order)),
-        0x00400009: ("SH", requested[:16]),
+        0x00400009: ("SH", (order["scheduled_procedure_step_id"] or requested)[:16]),
         0x00400010: ("SH", ""),
         0x00400011: ("SH", ""),
         0x00400012: ("LO", ""),

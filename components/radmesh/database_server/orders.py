@@ -27,8 +27,10 @@ FIELDS: Final = {
     "modality": 64,
     "station_ae_title": 64,
     "procedure_code": 1024,
+    "procedure_code_scheme": 1024,
     "procedure_description": 1024,
     "requested_procedure_id": 1024,
+    "scheduled_procedure_step_id": 1024,
     "referring_physician_name": 1024,
 }
 _ORDER_ID_MOST: Final = 400

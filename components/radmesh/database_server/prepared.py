@@ -25,6 +25,12 @@ def number(name: str) -> sa.BindParameter[int]:
     return sa.bindparam(name, 0, sa.BigInteger)
 
 
+def padded(values: Sequence[Any]) -> list[Any]:
+    """Return as many values as the next power of two, the last one repeated: statements are few."""
+    places = 1 << (len(values) - 1).bit_length() if values else 0
+    return [values[min(place, len(values) - 1)] for place in range(places)]
+
+
 class Prepared:
     """A SELECT. Its parameters are its bindparams with a name; those that have a value already may be left out.
 

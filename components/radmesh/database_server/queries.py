@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from radmesh.database_server.prepared import Prepared, PreparedForRows, number, text
+from radmesh.database_server.fuzzy_names import FuzzyNames, is_enough
+from radmesh.database_server.prepared import Prepared, PreparedForRows, number, padded, text
 from radmesh.database_server.registry import HELD, WEB_CACHE, WORST, sort_number
 from radmesh.database_server.schema import (
     admissions,
@@ -62,6 +63,7 @@ class StudyFilter:
     patient_id: str = ""
     issuer_of_patient_id: str = ""
     patient_name: str = ""
+    fuzzy_names: bool = False
     accession_number: str = ""
     study_instance_uids: tuple[str, ...] = ()
     study_date_from: str = ""
@@ -321,6 +323,7 @@ class Queries:
         self._database = database
         self._living_since = living_since
         self.curated = CuratedCounts(database)
+        self._fuzzy = FuzzyNames(database)
         self._studies = lru_cache(_FORMS)(self._prepare_studies)
         self._instances = lru_cache(_FORMS)(self._prepare_instances)
         self._sent = PreparedForRows(
@@ -364,19 +367,25 @@ class Queries:
         cursor = Cursor(wanted)
         position = cursor.read(token)
         form, values = _form(wanted)
-        named, names = name_form(wanted.patient_name)
+        fuzzy = wanted.patient_name if wanted.fuzzy_names and is_enough(wanted.patient_name) else ""
+        named, names = name_form("" if fuzzy else wanted.patient_name)
         values |= {f"name_{place}": value for place, value in enumerate(names)}
         if position:
             values["date_before"], values["id_before"] = position
-        select = self._studies(form, named, later=position is not None)
         with self._database.read() as connection:
+            people = padded(self._fuzzy.find(connection, fuzzy) or [0]) if fuzzy else []
+            values |= {f"person_{place}": person for place, person in enumerate(people)}
+            select = self._studies(form, named, len(people), later=position is not None)
             found = select.mappings(connection, **values, size=size + 1)
             rows, more = page(found, size, *_STUDY_TEXTS)
             self._complete(connection, rows, wanted.viewer)
         return rows, cursor.write(rows[-1]["study_date"], rows[-1]["id"]) if more else ""
 
-    def _prepare_studies(self, form: StudyFilter, named: NameForm, *, later: bool) -> Prepared:
-        """Return the statement of all queries of a form; `later`: of pages behind the first."""
+    def _prepare_studies(self, form: StudyFilter, named: NameForm, people: int, *, later: bool) -> Prepared:
+        """Return the statement of all queries of a form; `later`: of pages behind the first.
+
+        `people`: how many patients are meant, if not 0.
+        """
         conditions = [visible(form.viewer)]
         for name, column in _TEXTS.items():
             if value := getattr(form, name):
@@ -385,6 +394,8 @@ class Queries:
         if named:
             names = [f"name_{place}" for place in range(VALUES_OF_A_GROUP * len(named))]
             conditions.append(name_condition(self._database, named, names))
+        if people:
+            conditions.append(patients.c.id.in_([number(f"person_{place}") for place in range(people)]))
         if form.study_instance_uids:
             conditions.append(studies.c.study_instance_uid.in_([text(name) for name in form.study_instance_uids]))
         if form.study_date_from:

@@ -89,36 +89,41 @@ _SHARED: Final = (
     "StationName",
     "Manufacturer",
 )
-_SHARED_TAGS: Final = tags(*_SHARED, "Rows", "Columns", "NumberOfFrames", "SpecificCharacterSet")
-_NUMBER_TAGS: Final = tags("InstanceNumber", "SpecificCharacterSet")
+_NUMBERS: Final = ("Rows", "Columns", "NumberOfFrames", "BitsAllocated")
+_SHARED_TAGS: Final = tags(*_SHARED, *_NUMBERS, "SpecificCharacterSet")
+# What an instance has of its own: keyword -> column.
+_OWN: Final = {
+    "InstanceNumber": "instance_number",
+    "AcquisitionNumber": "acquisition_number",
+    "ContentDate": "content_date",
+    "ContentTime": "content_time",
+}
+_OWN_TAGS: Final = tags(*_OWN)
 
 
 @lru_cache(512)
-def _shared(header: bytes) -> tuple[dict[str, str], int, int, int]:
-    """Return what many instances share: texts; rows, columns and frames. `header` has nothing else in it."""
+def _shared(header: bytes) -> tuple[dict[str, str], tuple[int, int, int, int]]:
+    """Return what many instances share: texts, and `_NUMBERS`. `header` has nothing else in it."""
     parsed = QueryableHeader.parse(header)
     text = {keyword: bounded(keyword, parsed.text(keyword)) for keyword in _SHARED}
-    return (
-        text,
-        _count(parsed.number("Rows")),
-        _count(parsed.number("Columns")),
-        _count(parsed.number("NumberOfFrames")),
-    )
+    rows, columns, frames, bits = (_count(parsed.number(keyword)) for keyword in _NUMBERS)
+    return text, (rows, columns, frames, bits)
 
 
 class _Parsed:
     """A record with its header taken apart; one that is none gives empty values, and never stops a registration."""
 
-    __slots__ = ("columns", "frames", "number", "record", "rows", "text")
+    __slots__ = ("bits", "columns", "frames", "own", "record", "rows", "text")
 
     def __init__(self, record: Record) -> None:
         self.record = record
         try:
-            shared, number = _SHARED_TAGS.of(record.header), _NUMBER_TAGS.of(record.header)
+            shared, own = _SHARED_TAGS.of(record.header), _OWN_TAGS.of(record.header)
         except ValueError:
-            shared = number = b""
-        self.text, self.rows, self.columns, self.frames = _shared(shared)
-        self.number = clean(QueryableHeader.parse(number).text("InstanceNumber"), 16)
+            shared = own = b""
+        self.text, (self.rows, self.columns, self.frames, self.bits) = _shared(shared)
+        parsed = QueryableHeader.parse(own)
+        self.own = {column: clean(parsed.text(keyword), 16) for keyword, column in _OWN.items()}
 
 
 def _count(number: int) -> int:
@@ -446,11 +451,12 @@ class _Registration:
                     "transfer_syntax_uid": record.transfer_syntax_uid,
                     "sha256": record.sha256,
                     "sop_class_uid": clean(record.sop_class_uid, 64),
-                    "instance_number": item.number,
-                    "sort_number": sort_number(item.number),
+                    **item.own,
+                    "sort_number": sort_number(item.own["instance_number"]),
                     "rows": item.rows,
                     "columns": item.columns,
                     "number_of_frames": item.frames,
+                    "bits_allocated": item.bits,
                     "length": record.length,
                     "current": outcome == NEW,
                     "variant": variant,

@@ -8,8 +8,9 @@ from urllib.parse import parse_qsl
 
 from radmesh.api.database.v1 import database_pb2
 from radmesh.application_server import dicom_json
+from radmesh.dicom.fuzzy import is_like, words_of
 from radmesh.dicom.header import TAGS
-from radmesh.dicom.matching import DATE, TIME, in_range, text_matches
+from radmesh.dicom.matching import DATE, TIME, in_range, name_matches, text_matches
 from radmesh.dicom.uids import is_valid_uid
 from radmesh.runtime.errors import RadmeshError
 
@@ -27,7 +28,6 @@ _TAG: Final = re.compile(r"[0-9A-Fa-f]{8}")
 _LIST: Final = re.compile(r"[,\\]")
 # PS3.18 8.3.4: what says that a search is done otherwise than was asked for.
 _UNSUPPORTED: Final = {
-    "fuzzymatching": "Only literal matching has been performed.",
     "emptyvaluematching": "Empty Value Matching has not been performed.",
     "multiplevaluematching": "Multiple Value Matching has not been performed.",
 }
@@ -92,10 +92,14 @@ ATTRIBUTES: Final = (
     Attribute("SOPClassUID", "00080016", "UI", INSTANCE, _of("sop_class_uid")),
     Attribute("SOPInstanceUID", "00080018", "UI", INSTANCE, _of("identity.sop_instance_uid")),
     Attribute("AvailableTransferSyntaxUID", "00083002", "UI", INSTANCE, _of("identity.transfer_syntax_uid")),
+    Attribute("ContentDate", "00080023", "DA", INSTANCE, _of("content_date"), always=False),
+    Attribute("ContentTime", "00080033", "TM", INSTANCE, _of("content_time"), always=False),
+    Attribute("AcquisitionNumber", "00200012", "IS", INSTANCE, _of("acquisition_number"), always=False),
     Attribute("InstanceNumber", "00200013", "IS", INSTANCE, _of("instance_number")),
     Attribute("NumberOfFrames", "00280008", "IS", INSTANCE, _positive("number_of_frames")),
     Attribute("Rows", "00280010", "US", INSTANCE, _positive("rows")),
     Attribute("Columns", "00280011", "US", INSTANCE, _positive("columns")),
+    Attribute("BitsAllocated", "00280100", "US", INSTANCE, _positive("bits_allocated")),
 )
 """What can be searched for, and found."""
 _BY_NAME: Final = {name: a for a in ATTRIBUTES for name in (a.keyword.lower(), a.tag.lower())}
@@ -122,6 +126,7 @@ class Search:
     include_all: bool = False
     limit: int = MOST
     offset: int = 0
+    fuzzy: bool = False
     warnings: tuple[str, ...] = ()
 
     def wants(self, attribute: Attribute) -> bool:
@@ -149,7 +154,7 @@ def parse(level: str, query: bytes) -> Search:
     matches: dict[Attribute, str] = {}
     include: set[str] = set()
     warnings: list[str] = []
-    limit, offset, include_all = MOST, 0, False
+    limit, offset, include_all, fuzzy = MOST, 0, False, False
     for name, value in pairs:
         key = name.strip().lower()
         if key == "limit":
@@ -160,6 +165,8 @@ def parse(level: str, query: bytes) -> Search:
             names = [part.strip().lower() for part in value.split(",")]
             include_all = include_all or "all" in names
             include |= {_BY_NAME[part].tag for part in names if part in _BY_NAME}
+        elif key == "fuzzymatching":
+            fuzzy = value.strip().lower() == "true"
         elif key in _UNSUPPORTED:
             if value.strip().lower() == "true":
                 warnings.append(f"The {key} parameter is not supported. {_UNSUPPORTED[key]}")
@@ -181,6 +188,7 @@ def parse(level: str, query: bytes) -> Search:
         include_all,
         min(limit, MOST),
         offset,
+        fuzzy,
         tuple(dict.fromkeys(warnings)),
     )
 
@@ -238,8 +246,8 @@ def _checked(attribute: Attribute, value: str) -> str:
 # -- matching (PS3.4 C.2.2.2) ------------------------------------------------------------------------------------------
 
 
-def matches(attribute: Attribute, wanted: str, item: Any) -> bool:
-    """Whether an attribute of a study, series or instance matches."""
+def matches(attribute: Attribute, wanted: str, item: Any, *, fuzzy: bool = False) -> bool:
+    """Whether an attribute of a study, series or instance matches; `fuzzy`: the patient's name nearly."""
     value = attribute.value(item)
     if attribute.keyword == "ModalitiesInStudy":
         return any(text_matches(part, one) for part in _LIST.split(wanted) for one in _strings(value))
@@ -253,8 +261,8 @@ def matches(attribute: Attribute, wanted: str, item: Any) -> bool:
     if attribute.vr in ("IS", "US"):
         return _number(text) == _number(wanted)
     if attribute.vr == "PN":
-        groups = [group.rstrip("^ ") for group in text.casefold().split("=")]
-        return any(text_matches(wanted.casefold().rstrip("^ "), group) for group in groups)
+        nearly = fuzzy and attribute.keyword == "PatientName"
+        return is_like(words_of(wanted), text) if nearly else name_matches(wanted, text)
     return text_matches(wanted, text)
 
 
@@ -271,7 +279,7 @@ def _number(text: str) -> object:
 
 def request_of(search: Search) -> tuple[database_pb2.FindStudiesRequest, tuple[tuple[Attribute, str], ...]]:
     """Return what the database is asked for, and what must be looked at afterwards."""
-    request = database_pb2.FindStudiesRequest()
+    request = database_pb2.FindStudiesRequest(fuzzy_names=search.fuzzy)
     rest: list[tuple[Attribute, str]] = []
     for attribute, value in search.of(STUDY):
         if attribute.keyword in _INDEXED:

@@ -24,7 +24,9 @@ character set; of a name with several component groups each is looked at.
 
 - `limit` (at most {most}, which is the default) and `offset` (at most {offset}); where there is more, a Warning says so.
 - `includefield`: keywords or tags, with commas between, or `all`.
-- `fuzzymatching`, `emptyvaluematching`, `multiplevaluematching`: not done, which a Warning says.
+- `fuzzymatching`: the words of the patient's name are found in any order, with any diacritics or none, and with a letter
+  wrong from four letters on, two from eight.
+- `emptyvaluematching`, `multiplevaluematching`: not done, which a Warning says.
 - Names of other attributes are refused (400); what DICOM does not know is passed over.
 - A search for series or instances of all studies opens {opened} studies at most; a Warning says that there are more.
 

@@ -128,7 +128,8 @@ class _Walk:
 
     def _matching(self, level: str) -> Callable[[Any], bool]:
         wanted = self._search.of(level)
-        return lambda item: all(qido.matches(attribute, value, item) for attribute, value in wanted)
+        fuzzy = self._search.fuzzy
+        return lambda item: all(qido.matches(attribute, value, item, fuzzy=fuzzy) for attribute, value in wanted)
 
     def everywhere(self) -> Iterator[Found]:
         """Yield (study, series, instance) of all studies; of a search for studies series and instance are None."""
