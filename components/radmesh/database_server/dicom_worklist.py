@@ -114,6 +114,12 @@ TOP: Final = tree(defaultdict(str))
 """Every attribute of the worklist, empty."""
 STEP: Final[Tree] = _step_of(TOP)
 """Those of a Scheduled Procedure Step."""
+_FULL: Final = tree(defaultdict(lambda: "20260101120000"))
+
+
+def _known(of_step: bool, tag: int) -> bool:  # noqa: FBT001 - of this module alone
+    """Whether any order has a value of an attribute: one that none has is in rows, empty, and cannot be matched."""
+    return bool((_step_of(_FULL) if of_step else _FULL)[tag][1])
 
 
 class Worklist:
@@ -136,7 +142,8 @@ class WorklistFind:
     """One query of the worklist.
 
     Attributes:
-        keys_unsupported: some of its keys are none of the worklist, and are left out of rows and matching.
+        keys_unsupported: some of its keys are none of the worklist, and are left out of rows and matching, or are asked
+            to match what no order knows, and are left out of matching.
     """
 
     def __init__(
@@ -167,6 +174,9 @@ class WorklistFind:
             for tag, key in keys.items():
                 value = key.value.strip()
                 if tag not in (TOP if not of_step else step) or key.items or not value.strip("*"):
+                    continue
+                if not _known(of_step, tag):
+                    self.keys_unsupported = True
                     continue
                 if len(value) > _LONGEST:
                     raise key_invalid(tag, f"at most {_LONGEST} characters")

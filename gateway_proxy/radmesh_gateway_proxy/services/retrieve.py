@@ -1,16 +1,11 @@
 """C-MOVE and C-GET: what a station asks for is sent, to a station it names or to itself (PS3.4 C.4.2 and C.4.3)."""
 
-import io
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Final
 
-from pydicom.dataset import Dataset
-from pydicom.filebase import DicomFileLike
-from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_dataset
-
+from radmesh.dicom.identifier import QUERY_RETRIEVE_LEVEL, Identifier, read_identifier, write_element
 from radmesh.dicom.uids import IMPLICIT_VR_LITTLE_ENDIAN, clean_uid, is_valid_uid
 from radmesh.runtime.errors import RadmeshError
 from radmesh_gateway_proxy.certificates import dialer_of
@@ -28,6 +23,8 @@ PATIENT_STUDY_MOVE: Final = "1.2.840.10008.5.1.4.1.2.3.2"
 PATIENT_STUDY_GET: Final = "1.2.840.10008.5.1.4.1.2.3.3"
 
 _LEVEL: Final = (0x0008, 0x0052)
+_FAILED_LIST: Final = 0x00080058
+_ISSUER_OF_PATIENT_ID: Final = 0x00100021
 _LEVELS: Final = ("PATIENT", "STUDY", "SERIES", "IMAGE")
 # Unique key of each level (PS3.4 C.6.1.1): tag, keyword.
 _KEYS: Final = {
@@ -83,18 +80,18 @@ def wanted(exchange: Exchange, viewer_station: str) -> list[Item]:
         RefusalError: 0xA900 if it breaks the rules of PS3.4 C.4.2.2.1, 0xC000 if it cannot be read.
         RadmeshError: of the Database Server.
     """
-    dataset = _identifier(exchange)
-    level = str(dataset.get("QueryRetrieveLevel") or "").strip()
+    identifier = _identifier(exchange)
+    level = identifier.value(QUERY_RETRIEVE_LEVEL).strip()
     patient_root = exchange.context.abstract_syntax not in (STUDY_ROOT_MOVE, STUDY_ROOT_GET)
     levels = _LEVELS if patient_root else _LEVELS[1:]
     if level not in levels:
         raise _refused("the level is none of the information model", _LEVEL)
-    keys = {name: _values(dataset, name) for name in levels[: levels.index(level) + 1]}
+    keys = {name: _values(identifier, name) for name in levels[: levels.index(level) + 1]}
     if not keys[level]:
         raise _refused(f"the unique key {_KEYS[level][1]} is empty", _KEYS[level][0])
     finder = Finder(exchange.mesh.context, viewer_station)
     if level == "PATIENT":
-        issuer = str(dataset.get("IssuerOfPatientID") or "").strip()
+        issuer = identifier.value(_ISSUER_OF_PATIENT_ID).strip()
         studies: Sequence[str] = finder.studies(keys["PATIENT"][0], issuer)
     else:
         studies = keys["STUDY"]
@@ -108,26 +105,20 @@ def wanted(exchange: Exchange, viewer_station: str) -> list[Item]:
     return found
 
 
-def _identifier(exchange: Exchange) -> Dataset:
+def _identifier(exchange: Exchange) -> Identifier:
     data = exchange.identifier()
     if not data:
         raise _refused("the request has no identifier")
     try:
-        implicit = exchange.context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
-        dataset = read_dataset(io.BytesIO(data), implicit, is_little_endian=True)
-        dataset.decode()
-    except Exception as error:  # whatever pydicom makes of bytes that are no data set
-        raise RefusalError(Outcome(Status.CANNOT_UNDERSTAND, "the identifier cannot be read")) from error
-    return dataset
+        return read_identifier(data, implicit=exchange.context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN)
+    except RadmeshError as error:
+        raise RefusalError(Outcome(Status.CANNOT_UNDERSTAND, f"{error.reason}: {error.message}"[:64])) from None
 
 
-def _values(dataset: Dataset, level: str) -> tuple[str, ...]:
+def _values(identifier: Identifier, level: str) -> tuple[str, ...]:
     tag, keyword = _KEYS[level]
-    value = dataset.get(keyword)
-    values = [value] if isinstance(value, str) else list(value or ())
-    texts = tuple(
-        str(v).strip() if level == "PATIENT" else clean_uid(str(v).encode("latin-1", "replace")) for v in values
-    )
+    values = identifier.value(tag[0] << 16 | tag[1]).split("\\")
+    texts = tuple(v.strip() if level == "PATIENT" else clean_uid(v.encode("latin-1", "replace")) for v in values)
     texts = tuple(text for text in texts if text)
     if level == "PATIENT":
         if len(texts) > 1 or any("*" in text or "?" in text for text in texts):
@@ -247,14 +238,8 @@ class _Retrieve:
             listed.append(uid)
         if not listed:
             return b""
-        dataset = Dataset()
-        dataset.FailedSOPInstanceUIDList = listed
-        buffer = io.BytesIO()
-        sink = DicomFileLike(buffer)
-        sink.is_little_endian = True
-        sink.is_implicit_VR = self.exchange.context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
-        write_dataset(cast("Any", sink), dataset)
-        return buffer.getvalue()
+        implicit = self.exchange.context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
+        return write_element((_FAILED_LIST, "UI", "\\".join(listed)), implicit=implicit, codec="ascii")
 
 
 def move(exchange: Exchange) -> Outcome:
