@@ -13,7 +13,7 @@ from radmesh.api.transfer.v1 import transfer_pb2
 from radmesh.runtime.errors import RadmeshError
 from radmesh.transfer.codec import PUT, TRANSFER_CODECS, Bulk
 from radmesh.transfer.model import ObjectReference
-from radmesh.transfer.reader import LineReader, LineTo
+from radmesh.transfer.reader import LineReader, LineTo, Location, read_object
 from radmesh_native.crc32c import crc32c
 
 SIZES = (1, 0, 70_000, CHUNK, CHUNK + 1, 3_000_001)
@@ -103,6 +103,64 @@ def test_who_reads_keeps_nobody_from_storing(folder: Any) -> None:
         one.close()
     server.stop(1)
     mesh.close()
+
+
+def ranges(data: bytes, *, verified: bool, cut: int = 0) -> Callable[[Any, Any], Iterator[Any]]:
+    """ReadRange of a store that answers a byte at a time; `cut`: it breaks off there, once."""
+    cuts = [cut] if cut else []
+
+    def read(request: transfer_pb2.ReadRangeRequest, _call: Any) -> Iterator[Any]:
+        end = request.offset + request.length if request.length else len(data)
+        for at in range(request.offset, end):
+            if cuts and at == cuts[0]:
+                raise RadmeshError("OBJECT_CORRUPT", "not here")
+            yield transfer_pb2.ReadRangeResponse(
+                offset=at,
+                size=len(data),
+                sha256=hashlib.sha256(b"0123456789").digest(),
+                verified=verified,
+                crc32c=crc32c(data[at : at + 1]),
+                data=data[at : at + 1],
+            )
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (ranges(b"0123456789", verified=True), None, ""),
+        (ranges(b"0123456789", verified=False), None, ""),
+        # What a store has compared is not hashed once more.
+        (ranges(b"x123456789", verified=True), None, ""),
+        (ranges(b"x123456789", verified=False), None, "OBJECT_CORRUPT"),
+        (ranges(b"0123456789", verified=True, cut=4), ranges(b"0123456789", verified=True), ""),
+        # One that has not is read from its beginning for its SHA-256.
+        (ranges(b"0123456789", verified=True, cut=4), ranges(b"0123456789", verified=False), ""),
+        (ranges(b"0123456789", verified=True, cut=4), ranges(b"0123x56789", verified=False), "OBJECT_CORRUPT"),
+        (ranges(b"0123456789", verified=False, cut=4), ranges(b"0123456789", verified=True), ""),
+        (ranges(b"0123456789", verified=False, cut=4), ranges(b"0123456x89", verified=True), "OBJECT_CORRUPT"),
+    ],
+)
+def test_what_a_store_has_not_compared_is_hashed(folder: Any, first: Any, second: Any, reason: str) -> None:
+    mesh = Mesh(folder, "unix")
+    places = []
+    for number, answers in enumerate((first, second)):
+        if answers is not None:
+            store = Store(list)
+            store.ReadRange = answers  # type: ignore[method-assign]
+            server = mesh.serve(mesh.context(f"archive-server-{number}"), TRANSFER, store)
+            reference = ObjectReference(f"archive-{number}", "a" * 32, 1, 1)
+            places.append(Location(mesh.context("gateway-proxy").channels.get(server.target), reference))
+    try:
+        if reason:
+            with pytest.raises(RadmeshError) as caught:
+                b"".join(read_object(places))
+            assert caught.value.reason == reason
+        else:
+            assert len(b"".join(read_object(places))) == 10
+    finally:
+        mesh.close()
 
 
 class Store:

@@ -54,7 +54,7 @@ class ObjectRead:
 
     Attributes:
         size: bytes of the whole object.
-        sha256: of the whole object; verified when all of it is read.
+        sha256: of the whole object; verified when all of it is read, here or by the store (ReadResponse.verified).
         residence: radmesh.api.common.v1.Residence of the copy that is read.
     """
 
@@ -81,7 +81,8 @@ class ObjectRead:
         self._failures = 0
         self._clock = clock or SystemClock()
         self._never = threading.Event()
-        self._digest = hashlib.sha256()
+        # Of what has come; None while the store has compared all of it.
+        self._digest: Any = None
         self._call: Any = None
         self._first = self._next()
 
@@ -99,7 +100,7 @@ class ObjectRead:
         self._first = None
         if data is None:
             self.close()
-            if self._whole and self._digest.digest() != self.sha256:
+            if self._digest is not None and self._digest.digest() != self.sha256:
                 raise RadmeshError("OBJECT_CORRUPT", "the SHA-256 of what was read is not that of the object")
             raise StopIteration
         return data
@@ -155,13 +156,24 @@ class ObjectRead:
             raise RadmeshError("CHUNK_CORRUPT", "the store sent no data")
         if data and (fields.offset != self._at or crc32c(data) != fields.crc32c or self._at + len(data) > self._end):
             raise RadmeshError("CHUNK_CORRUPT", "a chunk does not fit: offset or CRC-32C differ")
+        if self._whole and self._digest is None and not fields.verified:
+            self._digest = self._hashed_again(self._at)
         if not data:
             return None
         self._at += len(data)
         self._failures = 0
-        if self._whole:
+        if self._digest is not None:
             self._digest.update(data)
         return data
+
+    def _hashed_again(self, end: int) -> Any:
+        """Return the SHA-256 of what came of the object from a store that had compared it: this one has not."""
+        digest = hashlib.sha256()
+        if end:
+            place = self._locations[0]
+            for piece in ObjectRead([Location(place.channel, place.object)], 0, end, clock=self._clock):
+                digest.update(piece)
+        return digest
 
     def _message(self) -> Bulk[transfer_pb2.ReadRangeResponse]:
         try:

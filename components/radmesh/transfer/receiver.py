@@ -141,7 +141,7 @@ class TransferReceiver:
                 residence=reader.residence,  # type: ignore[arg-type]
             )
             for data in reader:
-                fields.crc32c = crc32c(data)
+                fields.crc32c, fields.verified = crc32c(data), reader.verified
                 yield Bulk(fields, data)
                 offset += len(data)
                 fields = transfer_pb2.ReadRangeResponse(offset=offset)
