@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYPATHS := components/radmesh native/radmesh_native gateway_proxy/radmesh_gateway_proxy tests bench tools setup.py
+PYPATHS := components/radmesh components/_radmesh_htj2k.py native/radmesh_native gateway_proxy/radmesh_gateway_proxy tests bench tools setup.py
 PATHS ?= $(PYPATHS)
 
 .DEFAULT_GOAL := help

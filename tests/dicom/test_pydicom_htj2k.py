@@ -1,15 +1,22 @@
 """pydicom decodes HTJ2K by our decoder, in every transfer syntax that has it."""
 
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
 import imagecodecs
 import numpy as np
+import openjpeg
 import pydicom
 import pytest
-from htj2k_support import Frame, made
+from htj2k_support import Frame, made, openjpeg_
 from htj2k_writer import refined
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, SecondaryCaptureImageStorage, generate_uid
 
+from _radmesh_htj2k import decode_pixel_data
 from radmesh.dicom import pydicom_htj2k
 from radmesh.dicom.frame_decoder import FrameDecoder
 from radmesh_native import htj2k
@@ -56,8 +63,9 @@ def test_frames_with_loss() -> None:
     frame = made((60, 70, 3), 8, False, "smooth", 2)
     codestream = bytes(imagecodecs.htj2k_encode(frame, reversible=False, rgb=True))
     ds = dataset(HTJ2K, frame[None], [codestream], 8, "YBR_ICT")
-    ours, theirs = (pixel_array(ds, decoding_plugin=plugin).astype(int) for plugin in ("radmesh", "pylibjpeg"))
-    assert np.abs(ours - theirs).max() <= 1
+    for plugin in ("radmesh", "pylibjpeg"):
+        ours = pixel_array(ds, decoding_plugin=plugin).astype(int)
+        assert np.abs(ours - openjpeg_(codestream)).max() <= 1
 
 
 def test_ours_is_asked_first_and_others_after_it() -> None:
@@ -80,12 +88,16 @@ def test_a_broken_frame_says_why() -> None:
         pixel_array(ds, decoding_plugin="radmesh")
 
 
-def test_the_process_that_tries_frames_has_it() -> None:
-    """A code stream that the OpenJPEG of pylibjpeg does not read: sets of passes of its block are left out."""
+def left_out() -> tuple[bytes, Frame]:
+    """A code stream that OpenJPEG does not read, for sets of passes of its block are left out; and its frame."""
     codestream, frame = refined(made((40, 50), 10, True, "smooth", 1), 3, skipped=2)
-    ds = dataset(HTJ2K, frame[None].astype("i2"), [codestream], 12, "MONOCHROME2")
     with pytest.raises(RuntimeError):
-        pixel_array(ds, decoding_plugin="pylibjpeg")
+        openjpeg_(codestream)
+    return codestream, frame.astype("i2")
+
+
+def test_the_process_that_tries_frames_decodes_by_it() -> None:
+    codestream, _ = left_out()
     values = {
         "uid": str(HTJ2K),
         "rows": 40,
@@ -101,3 +113,42 @@ def test_the_process_that_tries_frames_has_it() -> None:
         assert decoder(codestream, values)
     finally:
         decoder.close()
+
+
+# A process in which nobody said anything.
+UNTOLD = """
+import sys
+import numpy, pydicom
+import pydicom.pixels.decoders
+assert not [name for name in sys.modules if name.startswith("radmesh")]
+ds = pydicom.dcmread(sys.argv[1])
+numpy.save(sys.argv[2], ds.pixel_array)
+assert pydicom.pixels.get_decoder(ds.file_meta.TransferSyntaxUID).available_plugins == ("pylibjpeg",)
+"""
+
+
+def test_pydicom_has_it_where_radmesh_is_installed(tmp_path: Path) -> None:
+    for syntax in SYNTAXES:
+        found = entry_points(group="pylibjpeg.pixel_data_decoders", name=syntax)
+        assert decode_pixel_data in [entry.load() for entry in found]
+    codestream, frame = left_out()
+    ds = dataset(HTJ2KLosslessRPCL, frame[None], [codestream], 12, "MONOCHROME2")
+    ds.save_as(tmp_path / "image.dcm", enforce_file_format=True)
+    subprocess.run(
+        [sys.executable, "-P", "-c", UNTOLD, str(tmp_path / "image.dcm"), str(tmp_path / "frame.npy")], check=True
+    )
+    assert np.array_equal(np.load(tmp_path / "frame.npy"), frame)
+
+
+@pytest.mark.parametrize(("bits", "signed", "colour"), [(12, True, False), (16, False, False), (8, False, True)])
+def test_the_plugin_of_pylibjpeg_is_as_that_of_openjpeg(bits: int, signed: bool, colour: bool) -> None:
+    frame = made((40, 50, 3) if colour else (40, 50), bits, signed, "smooth", 1)
+    codestream = htj2k.encode(frame, bits_stored=bits).codestream
+    options = {"rows": 40, "columns": 50, "samples_per_pixel": 3 if colour else 1}
+    assert decode_pixel_data(codestream, version=2, **options) == openjpeg.decode_pixel_data(codestream, version=2)
+    assert np.array_equal(decode_pixel_data(codestream), openjpeg.decode_pixel_data(codestream))
+    # What ours refuses OpenJPEG gets: it cuts off what is larger than the data set says, say.
+    options["rows"] = 20
+    assert decode_pixel_data(codestream, version=2, **options) == openjpeg.decode_pixel_data(codestream, version=2)
+    with pytest.raises(RuntimeError):
+        decode_pixel_data(codestream[:100], version=2)

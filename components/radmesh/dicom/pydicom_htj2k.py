@@ -1,12 +1,14 @@
 """HTJ2K of pydicom's data sets by our own decoder: a decoding plugin of pydicom 3 for .201, .202 and .203.
 
+Where radmesh is installed pydicom has our decoder through pylibjpeg, without a word (components/_radmesh_htj2k.py), and
+OpenJPEG for what ours refuses. This is for who wants to name it, or to hear why a frame is refused:
+
     from radmesh.dicom import pydicom_htj2k
 
     pydicom_htj2k.register()
-    pydicom.dcmread("image.dcm").pixel_array
+    pydicom.pixels.pixel_array("image.dcm", decoding_plugin="radmesh")
 
-Whoever wants it says so once in a process: pydicom looks for no plugins by itself. It is then tried before pylibjpeg,
-which still gets what ours refuses (a code stream of several layers, say).
+It is then asked before pylibjpeg, which still gets what ours refuses.
 """
 
 from typing import Final
