@@ -223,12 +223,23 @@ def encoded(value: object, vr: str) -> bytes:
     return struct.pack("<H", int(str(value))) if vr == "US" else str(value).encode()
 
 
+def with_name(number: int, name: bytes) -> tuple[str, bytes]:
+    """SOP Instance UID and data set of an image of a patient of that name, as it stands."""
+    uid = generate_uid()
+    named = ((e.tag, str(e.VR)[:2], name if e.keyword == "PatientName" else encoded(e.value, str(e.VR)))
+             for e in image(number, SOPInstanceUID=uid))  # fmt: skip
+    return uid, explicit(*named)
+
+
 CODED, UNREADABLE = ("CODED", ""), ("NONE", "DATA_SET_UNREADABLE")
 OBJECTS: Mapping[str, tuple[Callable[[], tuple[str, bytes]], tuple[str, str]]] = {
     "deep in the head, defined": (lambda: with_deep(961, 0x00081140, undefined=False), CODED),
     "deep behind it, defined": (lambda: with_deep(962, 0x00400275, undefined=False), CODED),
     "deep behind it, undefined": (lambda: with_deep(963, 0x00400275, undefined=True), UNREADABLE),
     "not so deep, undefined": (lambda: with_deep(964, 0x00081140, undefined=True, levels=31), CODED),
+    "a NUL within a name": (lambda: with_name(965, b"Doe\0^John"), CODED),
+    "a name of control characters": (lambda: with_name(966, bytes(range(1, 32)) + b"\x7f\xff"), CODED),
+    "a name of a megabyte, were it not cut": (lambda: with_name(967, b"Doe^" + b"x" * 65_000), CODED),
 }
 
 

@@ -25,15 +25,20 @@ class AdmissionKey:
 
     @classmethod
     def of(cls, station: str, header: QueryableHeader) -> "AdmissionKey":
-        """Return the key of an object that `station` sent."""
+        """Return the key of an object that `station` sent; without NULs, which the database does not keep."""
         return cls(
-            station=station,
-            study_instance_uid=header.text("StudyInstanceUID"),
-            patient_id=header.text("PatientID"),
-            issuer_of_patient_id=header.text("IssuerOfPatientID"),
-            patient_name=header.text("PatientName"),
-            patient_birth_date=header.text("PatientBirthDate"),
-            accession_number=header.text("AccessionNumber"),
+            station,
+            *(
+                header.text(keyword).replace("\0", "")
+                for keyword in (
+                    "StudyInstanceUID",
+                    "PatientID",
+                    "IssuerOfPatientID",
+                    "PatientName",
+                    "PatientBirthDate",
+                    "AccessionNumber",
+                )
+            ),
         )
 
     @classmethod
