@@ -43,7 +43,7 @@ from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.intake import Intake, Mark, Senders
 from radmesh_gateway_proxy.negotiation import Negotiator, Policy
 from radmesh_gateway_proxy.services.exchange import Peer, Sent
-from radmesh_gateway_proxy.services.registry import abstract_syntaxes, extended
+from radmesh_gateway_proxy.services.registry import abstract_syntaxes, extended, reported
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 from radmesh_gateway_proxy.tally import Board, Tally
 from radmesh_gateway_proxy.tls import Tunnel, accept
@@ -139,6 +139,7 @@ class Acceptor:
                 transfer_syntaxes(),
                 abstract_syntaxes(),
                 extended(),
+                reported(),
                 ae_title=self.config.ae_title,
                 require_called_ae=self.config.require_called_ae,
                 max_pdu=self.config.max_pdu,

@@ -17,7 +17,7 @@ from radmesh_gateway_proxy.dimse import Status
 from radmesh_gateway_proxy.negotiation import MOST_OPERATIONS, STORAGE_EXTENDED_NEGOTIATION
 from radmesh_gateway_proxy.objects import FALLBACKS
 from radmesh_gateway_proxy.pdus import APPLICATION_CONTEXT_NAME
-from radmesh_gateway_proxy.services import commitment, procedure_step
+from radmesh_gateway_proxy.services import asking, commitment, procedure_step
 from radmesh_gateway_proxy.services.registry import services
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 
@@ -71,7 +71,10 @@ def document() -> str:
                     "Asynchronous operations",
                     f"window {MOST_OPERATIONS}, 1; responses come in the requests' order",
                 ),
-                ("SCP/SCU role selection", "the SCP role of storage classes is accepted, for C-GET"),
+                (
+                    "SCP/SCU role selection",
+                    "the SCP role of storage classes is accepted, for C-GET; of Storage Commitment, for reports",
+                ),
                 (
                     "Extended negotiation of storage classes",
                     f"{' '.join(f'{byte:02X}' for byte in STORAGE_EXTENDED_NEGOTIATION)}: level 2, nothing is coerced",
@@ -101,7 +104,7 @@ def document() -> str:
         "",
         "## Services, as SCU",
         "",
-        "- Storage (C-STORE), of a C-MOVE, of `radmesh send` and of routes: each SOP class is proposed with every transfer",
+        "- Storage (C-STORE), of a C-MOVE, `radmesh send` and routes: each SOP class is proposed with every transfer",
         "  syntax that its objects are stored in, or with those that the station prefers, one a presentation context,",
         f"  and with {_syntaxes(FALLBACKS)}. Objects go as stored where that is",
         "  accepted; else they are re-encoded, compressed pixel data decoded. One association carries what fits 128",
@@ -109,6 +112,9 @@ def document() -> str:
         f"- {', '.join(f'0x{status:04X}' for status in sorted(WARNINGS))} of a C-STORE count as warnings, others but",
         "  0x0000 as failures.",
         "- Storage Commitment (N-EVENT-REPORT): on a new association, or the one that was asked on.",
+        "- Storage Commitment (N-ACTION), of what stations with the option `commit` were sent, 10,000 instances a",
+        "  transaction. The report is taken on an association that the station opens, with the role of the SCP; it is",
+        "  asked again each hour until it reports. What it does not store is sent once more.",
         "",
         "What leaves carries corrected demographics (docs/reference/overlay.md), with what was there before in",
         "Original Attributes Sequence (0400,0561). Every other byte is that which came, unless the character set",
@@ -125,6 +131,10 @@ def document() -> str:
         "is sent again, at most every 10 min, until the station answers it with 0x0000; also after a restart.",
         "",
         *_table(("status", "when"), ((f"0x{status:04X}", text) for status, text in commitment.STATUSES)),
+        "",
+        "## Statuses of Storage Commitment (N-EVENT-REPORT)",
+        "",
+        *_table(("status", "when"), ((f"0x{status:04X}", text) for status, text in asking.STATUSES)),
         "",
         "## Statuses of Performed Procedure Step (N-CREATE, N-SET)",
         "",

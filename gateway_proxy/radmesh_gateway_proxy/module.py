@@ -10,6 +10,7 @@ from radmesh.transfer.stations import StationKeeper
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.sends import Sends
 from radmesh_gateway_proxy.service import EdgeService
+from radmesh_gateway_proxy.services.asking import Asker
 from radmesh_gateway_proxy.services.commitment import Reporter
 from radmesh_gateway_proxy.supervisor import Supervisor
 
@@ -23,7 +24,9 @@ class GatewayProxy:
         configured = context.settings.get("stations", ())
         self._supervisor = Supervisor(config, configured, context)
         stations = Stations(configured)
-        self._workers = Group([StationKeeper(context, stations), Reporter(config, context, stations)])
+        self._workers = Group(
+            [StationKeeper(context, stations), Reporter(config, context, stations), Asker(config, context, stations)]
+        )
         self._sends = Sends(config, context)
         self._server = context.server(max_workers=8)
         self._server.add(_EDGE, EdgeService(config, context, stations))

@@ -51,6 +51,7 @@ class Policy:
         transfer_syntaxes: Transfer Syntax UIDs in which a data set may come; none is transcoded.
         services: transfer syntaxes by abstract syntax, of all that is served beside storage and verification.
         extended: of those, who answers extended negotiation.
+        reported: of those, which a peer may be SCP of, to send us reports.
         ae_title: this side's AE title.
         require_called_ae: whether a caller must name it.
         max_pdu: bytes of a P-DATA-TF behind its header that this side takes.
@@ -60,6 +61,7 @@ class Policy:
     transfer_syntaxes: Collection[str]
     services: Mapping[str, Collection[str]] = field(default_factory=dict)
     extended: Mapping[str, Callable[[bytes], bytes]] = field(default_factory=dict)
+    reported: Collection[str] = frozenset()
     ae_title: str = "RADMESH"
     require_called_ae: bool = False
     max_pdu: int = 131_072
@@ -138,8 +140,8 @@ def _reply(context: ProposedContext, role: RoleSelection | None, policy: Policy)
     storage = uid in policy.storage_sop_classes
     if not storage and uid != VERIFICATION_SOP_CLASS and uid not in policy.services:
         return ContextReply(context.context_id, ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED, first)
-    if role is not None and not role.scu and not (role.scp and storage):
-        # The peer wants to be served only, and only objects are sent on an association that was not opened here.
+    if role is not None and not role.scu and not (role.scp and (storage or uid in policy.reported)):
+        # The peer wants to be served only; but objects alone are sent on an association that was not opened here.
         return ContextReply(context.context_id, ContextResult.USER_REJECTION, first)
     known = policy.services.get(uid, policy.transfer_syntaxes)
     for transfer_syntax in context.transfer_syntaxes:
@@ -156,7 +158,11 @@ def _user_information(asked: UserInformation, accepted: Collection[str], policy:
         # Of the requestor's view: what it may invoke, and what it has to perform, for which it is asked one at a time.
         async_window=asked.async_window and (min(asked.async_window[0] or MOST_OPERATIONS, MOST_OPERATIONS), 1),
         roles=tuple(
-            RoleSelection(r.sop_class_uid, scu=r.scu, scp=r.scp and r.sop_class_uid in policy.storage_sop_classes)
+            RoleSelection(
+                r.sop_class_uid,
+                scu=r.scu,
+                scp=r.scp and (r.sop_class_uid in policy.storage_sop_classes or r.sop_class_uid in policy.reported),
+            )
             for r in asked.roles
             if r.sop_class_uid in accepted
         ),

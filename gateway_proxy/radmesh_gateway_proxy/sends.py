@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Final
 
-from radmesh.api.database.v1 import database_pb2, routing_pb2, stations_pb2
+from radmesh.api.database.v1 import commitment_pb2, database_pb2, routing_pb2, stations_pb2
 from radmesh.dicom.stations import Station, Stations
 from radmesh.dicom.transcoding import Transcoder
 from radmesh.runtime.context import Context
@@ -22,6 +22,7 @@ from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.delivery import Delivery, GoneError, Store, is_done
 from radmesh_gateway_proxy.key_images import KEY_OBJECTS, referenced
 from radmesh_gateway_proxy.objects import Finder, Prepared
+from radmesh_gateway_proxy.services.asking import OPTION
 
 KIND: Final = "send"
 """Kind of job; its payload is {"study": UID, "station": AE title}, and of a route "routes": names, "new": true, and
@@ -99,6 +100,9 @@ class Sends:
         self._log = context.log
         self._jobs = context.client(services["JobService"], "database-server")
         self._routes = context.client(routing_pb2.DESCRIPTOR.services_by_name["RouteService"], "database-server")
+        self._commitments = context.client(
+            commitment_pb2.DESCRIPTOR.services_by_name["StationCommitmentService"], "database-server"
+        )
         self._registry = context.client(stations_pb2.DESCRIPTOR.services_by_name["StationService"], "database-server")
         self._transcoder = Transcoder()
         self._stopping = threading.Event()
@@ -198,7 +202,14 @@ class Sends:
             text = f"{len(failures)} of {len(items)} instances were not sent; {worst.message}"
             raise RadmeshError(worst.reason, text)
         self._log.info("study sent", job=job.id, ae_title=title, instances=len(items), attempt=job.attempt)
-        return f"{len(items)} {'instance' if len(items) == 1 else 'instances'} sent"
+        said = f"{len(items)} {'instance' if len(items) == 1 else 'instances'} sent"
+        if OPTION in station.options:
+            # Durable before the job has ended: who dies here does both again.
+            self._commitments.RequestStationCommitment(
+                commitment_pb2.RequestStationCommitmentRequest(study_instance_uid=study, station=title, job_id=job.id)
+            )
+            said += "; the station is asked whether it stores them for good"
+        return said
 
     def _delivered(self, study: str, title: str) -> set[str]:
         """Return the instances that a station has been sent, or came from it."""

@@ -205,7 +205,7 @@ def sending(m: database_pb2.Job) -> model.Sending:
 def station(m: stations_pb2.Station) -> model.Station:
     """Convert a station."""
     values: dict[str, Any] = {field.name: getattr(m, field.name) for field in m.DESCRIPTOR.fields}
-    for name in ("addresses", "grants", "transfer_syntaxes"):
+    for name in ("addresses", "grants", "transfer_syntaxes", "options"):
         values[name] = tuple(values[name])
     return model.Station(**values | {"update_time": time_of(m.update_time)})
 

@@ -222,6 +222,7 @@ class Station:
     character_set: str = ""
     transfer_syntaxes: tuple[str, ...] = ()
     commit_report: str = "auto"
+    options: tuple[str, ...] = ()
     edited: bool = False
     version: int = 0
     update_time: datetime | None = None

@@ -29,6 +29,7 @@ _TEXTS: Final = (
 _LISTS: Final = (
     ("addresses", "IP addresses or networks it calls from, with commas; '' = any"),
     ("grants", f"what it may do, with commas: {', '.join(stations.GRANTS)}"),
+    ("options", f"what is done for it beside, with commas: {', '.join(stations.OPTIONS)}; '' = nothing"),
     ("transfer_syntaxes", "UIDs it is sent objects in, the best first, with commas; '' = as stored"),
 )
 _SWITCHES: Final = (

@@ -37,6 +37,7 @@ from radmesh.database_server.reports import TOPIC, Reports
 from radmesh.database_server.routing import Routing
 from radmesh.database_server.routing_service import RouteService
 from radmesh.database_server.schema import MIGRATIONS, outbox, studies
+from radmesh.database_server.station_commitment import StationCommitments, StationCommitmentService
 from radmesh.database_server.stations import StationRegistry, StationService
 from radmesh.database_server.statuses import Statuses
 from radmesh.database_server.verification import Verifications
@@ -107,6 +108,10 @@ class DatabaseServer:
             ("CommitmentService", CommitmentService(commitments)),
             ("ProcedureStepService", ProcedureStepService(steps)),
             ("RouteService", RouteService(routing)),
+            (
+                "StationCommitmentService",
+                StationCommitmentService(StationCommitments(self._database, self._feed, clock)),
+            ),
         ):
             self._server.add(_SERVICES[name], implementation)
         self._server.add(

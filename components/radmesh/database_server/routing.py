@@ -298,7 +298,7 @@ class Routing:
         connection.execute(
             statement.on_conflict_do_update(
                 index_elements=["instance", "station"],
-                set_={name: after[name] for name in ("state", "job", "time")},
+                set_={name: after[name] for name in ("state", "job", "time", "transaction_uid")},
                 where=sa.or_(after.state != DELIVERY_FAILED, deliveries.c.state == DELIVERY_FAILED),
             ),
             [
@@ -308,6 +308,7 @@ class Routing:
                     "state": state,
                     "job": job,
                     "time": micros(self._clock.now()),
+                    "transaction_uid": "",
                 }
                 for one in ids
             ],

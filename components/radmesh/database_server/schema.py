@@ -452,6 +452,20 @@ deliveries = Table(
     _number("state"),
     _number("job"),
     _number("time"),
+    # Of the request whether the station stores it for good; empty = it was not asked.
+    _text("transaction_uid"),
+    Index(None, "transaction_uid"),
+)
+# Whether stations store for good what a job has sent.
+station_commitments = Table(
+    "station_commitments",
+    metadata,
+    Column("transaction_uid", String(64), primary_key=True),
+    _text("station"),
+    _number("job"),
+    _number("request_time"),
+    # When it answered; 0 = it has not.
+    _number("finish_time"),
 )
 # Requests for Storage Commitment. `items` is JSON: [SOP Class UID, SOP Instance UID] of each object.
 commitments = Table(

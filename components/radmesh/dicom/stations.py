@@ -19,6 +19,7 @@ STUDY_KEYS: Final = (
 PATIENT_KEYS: Final = ("id", "name", "id+name")
 ON_RIS_UNAVAILABLE: Final = ("mark", "hold")
 COMMIT_REPORTS: Final = ("auto", "same", "new")
+OPTIONS: Final = ("commit",)
 # Defined terms of Specific Character Set (PS3.3 C.12.1.1.2) that stand for one set alone.
 CHARACTER_SETS: Final = (
     *("", "ISO_IR 100", "ISO_IR 101", "ISO_IR 109", "ISO_IR 110", "ISO_IR 144", "ISO_IR 127", "ISO_IR 126"),
@@ -48,6 +49,7 @@ class Station:
         transfer_syntaxes: Transfer Syntax UIDs that it is sent objects in, the best first; none = as stored.
         commit_report: where a report of Storage Commitment goes: a "new" association to it, the "same" one that it
             asked on, or "auto": a new one if it has a host and port.
+        options: what is done for it beside: "commit" asks it whether it stores for good what it was sent.
     """
 
     ae_title: str
@@ -67,6 +69,7 @@ class Station:
     character_set: str = ""
     transfer_syntaxes: tuple[str, ...] = ()
     commit_report: str = "auto"
+    options: tuple[str, ...] = ()
     networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +89,7 @@ class Station:
             ("character_set", self.character_set, CHARACTER_SETS),
             ("commit_report", self.commit_report, COMMIT_REPORTS),
             *(("grants", grant, GRANTS) for grant in self.grants),
+            *(("options", option, OPTIONS) for option in self.options),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} {value!r}: one of {', '.join(filter(None, allowed))}")
@@ -100,8 +104,8 @@ class Station:
                 raise ValueError(f"{name} {value[:80]!r}: {rule}")
         if not 0 <= self.port < 65536 or bool(self.port) != bool(self.host):
             raise ValueError("port: 1 to 65535, together with host")
-        if max(len(self.addresses), len(self.grants), len(self.transfer_syntaxes)) > _MOST:
-            raise ValueError(f"addresses, grants, transfer_syntaxes: at most {_MOST}")
+        if max(map(len, (self.addresses, self.grants, self.transfer_syntaxes, self.options))) > _MOST:
+            raise ValueError(f"addresses, grants, transfer_syntaxes, options: at most {_MOST}")
         try:
             networks = tuple(ipaddress.ip_network(address, strict=False) for address in self.addresses)
         except ValueError as error:

@@ -256,6 +256,12 @@ class Station:
         "it asked on, or `auto`: a new one if it has a host.",
         choices=stations.COMMIT_REPORTS,
     )
+    options: tuple[str, ...] = setting(
+        (),
+        doc="What is done for it beside: `commit` asks it, for all that it was sent, whether it stores that for good "
+        "(Storage Commitment); what it does not is sent once more.",
+        choices=stations.OPTIONS,
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what is wrong between its settings."""

@@ -24,25 +24,25 @@ from radmesh_gateway_proxy.services.exchange import Exchange, RefusalError
 from radmesh_gateway_proxy.services.registry import UNCOMPRESSED
 
 COMMITMENT_SOP_CLASSES: Final = {"1.2.840.10008.1.20.1": "Storage Commitment Push Model"}
-_SOP_CLASS: Final = "1.2.840.10008.1.20.1"
-_SOP_INSTANCE: Final = "1.2.840.10008.1.20.1.1"
+SOP_CLASS: Final = "1.2.840.10008.1.20.1"
+SOP_INSTANCE: Final = "1.2.840.10008.1.20.1.1"
 _RETRIEVE_AE_TITLE: Final = 0x00080054
-_REFERENCED_SOP_CLASS: Final = 0x00081150
-_REFERENCED_SOP_INSTANCE: Final = 0x00081155
-_TRANSACTION_UID: Final = 0x00081195
+REFERENCED_SOP_CLASS: Final = 0x00081150
+REFERENCED_SOP_INSTANCE: Final = 0x00081155
+TRANSACTION_UID: Final = 0x00081195
 _FAILURE_REASON: Final = 0x00081197
 _FAILED: Final = 0x00081198
-_REFERENCED: Final = 0x00081199
+REFERENCED: Final = 0x00081199
 _ACTION_TYPE: Final = 1
 _ALL_STORED, _SOME_NOT = 1, 2  # Event Type ID
-_REFERENCES_MOST: Final = 20_000
-_BYTES_MOST: Final = 4 << 20
+REFERENCES_MOST: Final = 20_000
+BYTES_MOST: Final = 4 << 20
 STATUSES: Final = (
     (Status.PROCESSING_FAILURE, "an open request with the Transaction UID names other objects"),
     (Status.NO_SUCH_OBJECT_INSTANCE, "the SOP Instance is not the well-known one"),
     (Status.INVALID_ARGUMENT_VALUE, "nothing is asked about, or a UID is missing or none"),
     (Status.NO_SUCH_ACTION, "the Action Type is not 1"),
-    (Status.RESOURCE_LIMITATION, f"it cannot be kept now, or asks about more than {_REFERENCES_MOST} objects"),
+    (Status.RESOURCE_LIMITATION, f"it cannot be kept now, or asks about more than {REFERENCES_MOST} objects"),
 )
 _SERVICE: Final = commitment_pb2.DESCRIPTOR.services_by_name["CommitmentService"]
 _JOBS: Final = database_pb2.DESCRIPTOR.services_by_name["JobService"]
@@ -58,7 +58,7 @@ _WORKERS: Final = 2
 def commit(exchange: Exchange) -> Outcome:
     """Answer an N-ACTION."""
     request = exchange.request
-    if request.affected_sop_instance_uid != _SOP_INSTANCE:
+    if request.affected_sop_instance_uid != SOP_INSTANCE:
         return Outcome(Status.NO_SUCH_OBJECT_INSTANCE, "the SOP Instance is not the well-known one", (0, 0x1001))
     if request.number(Element.ACTION_TYPE_ID) != _ACTION_TYPE:
         return Outcome(Status.NO_SUCH_ACTION, "the one Action Type is 1", (0, int(Element.ACTION_TYPE_ID)))
@@ -94,28 +94,28 @@ def _requested(exchange: Exchange) -> tuple[str, list[tuple[str, str]]]:
     Raises:
         RefusalError: they cannot be had.
     """
-    data = exchange.identifier(_BYTES_MOST, too_long=Status.RESOURCE_LIMITATION)
+    data = exchange.identifier(BYTES_MOST, too_long=Status.RESOURCE_LIMITATION)
     implicit = exchange.context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
     try:
-        information = read_data_set(data, implicit=implicit, most=_BYTES_MOST, keys_most=4 * _REFERENCES_MOST)
+        information = read_data_set(data, implicit=implicit, most=BYTES_MOST, keys_most=4 * REFERENCES_MOST)
     except RadmeshError as error:
         raise RefusalError(Outcome(Status.INVALID_ARGUMENT_VALUE, error.message[:64])) from None
-    transaction_uid = information.value(_TRANSACTION_UID)
+    transaction_uid = information.value(TRANSACTION_UID)
     if not is_valid_uid(transaction_uid):
-        raise _refusal("no Transaction UID", _TRANSACTION_UID)
-    items = next((key.items for key in information.keys if key.tag == _REFERENCED), ())
+        raise _refusal("no Transaction UID", TRANSACTION_UID)
+    items = next((key.items for key in information.keys if key.tag == REFERENCED), ())
     references = [_reference(item) for item in items]
     if not references:
-        raise _refusal("nothing is asked about", _REFERENCED)
-    if len(references) > _REFERENCES_MOST:
-        raise RefusalError(Outcome(Status.RESOURCE_LIMITATION, f"at most {_REFERENCES_MOST} objects a transaction"))
+        raise _refusal("nothing is asked about", REFERENCED)
+    if len(references) > REFERENCES_MOST:
+        raise RefusalError(Outcome(Status.RESOURCE_LIMITATION, f"at most {REFERENCES_MOST} objects a transaction"))
     return transaction_uid, references
 
 
 def _reference(item: Key) -> tuple[str, str]:
     within = Identifier(item.items)
-    pair = within.value(_REFERENCED_SOP_CLASS), within.value(_REFERENCED_SOP_INSTANCE)
-    for uid, tag in zip(pair, (_REFERENCED_SOP_CLASS, _REFERENCED_SOP_INSTANCE), strict=True):
+    pair = within.value(REFERENCED_SOP_CLASS), within.value(REFERENCED_SOP_INSTANCE)
+    for uid, tag in zip(pair, (REFERENCED_SOP_CLASS, REFERENCED_SOP_INSTANCE), strict=True):
         if not is_valid_uid(uid):
             raise _refusal("an item has no such UID", tag)
     return pair
@@ -137,16 +137,16 @@ def report_of(
     stored, failed = [], []
     for each in references:
         item: list[Any] = [
-            (_REFERENCED_SOP_CLASS, "UI", each.sop_class_uid),
-            (_REFERENCED_SOP_INSTANCE, "UI", each.sop_instance_uid),
+            (REFERENCED_SOP_CLASS, "UI", each.sop_class_uid),
+            (REFERENCED_SOP_INSTANCE, "UI", each.sop_instance_uid),
         ]
         if each.failure_reason:
             failed.append([*item, (_FAILURE_REASON, "US", int(each.failure_reason))])
         else:
             stored.append(item)
     elements: list[Any] = [(_RETRIEVE_AE_TITLE, "AE", ae_title)] if stored else []
-    elements.append((_TRANSACTION_UID, "UI", transaction_uid))
-    elements += [(tag, "SQ", items) for tag, items in ((_FAILED, failed), (_REFERENCED, stored)) if items]
+    elements.append((TRANSACTION_UID, "UI", transaction_uid))
+    elements += [(tag, "SQ", items) for tag, items in ((_FAILED, failed), (REFERENCED, stored)) if items]
     data = b"".join(write_element(element, implicit=implicit, codec="ascii") for element in elements)
     return _SOME_NOT if failed else _ALL_STORED, data
 
@@ -179,8 +179,8 @@ def _ask(exchange: Exchange, database: Any, transaction_uid: str, found: Any) ->
         return encode_request(
             Command.N_EVENT_REPORT,
             message_id,
-            _SOP_CLASS,
-            _SOP_INSTANCE,
+            SOP_CLASS,
+            SOP_INSTANCE,
             has_data_set=True,
             elements={int(Element.EVENT_TYPE_ID): us(event)},
         )
@@ -256,17 +256,17 @@ class Reporter:
             if found.finished or found.version != int(version):
                 return 0.0, "", ""  # a request that came again has a job of its own
             if not found.decided:
-                return _later(job.attempt, 1.0, 60.0), "REGISTRATION_LATE", "not every store has told what it has"
+                return later(job.attempt, 1.0, 60.0), "REGISTRATION_LATE", "not every store has told what it has"
             known = self._stations.lookup(station)
             if known is None or not _is_called(known):
                 # It hears of it when it asks again.
-                return _later(job.attempt, 5.0, 600.0), "STATION_UNKNOWN", "the station has no host: set one, or wait"
+                return later(job.attempt, 5.0, 600.0), "STATION_UNKNOWN", "the station has no host: set one, or wait"
             self._report(known, transaction_uid, found)
         except RadmeshError as error:
             if error.reason == "TRANSACTION_NOT_FOUND":
                 return 0.0, "", ""
             self._log.warning("commitment not reported", station=station, reason=error.reason, text=error.message)
-            return _later(job.attempt, 2.0, 600.0), error.reason, error.message
+            return later(job.attempt, 2.0, 600.0), error.reason, error.message
         self._database.FinishCommitment(
             commitment_pb2.FinishCommitmentRequest(
                 station=station, transaction_uid=transaction_uid, version=found.version
@@ -289,10 +289,10 @@ class Reporter:
             max_pdu=self._config.max_pdu,
             tls=dialer_of(station, self._config, self._context),
         )
-        proposed = [ProposedContext(1, _SOP_CLASS, UNCOMPRESSED)]
-        roles = [RoleSelection(_SOP_CLASS, scu=False, scp=True)]
+        proposed = [ProposedContext(1, SOP_CLASS, UNCOMPRESSED)]
+        roles = [RoleSelection(SOP_CLASS, scu=False, scp=True)]
         with Requestor(target, proposed, roles=roles) as requestor:
-            context = requestor.context_of(_SOP_CLASS)
+            context = requestor.context_of(SOP_CLASS)
             if context is None:
                 raise RadmeshError("STATION_REFUSED", "the station does not accept Storage Commitment with us as SCP")
             implicit = context.transfer_syntax == IMPLICIT_VR_LITTLE_ENDIAN
@@ -300,8 +300,8 @@ class Reporter:
             response, _ = requestor.request(
                 context,
                 Command.N_EVENT_REPORT,
-                _SOP_CLASS,
-                _SOP_INSTANCE,
+                SOP_CLASS,
+                SOP_INSTANCE,
                 data_set=data,
                 elements={int(Element.EVENT_TYPE_ID): us(event)},
             )
@@ -310,6 +310,6 @@ class Reporter:
             raise RadmeshError("STATION_REFUSED", f"the station answers the report with 0x{response.status:04X}")
 
 
-def _later(attempt: int, first: float, most: float) -> float:
+def later(attempt: int, first: float, most: float) -> float:
     """Seconds until the next try, of which each is twice as far as the one before."""
     return float(min(first * 2 ** min(max(attempt, 1) - 1, 20), most))

@@ -44,7 +44,7 @@ class Service:
 def services() -> tuple[Service, ...]:
     """Return all services."""
     # Handlers know what is told here.
-    from radmesh_gateway_proxy.services import commitment, find, procedure_step, retrieve  # noqa: PLC0415
+    from radmesh_gateway_proxy.services import asking, commitment, find, procedure_step, retrieve  # noqa: PLC0415
 
     return (
         Service("Query", Command.C_FIND, find.QUERY_SOP_CLASSES, "query", find.find, extended=find.extended),
@@ -52,6 +52,13 @@ def services() -> tuple[Service, ...]:
         Service("Retrieve", Command.C_MOVE, retrieve.MOVE_SOP_CLASSES, "retrieve", retrieve.move),
         Service("Retrieve", Command.C_GET, retrieve.GET_SOP_CLASSES, "retrieve", retrieve.get, stores=True),
         Service("Storage Commitment", Command.N_ACTION, commitment.COMMITMENT_SOP_CLASSES, "commit", commitment.commit),
+        Service(
+            "Storage Commitment, reports",
+            Command.N_EVENT_REPORT,
+            commitment.COMMITMENT_SOP_CLASSES,
+            "",
+            asking.reported,
+        ),
         *(
             Service("Performed Procedure Step", command, procedure_step.PROCEDURE_STEP_SOP_CLASSES, "mpps", handler)
             for command, handler in ((Command.N_CREATE, procedure_step.create), (Command.N_SET, procedure_step.change))
@@ -75,3 +82,9 @@ def abstract_syntaxes() -> Mapping[str, tuple[str, ...]]:
 def extended() -> Mapping[str, Callable[[bytes], bytes]]:
     """Return who answers extended negotiation, by SOP class."""
     return MappingProxyType({uid: s.extended for s in services() if s.extended for uid in s.sop_classes})
+
+
+@cache
+def reported() -> frozenset[str]:
+    """Return the SOP classes of which a peer may be SCP, to send us reports."""
+    return frozenset(uid for s in services() if s.command == Command.N_EVENT_REPORT for uid in s.sop_classes)
