@@ -90,6 +90,7 @@ class Senders:
 
     def __init__(self, make: Callable[[], Sender], most: int, *, patience: float = 10.0) -> None:
         self._make = make
+        self._most = most
         self._patience = patience
         self._free: SimpleQueue[None] = SimpleQueue()
         for _ in range(most):
@@ -109,7 +110,9 @@ class Senders:
         return self._one()
 
     def spare(self) -> Sender | None:
-        """As `borrow`, without waiting: None where all are in use."""
+        """As `borrow`, for who has one already: never waits, and leaves half of all to those who have none; or None."""
+        if self._free.qsize() <= self._most // 2:
+            return None
         try:
             self._free.get_nowait()
         except Empty:
@@ -363,11 +366,11 @@ class Intake:
 
     def _borrow(self) -> Sender:
         """Borrow a sender; who has one already waits for none, or all might wait for each other."""
-        sender = self._senders.spare()
-        if sender is not None:
-            return sender
-        self._settle_all()
-        return self._senders.borrow()
+        sender = self._senders.spare() if self._underway else None
+        if sender is None:
+            self._settle_all()
+            sender = self._senders.borrow()
+        return sender
 
     def _settle_all(self) -> None:
         while self._underway:

@@ -181,11 +181,10 @@ class Line:
             raise RadmeshError("PEER_UNAVAILABLE", "the other side cannot be reached") from error
 
     def _begin(self, fields: list[tuple[str, str]], *, window: bool) -> None:
-        descriptor = _window() if window and self._connection.takes_descriptor else -1
+        descriptor, view = _window() if window and self._connection.takes_descriptor else (-1, None)
         try:
             self._connection.send_headers(fields, begin=True, descriptor=descriptor)
-            if descriptor >= 0:
-                self.window = mmap.mmap(descriptor, WINDOW_BYTES)
+            self.window = view
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -276,18 +275,18 @@ class Line:
         raise RadmeshError("PEER_UNAVAILABLE", f"the line was lost: {error}") from error
 
 
-def _window() -> int:
-    """Return memory that can be shown to another process, and never shrinks under it; -1 if there is none."""
+def _window() -> tuple[int, mmap.mmap | None]:
+    """Return memory that can be shown to another process, and never shrinks under it; -1, None if there is none."""
     descriptor = -1
     try:
         descriptor = os.memfd_create("radmesh-window", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.truncate(descriptor, WINDOW_BYTES)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return descriptor, mmap.mmap(descriptor, WINDOW_BYTES)
     except OSError:
         if descriptor >= 0:
             os.close(descriptor)
-        return -1
-    return descriptor
+        return -1, None
 
 
 def _view_of(descriptor: int) -> memoryview | None:
