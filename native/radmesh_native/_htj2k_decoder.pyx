@@ -80,6 +80,8 @@ cdef enum:
     # The blocks of one packet, or of a tile with several layers, at most; and the precincts of such a tile.
     MAX_BLOCKS = 1 << 22
     MAX_PRECINCTS = 1 << 16
+    # Bytes that planes may have beyond 16 for every sample that there may be.
+    SPARE_ROOM = 1 << 28
 
 
 class CodestreamError(ValueError):
@@ -977,6 +979,9 @@ def decode(codestream, int reduce, int64_t max_samples, into=None):
             d.fused &= are_alike(&d.main.style[c], &d.main.style[0]) and not d.main.style[c].irreversible
         d.narrow = d.fused and d.main.bits + (1 if d.main.colour else 0) <= 12
         room = lay_planes(&d.planes, NULL, &d.main, reduce, d.fused, 2 if d.narrow else 4) + 64
+        # Rows of a thin frame take many times what its samples do: that is not memory which the caller has allowed.
+        if room > SPARE_ROOM + 16 * <size_t> max_samples:
+            raise error_of(TOO_LARGE)
         space = take_space(room)
         if space.memory == NULL:
             raise MemoryError

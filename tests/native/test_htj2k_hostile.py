@@ -137,6 +137,8 @@ GREY, RGB = STREAMS[0], STREAMS[1]
         (changed(GREY, SIZ, 4, struct.pack(">6I", 65535, 65535, 0, 0, 1, 1)), "SIZ is broken"),
         (changed(GREY, SIZ, 4, struct.pack(">II", 65535, 65535)), "SIZ is broken"),
         (changed(GREY, SIZ, 4, struct.pack(">6I", 65535, 65535, 0, 0, 65535, 65535)), "too many samples"),
+        # Few enough, but each in a row of its own.
+        (changed(GREY, SIZ, 4, struct.pack(">6I", 1, 1 << 27, 0, 0, 1, 1 << 27)), "too many samples"),
         (changed(GREY, SIZ, 36, b"\0\2"), "SIZ is broken"),
         (changed(GREY, SIZ, 38, b"\x10"), "more than 16 bits"),
         (changed(GREY, SIZ, 39, b"\2"), "differ in depth or sampling"),
