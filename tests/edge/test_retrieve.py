@@ -313,6 +313,32 @@ def test_a_cancel_ends_a_get_after_the_object_that_is_under_way(edge: Edge, file
     assert counts == [us(n) for n in (0xFE00, NUMBER - 2, 2, 0)]
 
 
+@pytest.mark.parametrize("destination", ["PYNET", ""])
+def test_pending_responses_say_how_far_it_is(edge: Edge, files: list[Path], destination: str) -> None:
+    """By C-MOVE and C-GET: of a receiver that takes its time there is something to say between two objects."""
+
+    def slowly(number: int) -> int:
+        threading.Event().wait(0.25 if number < 2 else 0)
+        return 0xB000 if number == 0 else 0xA700 if number == 1 else 0
+
+    us = raw_dicom.us
+    taken = raw_station.Taken()
+    root = STUDY_MOVE if destination else STUDY_GET
+    contexts = [(1, root, [raw_dicom.IMPLICIT]), (3, raw_dicom.CT, [raw_dicom.EXPLICIT])]
+    with (
+        raw_station.Station(edge.ports["PYNET"], status=slowly),
+        raw_dicom.Client(edge.port, contexts, calling="GETTER", roles=[(raw_dicom.CT, 0, 1)]) as client,
+    ):
+        answer = raw_station.retrieve(client, root, study_keys(STUDY), taken, destination=destination, status=slowly)
+        client.release()
+    # Remaining, completed, failed, warning (PS3.7 9.1.3.1.7 to .10).
+    counts = [[pending[element] for element in range(0x1020, 0x1024)] for pending in taken.pending]
+    assert [us(NUMBER - 1), us(0), us(0), us(1)] in counts
+    assert [us(NUMBER - 2), us(0), us(1), us(1)] in counts
+    assert [answer.get(n) for n in range(0x1020, 0x1024)] == [None, us(NUMBER - 2), us(1), us(1)]
+    assert answer[0x0900] == us(0xB000)
+
+
 def test_a_caller_that_is_cut_off_ends_what_it_began(edge: Edge, files: list[Path]) -> None:
     with Taking(edge.ports["PYNET"], pause=30.0) as taking:
         association, _answers = move_by_pynetdicom(edge, "PYNET")

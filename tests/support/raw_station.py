@@ -24,6 +24,7 @@ class Taken:
     Attributes:
         objects: by SOP Instance UID: transfer syntax and data set; empty where only counted.
         commands: the command set of each C-STORE request.
+        pending: that of each pending response to a request of ours.
     """
 
     keep: bool = True
@@ -32,6 +33,7 @@ class Taken:
     associations: int = 0
     objects: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     commands: list[dict[int, bytes]] = field(default_factory=list)
+    pending: list[dict[int, bytes]] = field(default_factory=list)
 
 
 class Wire:
@@ -261,5 +263,7 @@ def retrieve(
             if taken.keep:
                 taken.objects[text(elements[0x1000])] = (client.accepted[context], data)
             stored(wire, context, elements, answer)
-        elif elements[0x0900] != us(0xFF00):
+        elif elements[0x0900] == us(0xFF00):
+            taken.pending.append(elements)
+        else:
             return {**elements, 0: data}
