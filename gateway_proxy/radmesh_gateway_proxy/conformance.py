@@ -17,7 +17,7 @@ from radmesh_gateway_proxy.dimse import Status
 from radmesh_gateway_proxy.negotiation import MOST_OPERATIONS, STORAGE_EXTENDED_NEGOTIATION
 from radmesh_gateway_proxy.objects import FALLBACKS
 from radmesh_gateway_proxy.pdus import APPLICATION_CONTEXT_NAME
-from radmesh_gateway_proxy.services import asking, commitment, procedure_step
+from radmesh_gateway_proxy.services import asking, availability, commitment, procedure_step
 from radmesh_gateway_proxy.services.registry import services
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 
@@ -115,6 +115,8 @@ def document() -> str:
         "- Storage Commitment (N-ACTION), of what stations with the option `commit` were sent, 10,000 instances a",
         "  transaction. The report is taken on an association that the station opens, with the role of the SCP; it is",
         "  asked again each hour until it reports. What it does not store is sent once more.",
+        f"- Instance Availability Notification (N-CREATE, {availability.SOP_CLASS}), to stations with the option",
+        "  `availability`: of a study that is complete, with all of it that is not held, and again when more has come.",
         "",
         "What leaves carries corrected demographics (docs/reference/overlay.md), with what was there before in",
         "Original Attributes Sequence (0400,0561). Every other byte is that which came, unless the character set",

@@ -11,6 +11,7 @@ from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.sends import Sends
 from radmesh_gateway_proxy.service import EdgeService
 from radmesh_gateway_proxy.services.asking import Asker
+from radmesh_gateway_proxy.services.availability import Notifier
 from radmesh_gateway_proxy.services.commitment import Reporter
 from radmesh_gateway_proxy.supervisor import Supervisor
 
@@ -25,7 +26,10 @@ class GatewayProxy:
         self._supervisor = Supervisor(config, configured, context)
         stations = Stations(configured)
         self._workers = Group(
-            [StationKeeper(context, stations), Reporter(config, context, stations), Asker(config, context, stations)]
+            [
+                StationKeeper(context, stations),
+                *(worker(config, context, stations) for worker in (Reporter, Asker, Notifier)),
+            ]
         )
         self._sends = Sends(config, context)
         self._server = context.server(max_workers=8)

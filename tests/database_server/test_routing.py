@@ -183,6 +183,31 @@ def test_key_images_are_queued_for_their_documents(parts: Parts, routing: Routin
     assert send(parts, routing) is not None
 
 
+def test_stations_are_told_of_a_study_once_and_again_when_more_has_come(parts: Parts) -> None:
+    told: list[str] = []
+    routing = Routing(parts.database, parts.feed, parts.clock, parts.queries, lambda: told)
+    first = record(1, 1)
+    parts.register(first)
+    assert looked_at(parts, routing) == []
+    assert routing.queue_availability(STUDY) == 0
+    told += ["IM1", "IM2"]
+    parts.register(record(1, 2))
+    assert looked_at(parts, routing) == [STUDY]
+    assert (routing.queue_availability(STUDY), routing.queue_availability(STUDY)) == (2, 0)
+    jobs = parts.jobs.lease(["availability"], "proxy", 10, MINUTE)
+    assert [json.loads(job["payload"]) for job in jobs] == [
+        {"study": STUDY, "station": title, "steps": []} for title in told
+    ]
+    for job in jobs:
+        finish(parts, job, SUCCEEDED)
+    assert routing.queue_availability(STUDY) == 0
+    parts.register(record(1, 3))
+    assert routing.queue_availability(STUDY) == 2
+    parts.hold(STUDY, first.admission_key, HELD, "PATIENT_MISMATCH", "a")
+    with pytest.raises(RadmeshError, match="no such study"):
+        routing.queue_availability(STUDY)
+
+
 def test_routes_are_kept_as_stations_are(parts: Parts, routing: Routing) -> None:
     service = RouteService(routing)
     routing.fill([RULE, Route("s", ("WS",))])

@@ -79,7 +79,13 @@ class DatabaseServer:
         queries = Queries(self._database, registry.living_since)
         renditions = Renditions(self._database, self._feed, clock, queries, registry.living_since)
         jobs = Jobs(self._database, self._feed, clock)
-        routing = Routing(self._database, self._feed, clock, queries)
+        routing = Routing(
+            self._database,
+            self._feed,
+            clock,
+            queries,
+            lambda: {s.ae_title.strip() for s in self._domains.stations.current if "availability" in s.options},
+        )
         routing.fill(context.settings.get("routes", ()))
         jobs.failed = routing.gave_up
         steps = ProcedureSteps(self._database, self._feed, clock, statuses)

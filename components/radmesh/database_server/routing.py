@@ -1,7 +1,7 @@
 """Routes, the studies that are to be compared with them, and what stations were sent (FEATURES NG9, GP10)."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -33,8 +33,8 @@ from radmesh.runtime.clock import Clock
 from radmesh.runtime.errors import RadmeshError
 from radmesh.sql.engine import Database, micros
 
-ROUTE, SEND = "route", "send"
-"""Kinds of jobs: a study that is to be compared with the routes, and one that is to be sent."""
+ROUTE, SEND, AVAILABILITY = "route", "send", "availability"
+"""Kinds of jobs: a study that is to be compared with the routes, one that is to be sent, and one to be told of."""
 SENT, DELIVERY_FAILED, COMMITTED = 1, 2, 3
 KEY_OBJECTS: Final = "1.2.840.10008.5.1.4.1.1.88.59"
 """Key Object Selection Document Storage."""
@@ -45,6 +45,8 @@ _SOON: Final = timedelta(seconds=2)
 # While it is still being received its job waits for it to be quiet, and has no need to be brought forward.
 _LATER: Final = timedelta(seconds=60)
 _ATTEMPTS: Final = 1000
+_TOLD_ATTEMPTS: Final = 100
+_STEPS_MOST: Final = 100
 _IN_MOST: Final = 500
 _NOTHING: Final = -1
 
@@ -60,13 +62,24 @@ class Facts:
 
 
 class Routing:
-    """Keeps routes and deliveries; a worker of the Database Server calls `step`."""
+    """Keeps routes and deliveries; a worker of the Database Server calls `step`.
 
-    def __init__(self, database: Database, feed_: Feed, clock: Clock, queries: Queries) -> None:
+    `told` gives the AE titles of the stations that are told of studies that are complete.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        feed_: Feed,
+        clock: Clock,
+        queries: Queries,
+        told: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
         self._database = database
         self._feed = feed_
         self._clock = clock
         self._queries = queries
+        self._told = told
         self.routes = Entries[Route](database, feed_, clock, routes, "route", to_json, from_mapping)
         self._known: tuple[int, bool] = (-1, False)
         # Where the feed was when nothing was to be routed.
@@ -98,11 +111,11 @@ class Routing:
         return 0.0 if self._database.write(self._queue) else _LOOK_SECONDS
 
     def _wanted(self) -> bool:
-        """Whether a route counts."""
+        """Whether a route counts, or a station is told."""
         version = self.routes.version()
         if version != self._known[0]:
             self._known = version, any(entry.value.enabled for entry in self.routes.list())
-        return self._known[1]
+        return self._known[1] or bool(self._told())
 
     def _at(self) -> int:
         with self._database.read() as connection:
@@ -230,6 +243,43 @@ class Routing:
 
         job, _ = self._feed.write(work)
         return job  # type: ignore[return-value]
+
+    def queue_availability(self, uid: str) -> int:
+        """Make the jobs that tell stations of a study; return how many were made.
+
+        Raises:
+            RadmeshError: STUDY_NOT_FOUND, also if all of it is held.
+        """
+        study = self._queries.study(uid, Viewer())
+        titles = sorted(self._told())
+
+        def work(connection: sa.Connection) -> int:
+            self._database.serialise(connection)
+            steps = (
+                sa.select(procedure_steps.c.sop_instance_uid)
+                .join(procedure_step_studies, procedure_step_studies.c.step == procedure_steps.c.id)
+                .where(procedure_step_studies.c.study_instance_uid == uid)
+                .order_by(procedure_steps.c.id)
+                .limit(_STEPS_MOST)
+            )
+            known = list(connection.execute(steps).scalars())
+            keys = {f"{title}/{uid}/{study['instance_count']}": title for title in titles}
+            before = sa.select(jobs.c.key).where(jobs.c.kind == AVAILABILITY, jobs.c.key.in_(keys))
+            for key in connection.execute(before).scalars().all():
+                keys.pop(key, None)
+            for key, title in keys.items():
+                values = {
+                    "kind": AVAILABILITY,
+                    "key": key,
+                    "payload": json.dumps({"study": uid, "station": title, "steps": known}),
+                    "state": QUEUED,
+                    "max_attempts": _TOLD_ATTEMPTS,
+                    "due_time": micros(self._clock.now()),
+                }
+                self._database.add(connection, jobs, values)
+            return len(keys)
+
+        return self._database.write(work) if titles else 0
 
     # -- deliveries
 

@@ -103,6 +103,10 @@ class RouteService:
         )
         return pb.QueueSendResponse(job_id=job)
 
+    def QueueAvailability(self, request: pb.QueueAvailabilityRequest, _call: Call) -> pb.QueueAvailabilityResponse:
+        """Make jobs that tell stations of a study."""
+        return pb.QueueAvailabilityResponse(jobs=self._routing.queue_availability(request.study_instance_uid))
+
     def ListDeliveries(self, request: pb.ListDeliveriesRequest, _call: Call) -> pb.ListDeliveriesResponse:
         """List what a station is not to be sent again."""
         _station(request.station)

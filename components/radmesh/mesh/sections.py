@@ -258,8 +258,9 @@ class Station:
     )
     options: tuple[str, ...] = setting(
         (),
-        doc="What is done for it beside: `commit` asks it, for all that it was sent, whether it stores that for good "
-        "(Storage Commitment); what it does not is sent once more.",
+        doc="What is done for it beside: `availability` tells it of every study that is complete, and again when more "
+        "has come (Instance Availability Notification); `commit` asks it, for all that it was sent, whether it stores "
+        "that for good (Storage Commitment), and sends once more what it does not.",
         choices=stations.OPTIONS,
     )
 

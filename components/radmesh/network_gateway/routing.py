@@ -61,6 +61,11 @@ class Verdict:
     wait: timedelta = timedelta()
 
 
+def completes_in(study: Subject, quiet: timedelta) -> timedelta:
+    """Return after how long a study is complete, if nothing more comes; 0 = it is."""
+    return timedelta() if study.steps_ended else max(timedelta(), quiet - study.idle)
+
+
 def compare(route: Route, study: Subject, now: datetime, quiet: timedelta) -> Verdict:
     """Compare a study with a route.
 
@@ -81,8 +86,8 @@ def compare(route: Route, study: Subject, now: datetime, quiet: timedelta) -> Ve
     ):
         if not fits:
             return Verdict(route, reason)
-    if not study.steps_ended and study.idle < quiet:
-        return Verdict(route, COMPLETION, quiet - study.idle)
+    if wait := completes_in(study, quiet):
+        return Verdict(route, COMPLETION, wait)
     opens_in = route.opens_in(now)
     return Verdict(route, WINDOW, opens_in) if opens_in else Verdict(route)
 
@@ -159,7 +164,8 @@ class Routing:
         """
         routes = self._routes()
         places = list(dict.fromkeys(place for route in routes for place in route.destinations))
-        verdicts, undelivered = self._compare(uid, routes, places)
+        study, undelivered = self._subject(uid, places)
+        verdicts = self._compare(study, routes)
         return [
             gateway_pb2.RouteTest(
                 route=verdict.route.name,
@@ -189,9 +195,12 @@ class Routing:
             self._known, self._version = tuple(found), answer.version
         return self._known
 
-    def _compare(
-        self, uid: str, routes: Sequence[Route], places: Sequence[str]
-    ) -> tuple[list[Verdict], dict[str, int]]:
+    def _compare(self, study: Subject, routes: Sequence[Route]) -> list[Verdict]:
+        now = self._clock.now().astimezone()
+        return [compare(route, study, now, self._quiet) for route in routes]
+
+    def _subject(self, uid: str, places: Sequence[str] = ()) -> tuple[Subject, dict[str, int]]:
+        """Return a study, and how many of its instances were not sent to some places yet."""
         counts: dict[str, int] = {}
         # So many as one request may name, and one without any.
         for first in range(0, max(1, len(places)), 256):
@@ -199,9 +208,7 @@ class Routing:
             request = routing_pb2.GetRoutingFactsRequest(study_instance_uid=uid, stations=some)
             facts = self._service.GetRoutingFacts(request, timeout=_CALL_SECONDS)
             counts |= dict(zip(some, facts.undelivered, strict=True))
-        now = self._clock.now()
-        study = _subject(facts, now)
-        return [compare(route, study, now.astimezone(), self._quiet) for route in routes], counts
+        return _subject(facts, self._clock.now()), counts
 
     def _step(self) -> float:
         request = database_pb2.LeaseJobsRequest(kinds=[KIND], count=_AT_ONCE)
@@ -217,7 +224,12 @@ class Routing:
     def _do(self, uid: str, routes: Sequence[Route]) -> tuple[timedelta, str, str]:
         """Look at a study; return after how long it is to be looked at again (0 = when it changes), and why."""
         try:
-            verdicts, _ = self._compare(uid, routes, ())
+            study, _ = self._subject(uid)
+            wait = completes_in(study, self._quiet)
+            if not wait:
+                request = routing_pb2.QueueAvailabilityRequest(study_instance_uid=uid)
+                self._service.QueueAvailability(request, timeout=_CALL_SECONDS)
+            verdicts = self._compare(study, routes)
             firing: dict[str, list[Route]] = {}
             for verdict in verdicts:
                 if not verdict.reason:
@@ -230,7 +242,7 @@ class Routing:
                 # It is gone, or held: it comes up again when that changes.
                 return timedelta(), error.reason, error.message
             return _AGAIN, error.reason, error.message
-        waits = [verdict.wait for verdict in verdicts if verdict.wait]
+        waits = [each for each in (wait, *(verdict.wait for verdict in verdicts)) if each]
         return (min(waits) + timedelta(seconds=0.1) if waits else timedelta()), "", ""
 
     def _queue(self, uid: str, place: str, routes: Sequence[Route]) -> None:
