@@ -7,7 +7,7 @@ PYPATHS := components/radmesh components/_radmesh_htj2k.py native/radmesh_native
 PATHS ?= $(PYPATHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-full test-fast lint lint-fast format bench protos native partners docs clean
+.PHONY: help up test test-full test-fast fuzz lint lint-fast format bench protos native partners docs clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-full: ## the same at full depth: every kill twenty times, every case on eve
 
 test-fast: $(VENV)/.dev native ## the tests without the fault injection
 	@$(BIN)/python -m pytest -m 'not faults'
+
+fuzz: $(VENV)/.dev native ## fuzz the native code with clang's libFuzzer, for RADMESH_FUZZ_SECONDS of CPU time (3600)
+	@nice -n 15 $(BIN)/python tools/fuzz.py
 
 lint: $(VENV)/.dev native ## ruff, mypy --strict, cython-lint, import-linter, buf
 	@$(BIN)/ruff check $(PYPATHS)
