@@ -23,6 +23,7 @@ from database_support import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from radmesh.database_server import queries
 from radmesh.database_server.prepared import Prepared
 from radmesh.database_server.queries import Cursor, StudyFilter, Viewer, like_pattern, name_matches
 from radmesh.database_server.schema import MIGRATIONS, patients, studies
@@ -137,6 +138,28 @@ def test_names_match_in_any_script_case_and_width(parts: Parts) -> None:
         ("' OR 1=1 --", set()),
     ):
         assert found(parts, patient_name=name) == numbers, name
+
+
+def test_what_indexes_find_and_what_is_walked_through_is_the_same(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("Doe^John", "Doe^Jane", "Li^Wei", "Doering^A")
+    parts.register(*(record(n, n, PatientName=names[n % 4], StudyDate=f"202601{n + 1:02d}") for n in range(12)))
+    wanted: list[dict[str, Any]] = [
+        {"patient_name": "do*"},
+        {"patient_name": "doe^*"},
+        {"patient_id": "P1*"},
+        {"patient_id": "*1", "patient_name": "*doe*"},
+        {"patient_name": "?i*", "study_date_from": "20260105"},
+        {"patient_name": "Nobody*"},
+    ]
+    answers = []
+    for few in (2000, 0):
+        monkeypatch.setattr(queries, "FEW", few)
+        answers.append([parts.find(3, **one) for one in wanted])
+    assert answers[0] == answers[1]
+    found = [{n for n in range(12) if uid("study", n) in each} for each in answers[0]]
+    assert found == [{0, 1, 3, 4, 5, 7, 8, 9, 11}, {0, 1, 4, 5, 8, 9}, {1, 10, 11}, {1, 11}, {6, 10}, set()]
 
 
 def test_a_pattern_does_not_reach_from_one_component_group_into_the_next(parts: Parts) -> None:

@@ -1,6 +1,8 @@
 """C-FIND as other people's programs do it, against a whole cluster: DCMTK, pynetdicom, dcmjs-dimse."""
 
 import json
+import os
+import signal
 import subprocess
 from typing import Any
 
@@ -257,6 +259,27 @@ def test_a_hundred_stations_ask_at_once(stored: Edge) -> None:
     assert {statuses[-1] for statuses in answers} == {0}
     assert len({len(statuses) for statuses in answers}) == 1
     for client in clients:
+        client.release()
+
+
+def test_a_database_that_dies_ends_queries_and_no_association(stored: Edge) -> None:
+    def answered() -> list[int]:
+        client.send(message(1, command(REQUEST), STUDIES))
+        return statuses_of(client)
+
+    with asking(stored) as client:
+        before = answered()
+        assert before[-1] == 0
+        os.kill(int(stored.cluster.ready["pids"]["database-server"][0]), signal.SIGKILL)
+        ends: set[int] = set()
+
+        def again() -> bool:
+            statuses = answered()
+            ends.add(statuses[-1])
+            return statuses == before
+
+        until(again, 60)
+        assert ends <= {0, 0xA700}
         client.release()
 
 

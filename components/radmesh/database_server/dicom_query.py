@@ -22,11 +22,11 @@ from radmesh.database_server.dicom_query_model import (
     UNIQUE,
     Attribute,
 )
-from radmesh.database_server.dicom_query_terms import FEW, NOTHING, Conditions, Term, Terms
+from radmesh.database_server.dicom_query_terms import Conditions, Term, Terms
 from radmesh.database_server.fuzzy_names import FuzzyNames, is_enough
 from radmesh.database_server.paging import Pages
 from radmesh.database_server.prepared import Prepared, PreparedForRows, number, text
-from radmesh.database_server.queries import Viewer, eyes_of, not_held, visible
+from radmesh.database_server.queries import FEW, NOTHING, Viewer, eyes_of, not_held, visible
 from radmesh.database_server.schema import admissions, instances, patients, series, studies
 from radmesh.dicom import matching
 from radmesh.dicom.header import QueryableHeader

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from radmesh.database_server.dicom_query_model import BY_TAG, Attribute
 from radmesh.database_server.prepared import number, padded, text
 from radmesh.database_server.queries import (
+    NOTHING,
     VALUES_OF_A_GROUP,
     Viewer,
     has_modality,
@@ -21,10 +22,6 @@ from radmesh.database_server.schema import patients, studies
 from radmesh.dicom import matching
 from radmesh.sql.engine import Database
 
-FEW: Final = 2000
-"""Patients or studies whose rows are looked up and sorted; of more than that, rows are read in their own order."""
-NOTHING: Final[Any] = sa.literal_column("''")
-"""Appended to a column that no index is to be used of."""
 _LAST: Final = "\U0010ffff"
 # PatientID, AccessionNumber and the UIDs: an index finds what has one value of these.
 _EXACT: Final = (0x00100020, 0x00080050, 0x0020000D, 0x0020000E, 0x00080018)

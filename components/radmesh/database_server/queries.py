@@ -40,6 +40,10 @@ _LATER: Final = 1 << 52
 _INDEXED: Final = re.compile(r"[^*?%_]{3,}")
 # Forms of a query that are kept ready, each with its statement.
 _FORMS: Final = 256
+FEW: Final = 2000
+"""Patients or studies whose rows are looked up and sorted; of more than that, rows are read in their own order."""
+NOTHING: Final[Any] = sa.literal_column("''")
+"""Appended to a column that no index is to be used of."""
 NameForm = tuple[tuple[bool, bool], ...]
 """Of each component group that a name asks for: are wildcards within it, and does the index of names find it."""
 
@@ -325,6 +329,7 @@ class Queries:
         self.curated = CuratedCounts(database)
         self._fuzzy = FuzzyNames(database)
         self._studies = lru_cache(_FORMS)(self._prepare_studies)
+        self._probe = lru_cache(_FORMS)(self._prepare_probe)
         self._instances = lru_cache(_FORMS)(self._prepare_instances)
         self._sent = PreparedForRows(
             database,
@@ -373,7 +378,9 @@ class Queries:
         if position:
             values["date_before"], values["id_before"] = position
         with self._database.read() as connection:
-            people = padded(self._fuzzy.find(connection, fuzzy) or [0]) if fuzzy else []
+            people = padded(
+                self._fuzzy.find(connection, fuzzy) or [0] if fuzzy else self._few(connection, form, named, values)
+            )
             values |= {f"person_{place}": person for place, person in enumerate(people)}
             select = self._studies(form, named, len(people), later=position is not None)
             found = select.mappings(connection, **values, size=size + 1)
@@ -381,19 +388,42 @@ class Queries:
             self._complete(connection, rows, wanted.viewer)
         return rows, cursor.write(rows[-1]["study_date"], rows[-1]["id"]) if more else ""
 
+    def _few(
+        self, connection: sa.Connection, form: StudyFilter, named: NameForm, values: Mapping[str, Any]
+    ) -> list[int]:
+        """Return the patients (rows) whom wildcards find, [0] for none; an empty list where they are many, or any.
+
+        What is little is looked up and sorted; else studies are walked through by their dates.
+        """
+        wild = form.patient_id == "*"
+        cheap = wild or any(indexed for _, indexed in named)
+        if not (wild or named) or (not cheap and (form.study_date_from or form.study_date_to)):
+            return []
+        found = self._probe(named, wild=wild).rows(connection, **values, most=FEW + 1)
+        return [row[0] for row in found] or [0] if len(found) <= FEW else []
+
+    def _prepare_probe(self, named: NameForm, *, wild: bool) -> Prepared:
+        conditions = [patients.c.patient_id.like(text("patient_id"), escape="\\")] if wild else []
+        names = [f"name_{place}" for place in range(VALUES_OF_A_GROUP * len(named))]
+        conditions.append(name_condition(self._database, named, names))
+        return Prepared(self._database, sa.select(patients.c.id).where(*conditions).limit(number("most")))
+
     def _prepare_studies(self, form: StudyFilter, named: NameForm, people: int, *, later: bool) -> Prepared:
         """Return the statement of all queries of a form; `later`: of pages behind the first.
 
-        `people`: how many patients are meant, if not 0.
+        `people`: how many patients are meant, if not 0; what they have is sorted, and no index read in its order.
         """
+        date = studies.c.study_date.concat(NOTHING) if people else studies.c.study_date
         conditions = [visible(form.viewer)]
         for name, column in _TEXTS.items():
             if value := getattr(form, name):
                 place = text(name)
-                conditions.append(column.like(place, escape="\\") if has_wildcard(value) else column == place)
+                # Its index was asked before.
+                searched = column.concat(NOTHING) if name == "patient_id" else column
+                conditions.append(searched.like(place, escape="\\") if has_wildcard(value) else column == place)
         if named:
             names = [f"name_{place}" for place in range(VALUES_OF_A_GROUP * len(named))]
-            conditions.append(name_condition(self._database, named, names))
+            conditions.append(name_condition(self._database, named, names, indexed=False))
         if people:
             conditions.append(patients.c.id.in_([number(f"person_{place}") for place in range(people)]))
         if form.study_instance_uids:
@@ -413,12 +443,12 @@ class Queries:
                 conditions.append(axis == state)
         if later:
             before = sa.tuple_(text("date_before"), number("id_before"))
-            conditions.append(sa.tuple_(studies.c.study_date, studies.c.id) < before)
+            conditions.append(sa.tuple_(date, studies.c.id) < before)
         query = (
             sa.select(studies, *_PATIENT)
             .join(patients, patients.c.id == studies.c.patient)
             .where(*conditions)
-            .order_by(studies.c.study_date.desc(), studies.c.id.desc())
+            .order_by(date.desc(), studies.c.id.desc())
             .limit(number("size"))
         )
         return Prepared(self._database, query)
