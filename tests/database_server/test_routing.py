@@ -183,6 +183,28 @@ def test_key_images_are_queued_for_their_documents(parts: Parts, routing: Routin
     assert send(parts, routing) is not None
 
 
+def test_key_images_that_failed_keep_no_other_image_back(parts: Parts, routing: Routing) -> None:
+    parts.register(record(1, 1), record(1, 2, changes={"sop_class_uid": KEY_OBJECTS}))
+    finish(parts, send(parts, routing, key_images=True), FAILED)
+    assert send(parts, routing, key_images=True) is None
+    assert routing.facts(STUDY, ["WS"]).undelivered == [1]
+
+
+def test_what_was_looked_at_is_not_kept_for_long(parts: Parts, routing: Routing) -> None:
+    routing.put(RULE, 0)
+    routing.step()
+    for number in (1, 2):
+        parts.register(record(number, number))
+        routing.step()
+        parts.advance(3)
+        (job,) = parts.jobs.lease(["route"], "gateway", 10, MINUTE)
+        finish(parts, job, SUCCEEDED)
+        parts.advance(601)
+    parts.register(record(3, 3))
+    routing.step()
+    assert [job["key"] for job in parts.jobs.list("route", 0, 10, "")[0]] == [uid("study", 3)]
+
+
 def test_stations_are_told_of_a_study_once_and_again_when_more_has_come(parts: Parts) -> None:
     told: list[str] = []
     routing = Routing(parts.database, parts.feed, parts.clock, parts.queries, lambda: told)

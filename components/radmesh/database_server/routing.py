@@ -45,6 +45,7 @@ _SOON: Final = timedelta(seconds=2)
 # While it is still being received its job waits for it to be quiet, and has no need to be brought forward.
 _LATER: Final = timedelta(seconds=60)
 _ATTEMPTS: Final = 1000
+_REPEATED: Final = timedelta(minutes=10)
 _TOLD_ATTEMPTS: Final = 100
 _STEPS_MOST: Final = 100
 _IN_MOST: Final = 500
@@ -144,6 +145,9 @@ class Routing:
         self._enqueue(connection, urgent, micros(now + _SOON), micros(now + _SOON))
         self._enqueue(connection, calm, micros(now + _SOON), micros(now + _LATER))
         connection.execute(sa.update(routing).values(revision=last, time=micros(now)))
+        # Of those that were looked at nothing is to be seen; a call that is repeated comes sooner than this.
+        done = (jobs.c.kind == ROUTE, jobs.c.state == SUCCEEDED, jobs.c.due_time < micros(now - _REPEATED))
+        connection.execute(sa.delete(jobs).where(*done))
         return more
 
     @staticmethod
@@ -331,12 +335,14 @@ class Routing:
 
     def gave_up(self, connection: sa.Connection, job: Any) -> None:
         """A job (a row) has failed: what it has not sent is not queued again by itself."""
-        if job.kind != SEND or not json.loads(job.payload or "{}").get("new"):
+        payload = json.loads(job.payload or "{}") if job.kind == SEND else {}
+        if not payload.get("new"):
             return
         station, _, uid = job.key.rpartition("/")
         study = connection.execute(sa.select(studies.c.id).where(studies.c.study_instance_uid == uid)).scalar()
         if study is not None:
-            left = connection.execute(_unsent(study, station, key_images=False)).scalars().all()
+            unsent = _unsent(study, station, key_images=bool(payload.get("key_images")))
+            left = connection.execute(unsent).scalars().all()
             self._put(connection, left, station, DELIVERY_FAILED, job.id)
 
     def _put(self, connection: sa.Connection, ids: Sequence[int], station: str, state: int, job: int) -> None:
