@@ -8,6 +8,7 @@ import argparse
 import json
 import multiprocessing
 import resource
+import shutil
 import statistics
 import sys
 import time
@@ -109,8 +110,10 @@ def main() -> int:
     parser.add_argument("--only", default="", help="radmesh, orthanc or dcmqrscp alone")
     parser.add_argument("--at", type=Path, default=Path("/dev/shm/radmesh-bench-retrieve"))
     options = parser.parse_args()
-    files = sorted((sets.make(options.at / "sets", "ct") / "s00").iterdir())[: options.images]
     with ExitStack() as stack:
+        # Half a GB of images, in memory.
+        stack.callback(shutil.rmtree, options.at, ignore_errors=True)
+        files = sorted((sets.make(options.at / "sets", "ct") / "s00").iterdir())[: options.images]
         sink = stack.enter_context(raw_station.Station(keep=False))
         configuration = options.at / "radmesh.toml"
         configuration.write_text(
