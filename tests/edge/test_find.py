@@ -296,6 +296,7 @@ def test_the_worklist(stored: Edge) -> None:
 
     def worklist(**step: str) -> list[Dataset]:
         asked = dataset(PatientName="", AccessionNumber="WL*", StudyInstanceUID="", RequestedProcedureID="")
+        asked.RequestedProcedureCodeSequence = []
         asked.ScheduledProcedureStepSequence = [dataset(**step)] if step else []
         last, rows = query(stored, ModalityWorklistInformationFind, asked)
         assert last.Status == 0
@@ -310,6 +311,8 @@ def test_the_worklist(stored: Edge) -> None:
     assert (step.Modality, step.ScheduledProcedureStepStartDate) == ("MR", "20260401")
     assert row.StudyInstanceUID
     assert str(row.PatientName) == "Müller^Eva"
+    (code,) = row.RequestedProcedureCodeSequence
+    assert (code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning) == ("CTABD", "L", "CT abdomen")
     step = {"Modality": "MR", "ScheduledProcedureStepStartDate": "20260401-"}
     assert len(worklist(**step)) == 1
     assert worklist(Modality="CT", ScheduledProcedureStepStartDate="") == []

@@ -46,9 +46,9 @@ def _code(order: Mapping[str, Any]) -> list[Tree]:
         return []
     # PS3.3 8.8: a code that is longer than 16 characters is another attribute.
     named: Tree = {0x00080100: ("SH", code)} if len(code) <= 16 else {}
-    # A scheme's name has 16 characters; HL7's "L" is no more than "local" (table 0396).
+    # "L" is as good as "99…" (PS3.3 8.2); a scheme's name has 16 characters.
     scheme = order["procedure_code_scheme"].strip()
-    scheme = scheme if 0 < len(scheme) <= 16 and scheme != "L" else _LOCAL_SCHEME
+    scheme = scheme if 0 < len(scheme) <= 16 else _LOCAL_SCHEME
     named |= {0x00080102: ("SH", scheme), 0x00080104: ("LO", meaning[:64] or code[:64])}
     return [named if len(code) <= 16 else named | {0x00080119: ("UC", code)}]
 
