@@ -17,7 +17,7 @@ from radmesh_gateway_proxy.dimse import Status
 from radmesh_gateway_proxy.negotiation import MOST_OPERATIONS, STORAGE_EXTENDED_NEGOTIATION
 from radmesh_gateway_proxy.objects import FALLBACKS
 from radmesh_gateway_proxy.pdus import APPLICATION_CONTEXT_NAME
-from radmesh_gateway_proxy.services import asking, availability, commitment, procedure_step
+from radmesh_gateway_proxy.services import asking, availability, commitment, procedure_step, step_retrieval
 from radmesh_gateway_proxy.services.registry import services
 from radmesh_gateway_proxy.sop_classes import storage_sop_classes, transfer_syntaxes
 
@@ -141,6 +141,10 @@ def document() -> str:
         "## Statuses of Performed Procedure Step (N-CREATE, N-SET)",
         "",
         *_table(("status", "when"), ((f"0x{status:04X}", text) for status, text in procedure_step.STATUSES)),
+        "",
+        "## Statuses of Performed Procedure Step Retrieve (N-GET)",
+        "",
+        *_table(("status", "when"), ((f"0x{status:04X}", text) for status, text in step_retrieval.STATUSES)),
         "",
         "Statuses of C-STORE: docs/errors.md; keys, matching and statuses of C-FIND: docs/reference/query.md.",
         "",

@@ -8,9 +8,9 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
-from pydicom.uid import ImplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import ModalityPerformedProcedureStep
+from pynetdicom.sop_class import ModalityPerformedProcedureStep, ModalityPerformedProcedureStepRetrieve
 from station_support import Edge
 
 FILE = Path(str(get_testdata_file("waveform_ecg.dcm")))
@@ -109,3 +109,31 @@ def test_what_makes_no_step_is_refused(edge: Edge) -> None:
         assert association.send_n_create(begun(study), mpps, step := generate_uid())[0].Status == 0
         assert association.send_n_set(ended("FINISHED"), mpps, step)[0].Status == 0x0106
         assert association.send_n_set(ended("DISCONTINUED"), mpps, step)[0].Status == 0
+
+
+def test_what_was_said_of_a_step_is_told_joined(edge: Edge) -> None:
+    study, step = generate_uid(), generate_uid()
+    begins = begun(study)
+    begins.SpecificCharacterSet, begins.PatientName = "ISO_IR 100", "M\u00fcller^J"
+    with modality(edge) as association:
+        assert association.send_n_create(begins, ModalityPerformedProcedureStep, step)[0].Status == 0
+    with modality(edge, ImplicitVRLittleEndian) as association:
+        assert association.send_n_set(ended("COMPLETED"), ModalityPerformedProcedureStep, step)[0].Status == 0
+    retrieve = ModalityPerformedProcedureStepRetrieve
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+        ae = AE("READER")
+        ae.add_requested_context(retrieve, syntax)
+        association = ae.associate("127.0.0.1", edge.port, ae_title="RADMESH")
+        assert association.is_established
+        status, told = association.send_n_get([], retrieve, step)
+        assert status.Status == 0
+        assert (told.PatientName, told.PerformedProcedureStepStatus) == ("M\u00fcller^J", "COMPLETED")
+        assert told.ScheduledStepAttributesSequence[0].StudyInstanceUID == study
+        assert len(told.PerformedSeriesSequence[0].ReferencedImageSequence) == 200
+        status, told = association.send_n_get([0x00400252, 0x00400253], retrieve, step)
+        assert (status.Status, sorted(element.keyword for element in told)) == (
+            0, ["PerformedProcedureStepID", "PerformedProcedureStepStatus", "SpecificCharacterSet"]
+        )  # fmt: skip
+        assert association.send_n_get([0x00400252, 0x00101010], retrieve, step)[0].Status == 0x0107
+        assert association.send_n_get([], retrieve, "1.2.3")[0].Status == 0x0112
+        association.release()

@@ -110,6 +110,21 @@ class ProcedureSteps:
 
         self._feed.write(work)
 
+    def message(self, uid: str, number: int) -> tuple[bytes, str, int]:
+        """Return data set and transfer syntax of one of the messages of a step, and how many it has.
+
+        Raises:
+            RadmeshError: PROCEDURE_STEP_NOT_FOUND.
+        """
+        messages = procedure_step_messages
+        with self._database.read() as connection:
+            step = connection.execute(self._of(uid)).first()
+            query = sa.select(messages).where(messages.c.step == (step.id if step else 0), messages.c.number == number)
+            row = connection.execute(query).first()
+            if step is None or row is None:
+                raise RadmeshError("PROCEDURE_STEP_NOT_FOUND", "there is no procedure step with this SOP Instance UID")
+            return bytes(row.data_set), str(row.transfer_syntax_uid), self._last(connection, step.id)[0]
+
     @staticmethod
     def _of(uid: str) -> Any:
         return sa.select(procedure_steps).where(procedure_steps.c.sop_instance_uid == uid)
@@ -205,6 +220,13 @@ class ProcedureStepService:
             request.request_id,
         )
         return pb.ChangeProcedureStepResponse()
+
+    def GetProcedureStepMessage(
+        self, request: pb.GetProcedureStepMessageRequest, _call: Call
+    ) -> pb.ProcedureStepMessage:
+        """Return one of the messages of a step."""
+        data_set, syntax, count = self._steps.message(request.sop_instance_uid, request.number)
+        return pb.ProcedureStepMessage(data_set=data_set, transfer_syntax_uid=syntax, count=count)
 
 
 def _check(request: pb.CreateProcedureStepRequest | pb.ChangeProcedureStepRequest) -> None:

@@ -44,7 +44,7 @@ class Service:
 def services() -> tuple[Service, ...]:
     """Return all services."""
     # Handlers know what is told here.
-    from radmesh_gateway_proxy.services import asking, commitment, find, procedure_step, retrieve  # noqa: PLC0415
+    from radmesh_gateway_proxy.services import asking, commitment, find, procedure_step, retrieve, step_retrieval  # noqa: PLC0415
 
     return (
         Service("Query", Command.C_FIND, find.QUERY_SOP_CLASSES, "query", find.find, extended=find.extended),
@@ -62,6 +62,13 @@ def services() -> tuple[Service, ...]:
         *(
             Service("Performed Procedure Step", command, procedure_step.PROCEDURE_STEP_SOP_CLASSES, "mpps", handler)
             for command, handler in ((Command.N_CREATE, procedure_step.create), (Command.N_SET, procedure_step.change))
+        ),
+        Service(
+            "Performed Procedure Step Retrieve",
+            Command.N_GET,
+            step_retrieval.RETRIEVE_SOP_CLASSES,
+            "mpps",
+            step_retrieval.get,
         ),
     )
 
