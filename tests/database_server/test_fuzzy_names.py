@@ -5,8 +5,9 @@ from database_support import Parts, record
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radmesh.database_server.fuzzy_names import FuzzyNames, is_enough, is_like, words_of
+from radmesh.database_server.fuzzy_names import FuzzyNames, is_enough
 from radmesh.database_server.schema import patients
+from radmesh.dicom.fuzzy import is_like, words_of
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class Studies:
         """
         first, last = query.dates("study_date")
         request = database_pb2.FindStudiesRequest(
-            **{name: query.text(name) for name in _TEXTS},
+            **{name: query.text(name) for name in _TEXTS},  # type: ignore[arg-type]
             study_date_from=first,
             study_date_to=last,
             modalities=query.texts("modality"),
