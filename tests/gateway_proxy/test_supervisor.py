@@ -245,7 +245,7 @@ def test_acceptors_end_with_a_parent_that_is_killed() -> None:
 
 def test_bare_probes_leave_memory_flat(run: Run) -> None:
     supervisor = run()
-    count = int(os.environ.get("RADMESH_TEST_PROBES", times(10_000, 2_000)))
+    count = int(os.environ.get("RADMESH_TEST_PROBES", times(100_000, 2_000)))
     pids = acceptors(supervisor)
 
     def grown() -> int:
@@ -258,7 +258,7 @@ def test_bare_probes_leave_memory_flat(run: Run) -> None:
         return max(rss_anon(pid) - was for pid, was in zip(pids, before, strict=True))
 
     # Arenas and caches fill, the more the busier the machine; what leaks grows each time.
-    assert any(grown() < count * 500 for _ in range(8))
+    assert any(grown() < min(count * 500, 4 << 20) for _ in range(8))
     assert pids == acceptors(supervisor)
 
 
