@@ -117,6 +117,8 @@ def document() -> str:
         "  asked again each hour until it reports. What it does not store is sent once more.",
         f"- Instance Availability Notification (N-CREATE, {availability.SOP_CLASS}), to stations with the option",
         "  `availability`: of a study that is complete, with all of it that is not held, and again when more has come.",
+        "- Modality Performed Procedure Step (N-CREATE, N-SET), to stations with the option `mpps`: what modalities",
+        "  say, in order, until it is taken; what is refused ends the step there.",
         "",
         "What leaves carries corrected demographics (docs/reference/overlay.md), with what was there before in",
         "Original Attributes Sequence (0400,0561). Every other byte is that which came, unless the character set",

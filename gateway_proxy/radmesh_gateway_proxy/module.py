@@ -13,6 +13,7 @@ from radmesh_gateway_proxy.service import EdgeService
 from radmesh_gateway_proxy.services.asking import Asker
 from radmesh_gateway_proxy.services.availability import Notifier
 from radmesh_gateway_proxy.services.commitment import Reporter
+from radmesh_gateway_proxy.services.step_forwarding import Forwarder
 from radmesh_gateway_proxy.supervisor import Supervisor
 
 _EDGE = proxy_pb2.DESCRIPTOR.services_by_name["EdgeService"]
@@ -28,7 +29,7 @@ class GatewayProxy:
         self._workers = Group(
             [
                 StationKeeper(context, stations),
-                *(worker(config, context, stations) for worker in (Reporter, Asker, Notifier)),
+                *(worker(config, context, stations) for worker in (Reporter, Asker, Notifier, Forwarder)),
             ]
         )
         self._sends = Sends(config, context)

@@ -1,6 +1,7 @@
 """Performed procedure steps in the tables, and the acquisition status of studies before and after their images come."""
 
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import sqlalchemy as sa
 from database_support import ALL, EXPLICIT, Parts, record
 
 from radmesh.api.database.v1 import procedure_step_pb2 as pb
+from radmesh.database_server.jobs import LEASED, SUCCEEDED
 from radmesh.database_server.procedure_steps import ProcedureSteps, ProcedureStepService
 from radmesh.database_server.schema import procedure_step_messages
 from radmesh.runtime.errors import RadmeshError
@@ -114,3 +116,27 @@ def test_a_call_that_is_repeated_changes_nothing(steps: ProcedureSteps, parts: P
         steps.change("2.25.1", "CT1", "COMPLETED", b"end", EXPLICIT, ended)
     with parts.database.read() as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(procedure_step_messages)).scalar_one() == 2
+
+
+def test_what_is_said_is_forwarded_to_all_but_who_said_it(parts: Parts) -> None:
+    steps = ProcedureSteps(parts.database, parts.feed, parts.clock, parts.statuses, lambda: {"RIS", "CT1"})
+    begin = new()
+    for _ in range(2):  # as after an answer that was lost
+        steps.create("2.25.1", "CT1", ["2.25.2"], b"begin", EXPLICIT, begin)
+    steps.change("2.25.1", "CT1", "COMPLETED", b"end", EXPLICIT, new())
+    refused("PROCEDURE_STEP_ENDED", steps, "2.25.1", "CT1", "", b"more", EXPLICIT, new())
+    jobs = parts.jobs.lease(["mpps"], "proxy", 10, timedelta(minutes=1))
+    assert [job["key"] for job in jobs] == ["RIS/2.25.1/1", "RIS/2.25.1/2"]
+    service: Any = ProcedureStepService(steps)
+
+    def told(number: int) -> pb.ProcedureStepMessage:
+        request = pb.GetProcedureStepMessageRequest(sop_instance_uid="2.25.1", number=number, forward_to="RIS")
+        message: pb.ProcedureStepMessage = service.GetProcedureStepMessage(request, CALL)
+        return message
+
+    assert (told(1).data_set, told(1).count, told(1).before) == (b"begin", 2, 0)
+    assert (told(2).data_set, told(2).before) == (b"end", LEASED)
+    parts.jobs.finish(jobs[0]["id"], jobs[0]["fence"], SUCCEEDED, timedelta(), "", "")
+    assert told(2).before == SUCCEEDED
+    with pytest.raises(RadmeshError, match="no procedure step"):
+        told(3)

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import ModalityPerformedProcedureStep, ModalityPerformedProcedureStepRetrieve
-from station_support import Edge
+from station_support import Edge, until
 
 FILE = Path(str(get_testdata_file("waveform_ecg.dcm")))
 
@@ -137,3 +137,36 @@ def test_what_was_said_of_a_step_is_told_joined(edge: Edge) -> None:
         assert association.send_n_get([0x00400252, 0x00101010], retrieve, step)[0].Status == 0x0107
         assert association.send_n_get([], retrieve, "1.2.3")[0].Status == 0x0112
         association.release()
+
+
+def test_steps_are_forwarded_in_order_until_they_are_taken(edge: Edge) -> None:
+    study, step = generate_uid(), generate_uid()
+    came: list[tuple[str, str, int]] = []
+
+    def said(event: Any, name: str, attributes: Dataset, uid: str) -> tuple[int, Dataset]:
+        if uid != step:
+            return 0, Dataset()
+        # At first there is no room.
+        status = 0x0213 if not came else 0
+        came.append((name, attributes.PerformedProcedureStepStatus, status))
+        return status, Dataset()
+
+    handlers: list[Any] = [
+        (evt.EVT_N_CREATE, lambda e: said(e, "create", e.attribute_list, e.request.AffectedSOPInstanceUID)),
+        (evt.EVT_N_SET, lambda e: said(e, "set", e.modification_list, e.request.RequestedSOPInstanceUID)),
+    ]
+    ae = AE("SLOW")
+    ae.add_supported_context(ModalityPerformedProcedureStep, ImplicitVRLittleEndian)
+    server = ae.start_server(("127.0.0.1", edge.ports["SLOW"]), block=False, evt_handlers=handlers)
+    assert server is not None
+    assert edge.cluster.run("stations", "set", "SLOW", "--options", "mpps").code == 0
+    try:
+        with modality(edge, ExplicitVRLittleEndian) as association:
+            mpps = ModalityPerformedProcedureStep
+            assert association.send_n_create(begun(study), mpps, step)[0].Status == 0
+            assert association.send_n_set(ended("COMPLETED"), mpps, step)[0].Status == 0
+        until(lambda: len(came) == 3, 40)
+    finally:
+        assert edge.cluster.run("stations", "set", "SLOW", "--options", "").code == 0
+        server.shutdown()
+    assert came == [("create", "IN PROGRESS", 0x0213), ("create", "IN PROGRESS", 0), ("set", "COMPLETED", 0)]

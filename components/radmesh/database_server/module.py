@@ -84,11 +84,11 @@ class DatabaseServer:
             self._feed,
             clock,
             queries,
-            lambda: {s.ae_title.strip() for s in self._domains.stations.current if "availability" in s.options},
+            lambda: self._with("availability"),
         )
         routing.fill(context.settings.get("routes", ()))
         jobs.failed = routing.gave_up
-        steps = ProcedureSteps(self._database, self._feed, clock, statuses)
+        steps = ProcedureSteps(self._database, self._feed, clock, statuses, lambda: self._with("mpps"))
         commitments = Commitments(self._database, clock, jobs, config.store_timeout)
         accounts = Accounts(self._database, self._feed, clock, config.session)
         accounts.ensure_administrator(context.data.parent)
@@ -137,6 +137,10 @@ class DatabaseServer:
         self._prune: Worker = context.worker("verdicts", look)
         self._routing: Worker = context.worker("routing", routing.step)
         context.status.figure("revision", self._feed.revision)
+
+    def _with(self, option: str) -> set[str]:
+        """Return the AE titles of the stations with an option."""
+        return {station.ae_title.strip() for station in self._domains.stations.current if option in station.options}
 
     def _manager(self, domain: str) -> Any:
         """Return the calls of the Connectivity Manager that serves a domain; None if nobody does."""

@@ -1,6 +1,7 @@
 """Performed procedure steps (PS3.4 F.7), and what they say of the acquisition of studies (FEATURES GP9)."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -8,8 +9,10 @@ import sqlalchemy as sa
 from radmesh.api.database.v1 import procedure_step_pb2 as pb
 from radmesh.database_server.checks import checked, invalid
 from radmesh.database_server.feed import Feed
+from radmesh.database_server.jobs import QUEUED
 from radmesh.database_server.registry import acquisition_of
 from radmesh.database_server.schema import (
+    jobs,
     procedure_step_messages,
     procedure_step_studies,
     procedure_steps,
@@ -23,15 +26,26 @@ from radmesh.sql.engine import Database, micros
 
 IN_PROGRESS, COMPLETED, DISCONTINUED = "IN PROGRESS", "COMPLETED", "DISCONTINUED"
 STATUSES: Final = (IN_PROGRESS, COMPLETED, DISCONTINUED)
+FORWARD: Final = "mpps"
+"""Kind of the jobs that forward messages."""
+_FORWARD_ATTEMPTS: Final = 1000
 _MESSAGES_MOST: Final = 1000
 _STUDIES_MOST: Final = 100
 _BYTES_MOST: Final = 3 << 20
 
 
 class ProcedureSteps:
-    """Keeps the steps."""
+    """Keeps the steps; `forwarded` gives the AE titles of the stations that get what is said of them."""
 
-    def __init__(self, database: Database, feed: Feed, clock: Clock, statuses: Statuses) -> None:
+    def __init__(
+        self,
+        database: Database,
+        feed: Feed,
+        clock: Clock,
+        statuses: Statuses,
+        forwarded: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
+        self._forwarded = forwarded
         self._database = database
         self._feed = feed
         self._clock = clock
@@ -75,6 +89,7 @@ class ProcedureSteps:
                 [{"step": step, "study_instance_uid": study} for study in dict.fromkeys(study_instance_uids)],
             )
             self._keep(connection, step, 1, station, data_set, transfer_syntax_uid, request_id)
+            self._forward(connection, uid, 1, station)
             return None, self._move(connection, step, station)
 
         self._feed.write(work)
@@ -101,6 +116,7 @@ class ProcedureSteps:
             if last >= _MESSAGES_MOST:
                 raise invalid("data_set", f"a procedure step is changed {_MESSAGES_MOST} times at most")
             self._keep(connection, row.id, last + 1, station, data_set, transfer_syntax_uid, request_id)
+            self._forward(connection, uid, last + 1, station)
             connection.execute(
                 sa.update(procedure_steps)
                 .where(procedure_steps.c.id == row.id)
@@ -161,6 +177,25 @@ class ProcedureSteps:
                 time=micros(self._clock.now()),
             )
         )
+
+    def _forward(self, connection: sa.Connection, uid: str, number: int, station: str) -> None:
+        """Make the jobs that forward a message, with it; none to whom it came from."""
+        for title in sorted(set(self._forwarded()) - {station.strip()}):
+            values = {
+                "kind": FORWARD,
+                "key": f"{title}/{uid}/{number}",
+                "payload": json.dumps({"station": title, "step": uid, "number": number}),
+                "state": QUEUED,
+                "max_attempts": _FORWARD_ATTEMPTS,
+                "due_time": micros(self._clock.now()),
+            }
+            connection.execute(sa.insert(jobs).values(values))
+
+    def before(self, uid: str, number: int, station: str) -> int:
+        """Return the state of the job that forwards the message before one; 0 = there is none."""
+        with self._database.read() as connection:
+            query = sa.select(jobs.c.state).where(jobs.c.kind == FORWARD, jobs.c.key == f"{station}/{uid}/{number - 1}")
+            return int(connection.execute(query.order_by(jobs.c.id.desc()).limit(1)).scalar() or 0)
 
     def _move(self, connection: sa.Connection, step: int, station: str) -> list[tuple[str, str]]:
         """Move the studies of a step that are there; those that come later begin so (acquisition_of)."""
@@ -226,7 +261,14 @@ class ProcedureStepService:
     ) -> pb.ProcedureStepMessage:
         """Return one of the messages of a step."""
         data_set, syntax, count = self._steps.message(request.sop_instance_uid, request.number)
-        return pb.ProcedureStepMessage(data_set=data_set, transfer_syntax_uid=syntax, count=count)
+        station = request.forward_to
+        before = self._steps.before(request.sop_instance_uid, request.number, station) if station else 0
+        return pb.ProcedureStepMessage(
+            data_set=data_set,
+            transfer_syntax_uid=syntax,
+            count=count,
+            before=before,  # type: ignore[arg-type]
+        )
 
 
 def _check(request: pb.CreateProcedureStepRequest | pb.ChangeProcedureStepRequest) -> None:

@@ -19,7 +19,7 @@ STUDY_KEYS: Final = (
 PATIENT_KEYS: Final = ("id", "name", "id+name")
 ON_RIS_UNAVAILABLE: Final = ("mark", "hold")
 COMMIT_REPORTS: Final = ("auto", "same", "new")
-OPTIONS: Final = ("availability", "commit")
+OPTIONS: Final = ("availability", "commit", "mpps")
 # Defined terms of Specific Character Set (PS3.3 C.12.1.1.2) that stand for one set alone.
 CHARACTER_SETS: Final = (
     *("", "ISO_IR 100", "ISO_IR 101", "ISO_IR 109", "ISO_IR 110", "ISO_IR 144", "ISO_IR 127", "ISO_IR 126"),
@@ -50,7 +50,7 @@ class Station:
         commit_report: where a report of Storage Commitment goes: a "new" association to it, the "same" one that it
             asked on, or "auto": a new one if it has a host and port.
         options: what is done for it beside: "availability" tells it of studies that are complete, "commit" asks
-            it whether it stores for good what it was sent.
+            it whether it stores for good what it was sent, "mpps" forwards performed procedure steps of others to it.
     """
 
     ae_title: str

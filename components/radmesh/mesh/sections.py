@@ -260,7 +260,8 @@ class Station:
         (),
         doc="What is done for it beside: `availability` tells it of every study that is complete, and again when more "
         "has come (Instance Availability Notification); `commit` asks it, for all that it was sent, whether it stores "
-        "that for good (Storage Commitment), and sends once more what it does not.",
+        "that for good (Storage Commitment), and sends once more what it does not; `mpps` forwards performed procedure "
+        "steps of others to it.",
         choices=stations.OPTIONS,
     )
 

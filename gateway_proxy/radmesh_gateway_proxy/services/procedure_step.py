@@ -16,7 +16,7 @@ _SCHEDULED_STEPS: Final = 0x00400270
 _STUDY_INSTANCE_UID: Final = 0x0020000D
 _IN_PROGRESS: Final = "IN PROGRESS"
 _STATUSES: Final = (_IN_PROGRESS, "COMPLETED", "DISCONTINUED")
-_MAY_NO_LONGER_BE_UPDATED: Final = 0xA710  # Error ID, PS3.4 table F.7.2-2
+MAY_NO_LONGER_BE_UPDATED: Final = 0xA710  # Error ID, PS3.4 table F.7.2-2
 _BYTES_MOST: Final = 3 << 20
 _ELEMENTS_MOST: Final = 200_000
 STATUSES: Final = (
@@ -100,7 +100,7 @@ def _refused(exchange: Exchange, call: Any) -> Outcome | None:
         transient = error.definition.transient
         status = _REFUSED.get(error.reason, Status.RESOURCE_LIMITATION if transient else Status.PROCESSING_FAILURE)
         ended = error.reason == "PROCEDURE_STEP_ENDED"
-        elements = {int(Element.ERROR_ID): us(_MAY_NO_LONGER_BE_UPDATED)} if ended else {}
+        elements = {int(Element.ERROR_ID): us(MAY_NO_LONGER_BE_UPDATED)} if ended else {}
         exchange.log.warning("procedure step refused", reason=error.reason, text=error.message)
         return Outcome(status, f"{error.reason}: {error.message}"[:64], elements=elements)
     return None
