@@ -6,11 +6,11 @@ from typing_extensions import Buffer
 
 @overload
 def encode(
-    frame: npt.NDArray[np.generic], bits: int, levels: int, spare: int, out: None = None
+    frame: npt.NDArray[np.generic], bits: int, levels: int, out: None = None
 ) -> tuple[bytes, tuple[int, ...]] | None: ...
 @overload
 def encode(
-    frame: npt.NDArray[np.generic], bits: int, levels: int, spare: int, out: Buffer
+    frame: npt.NDArray[np.generic], bits: int, levels: int, out: Buffer
 ) -> tuple[None, tuple[int, ...]] | None: ...
 def path() -> str: ...
 def use_path(name: str) -> str: ...

@@ -37,7 +37,6 @@ from radmesh_native._htj2k_samples cimport sample
 
 cdef extern from "htj2k_encode_frame.h" nogil:
     const int HTJ2K_NARROW
-    const int HTJ2K_SPARE
     const int HTJ2K_UINT8
     const int HTJ2K_INT8
     const int HTJ2K_UINT16
@@ -61,13 +60,11 @@ cdef extern from "htj2k_encode_frame.h" nogil:
         int width
         int height
         int levels
-        int spare
         int32_t middle
         int32_t back
         int bits
         int outside
         htj2k_coded *blocks[33][3]
-        htj2k_coded lowest[3]
     void htj2k_fill_encoder_tables()
     int htj2k_take_room(void **room, size_t *size, size_t bytes)
     void htj2k_release_arena(htj2k_arena *arena)
@@ -135,12 +132,6 @@ cdef void give_back(htj2k_arena *arena) noexcept:
 
 # Encoding -----------------------------------------------------------------------------------------------------------
 
-cdef enum:
-    # What a level costs beside its blocks: SOT, SOD, TLM, QCD, COD; and about so much a packet.
-    LEVEL_BYTES = 24
-    PACKET_BYTES = 9
-
-
 cdef struct Bytes:
     uint8_t *p
     Py_ssize_t size
@@ -168,8 +159,6 @@ cdef struct Encoder:
     htj2k_component components[3]
     # All code blocks of the components.
     htj2k_coded *blocks
-    # Of the deepest levels, those that may be left out.
-    int spare
     Trees trees
     # The code stream; the lengths of the code blocks of a packet.
     Bytes out
@@ -334,7 +323,6 @@ cdef int encode_samples(
         component.width = width_of(&e.header.image)
         component.height = height_of(&e.header.image)
         component.levels = e.layout.levels
-        component.spare = e.spare
         component.bits = bits if checked else 0
         if components == 1:
             component.middle = middle
@@ -347,53 +335,13 @@ cdef int encode_samples(
     return FINE
 
 
-cdef size_t length_of(const Encoder *e, int r) noexcept nogil:
-    """Bytes of all blocks of a resolution above 0."""
-    cdef size_t length = 0, count, k
-    cdef int c, n
-    cdef const Band *band
-    for n in range(3):
-        band = &e.layout.resolutions[r].bands[n]
-        count = blocks_across(band) * (<size_t> (height_of(&band.area) + 63) >> 6)
-        for c in range(e.header.components):
-            for k in range(count):
-                length += e.components[c].blocks[r][n][k].length
-    return length
-
-
-cdef void leave_out(Encoder *e) noexcept nogil:
-    """Leave out as many of the deepest levels as cost more than they spare."""
-    cdef size_t least = 0, length, kept = 0
-    cdef int c, k, r, best = 0, components = e.header.components
-    for k in range(e.spare, -1, -1):
-        # With k levels less; those above e.spare are there in any case.
-        length = kept + (e.spare - k) * <size_t> (LEVEL_BYTES + PACKET_BYTES * components)
-        for c in range(components):
-            length += e.components[c].lowest[k].length if k else e.components[c].blocks[0][0][0].length
-        if k == e.spare or length < least:
-            least = length
-            best = k
-        if k:
-            kept += length_of(e, k)
-    if best == 0:
-        return
-    for c in range(components):
-        e.components[c].blocks[0][0][0] = e.components[c].lowest[best]
-        for r in range(1, e.layout.levels - best + 1):
-            e.components[c].blocks[r] = e.components[c].blocks[r + best]
-    plan(&e.header, e.layout.area.y1, e.layout.area.x1, components, e.header.bits, e.layout.levels - best)
-    lay_out(&e.header.style[0], &e.header.image, &e.layout)
-
-
 cdef void plan(
     Header *header, Py_ssize_t rows, Py_ssize_t columns, int components, int bits, int levels
 ) noexcept nogil:
     """A header as PS3.5 10.18 has it for .202: one tile, RPCL, reversible; code blocks of 64 × 64."""
     cdef int b, r, range_bits = bits + (1 if components == 3 else 0)
     cdef Style *style
-    cdef bint has_sign = header.has_sign
     memset(header, 0, sizeof(Header))
-    header.has_sign = has_sign
     header.image.x1 = <int32_t> columns
     header.image.y1 = <int32_t> rows
     header.tile_width = <int32_t> columns
@@ -422,14 +370,12 @@ cdef void plan(
             header.exponents[b][3 * r + 3] = <uint8_t> (range_bits + 2)
 
 
-def encode(const sample[:, :, ::1] frame, int bits, int levels, int spare, uint8_t[::1] out=None):
+def encode(const sample[:, :, ::1] frame, int bits, int levels, uint8_t[::1] out=None):
     """Return (code stream, prefix lengths), or None if a sample is outside of `bits`.
 
     Where there is `out`, the code stream goes there, if it has the room, and None stands for it.
 
-    (rows, columns, 1 or 3), 1 at least; 1 <= bits <= 16, 0 <= levels <= 32: the caller has checked these. `spare`: of
-    the levels, 2 at most, less than all of them, how many may be left out where that spares bytes; without them the
-    lowest resolution is one block.
+    (rows, columns, 1 or 3), 1 at least; 1 <= bits <= 16, 0 <= levels <= 32: the caller has checked these.
     """
     cdef Encoder e
     cdef Py_ssize_t ends[MAX_LEVELS + 1]
@@ -437,9 +383,8 @@ def encode(const sample[:, :, ::1] frame, int bits, int levels, int spare, uint8
     cdef bint within = True
     cdef uint8_t *copy
     memset(&e, 0, sizeof(Encoder))
-    e.header.has_sign = sample is int8_t or sample is int16_t
     plan(&e.header, frame.shape[0], frame.shape[1], <int> frame.shape[2], bits, levels)
-    e.spare = spare
+    e.header.has_sign = sample is int8_t or sample is int16_t
     if sample is uint8_t:
         kind = HTJ2K_UINT8
     elif sample is int8_t:
@@ -458,14 +403,12 @@ def encode(const sample[:, :, ::1] frame, int bits, int levels, int spare, uint8
             if fault == FINE:
                 fault = encode_samples(&e, &frame[0, 0, 0], kind, frame.shape[0] * frame.shape[1], &within)
             if fault == FINE and within:
-                if spare:
-                    leave_out(&e)
                 fault = write_stream(&e, ends)
         if fault != FINE:
             raise MemoryError()
         if not within:
             return None
-        offsets = tuple([ends[r] for r in range(e.layout.levels + 1)])
+        offsets = tuple([ends[r] for r in range(levels + 1)])
         made = None
         copy = NULL
         if out is None:

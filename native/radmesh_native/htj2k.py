@@ -67,12 +67,8 @@ def default_levels(rows: int, columns: int) -> int:
     DICOM wants a lowest resolution of 64 samples or less; it stays larger than that only where the frame's shorter side
     cannot be halved any more.
     """
-    minimum = _minimum(rows, columns)
+    minimum = ((max(rows, columns) - 1) // _THUMBNAIL).bit_length()
     return min(max(minimum, min(minimum + 2, _USEFUL_LEVELS)), min(rows, columns).bit_length() - 1)
-
-
-def _minimum(rows: int, columns: int) -> int:
-    return ((max(rows, columns) - 1) // _THUMBNAIL).bit_length()
 
 
 def encode(frame: npt.NDArray[np.generic], *, bits_stored: int, levels: int | None = None) -> Encoded:
@@ -81,8 +77,7 @@ def encode(frame: npt.NDArray[np.generic], *, bits_stored: int, levels: int | No
     Args:
         frame: (rows, columns) or, for RGB, (rows, columns, 3), of uint8, int8, uint16 or int16.
         bits_stored: 1 to 16; the depth that the code stream declares (SIZ).
-        levels: of the wavelet, 0 to 32; None: default_levels(), of RGB without those that cost more bytes than they
-            spare: one or two of the deepest, as far as DICOM's lowest resolution allows.
+        levels: of the wavelet, 0 to 32; None: default_levels().
 
     Raises:
         ValueError: the frame has another shape or type, more than MAX_SAMPLES samples, or a sample outside of
@@ -159,12 +154,11 @@ def encode_frames(
 
 def _samples(
     frame: npt.NDArray[np.generic], bits_stored: int, levels: int | None
-) -> tuple[npt.NDArray[np.generic], int, int, int]:
-    """The frame as (rows, columns, 1 or 3), its bits and levels, and how many of these may be left out.
+) -> tuple[npt.NDArray[np.generic], int, int]:
+    """The frame as (rows, columns, 1 or 3), its bits and its levels.
 
     What cannot be encoded raises ValueError.
     """
-    spare = 0
     if frame.dtype.kind not in "iu" or frame.dtype.itemsize > MAX_BITS // 8:
         raise ValueError(f"frames are of uint8, int8, uint16 or int16, not of {frame.dtype}")
     shape = (*frame.shape, 1) if frame.ndim == 2 else frame.shape
@@ -178,13 +172,10 @@ def _samples(
         raise ValueError(f"bits stored are 1 to {MAX_BITS}, not {bits_stored}")
     if levels is None:
         levels = default_levels(shape[0], shape[1])
-        if shape[2] == 3:
-            # A base of 64 samples at most, and one level at least.
-            spare = max(0, min(2, levels - max(1, _minimum(shape[0], shape[1]))))
     if not 0 <= levels <= MAX_LEVELS:
         raise ValueError(f"levels are 0 to {MAX_LEVELS}, not {levels}")
     samples = np.ascontiguousarray(frame, dtype=frame.dtype.newbyteorder("=")).reshape(shape)
-    return samples, bits_stored, levels, spare
+    return samples, bits_stored, levels
 
 
 def decode(

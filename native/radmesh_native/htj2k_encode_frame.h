@@ -18,7 +18,6 @@
 
 enum {
     HTJ2K_LEVELS = 32,
-    HTJ2K_SPARE = 2,
     /* Where samples are this far apart at the most, sums of two coefficients fit 16 bits: those of the high rows are
      * within 3 times the half of it. */
     HTJ2K_NARROW = 10000,
@@ -58,16 +57,12 @@ typedef struct {
     const void *source;
     int kind;
     int width, height, levels;
-    /* Of the deepest levels, those that the frame may do without. */
-    int spare;
     /* Subtracted from each sample, and given back to the lowest subband. */
     int32_t middle, back;
     /* Where there are `bits`, `outside` becomes whether a sample does not fit them. */
     int bits, outside;
     /* By resolution and subband, its blocks row by row. */
     htj2k_coded *blocks[HTJ2K_LEVELS + 1][3];
-    /* By how many levels are left out, the lowest subband, which is one block then. */
-    htj2k_coded lowest[HTJ2K_SPARE + 1];
 } htj2k_component;
 
 static size_t htj2k_row_room(int width) {

@@ -92,10 +92,10 @@ static HTJ2K_TARGET void HN(htj2k_lift_columns)(
 
 /* Code the lowest subband: in 32 bits, with what was subtracted from the samples. */
 static int HN(htj2k_encode_lowest)(
-    htj2k_arena *arena, const htj2k_component *component, const NUMBER *low, size_t stride, int width, int height,
-    htj2k_coded *blocks
+    htj2k_arena *arena, const htj2k_component *component, const NUMBER *low, size_t stride, int width, int height
 ) {
     int32_t *block = arena->block.lowest;
+    htj2k_coded *blocks = component->blocks[0][0];
     int x, y, i, k;
     for (y = 0; y < height; y += 64)
         for (x = 0; x < width; x += 64, blocks++) {
@@ -147,9 +147,6 @@ static HTJ2K_TARGET int HN(htj2k_encode)(htj2k_arena *arena, htj2k_component *co
     for (level = component->levels; level > 0; level--) {
         NUMBER *target = lows[(component->levels - level) & 1];
         int low_width = (width + 1) >> 1, low_height = (height + 1) >> 1, high_width = width >> 1;
-        if (source && level <= component->spare &&
-            HN(htj2k_encode_lowest)(arena, component, source, stride, width, height, &component->lowest[level]))
-            return -1;
         half = htj2k_row_room(width);
         for (y = 0; y < low_height; y++) {
             NUMBER *high = highs[y & 1], *before = y ? highs[~y & 1] : NULL, *spare;
@@ -215,7 +212,7 @@ static HTJ2K_TARGET int HN(htj2k_encode)(htj2k_arena *arena, htj2k_component *co
         source = lows[0];
         stride = (size_t)width;
     }
-    return HN(htj2k_encode_lowest)(arena, component, source, stride, width, height, component->blocks[0][0]);
+    return HN(htj2k_encode_lowest)(arena, component, source, stride, width, height);
 }
 
 #undef HTJ2K_HALVES

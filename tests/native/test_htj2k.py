@@ -155,31 +155,6 @@ def test_default_levels(rows: int, columns: int, levels: int) -> None:
     assert htj2k.default_levels(rows, columns) == levels
 
 
-@pytest.mark.parametrize(
-    ("shape", "kind", "few"),
-    [
-        ((480, 640), "noise", True),
-        ((240, 320), "smooth", False),
-        ((70, 90), "noise", True),
-        ((1500, 40), "smooth", False),
-    ],
-)
-def test_levels_of_colours_are_those_that_spare_bytes(shape: tuple[int, int], kind: str, few: bool) -> None:
-    frame = made((*shape, 3), 8, False, kind, 1)
-    encoded = htj2k.encode(frame, bits_stored=8)
-    chosen, most = len(encoded.resolution_offsets) - 1, htj2k.default_levels(*shape)
-    assert max(shape) <= 64 << chosen or chosen == most
-    assert (chosen < most) == few
-    streams = {n: htj2k.encode(frame, bits_stored=8, levels=n) for n in range(max(1, most - 2), most + 1)}
-    # It is as if it had been asked for.
-    assert encoded == streams[chosen]
-    allowed = [len(e.codestream) for n, e in streams.items() if max(shape) <= 64 << n or n == most]
-    assert len(encoded.codestream) <= min(allowed) + 30
-    assert np.array_equal(htj2k.decode(encoded.codestream), frame)
-    # Grey has all of them.
-    assert len(htj2k.encode(frame[..., 0], bits_stored=8).resolution_offsets) == most + 1
-
-
 def test_a_sample_outside_of_its_bits_is_refused_wherever_it_is() -> None:
     for signed in (False, True):
         for bits in (1, 7, 12, 15):
