@@ -85,10 +85,11 @@ class _Decoding:
 def _frame(data: memoryview) -> tuple["np.ndarray[Any, Any]", int, int | None]:
     """A frame, its bits stored and levels, by ten bytes of options and content of any length."""
     rows, columns, flags, bits, levels, kind = struct.unpack_from("<HHBBBB", data)
-    colour, signed, wide, wild = (flags >> n & 1 for n in range(4))
+    colour, signed, wide, wild, large = (flags >> n & 1 for n in range(5))
     bits = 1 + bits % 16
     rows = 1 + rows % 1024
-    columns = 1 + columns % max(1, MOST_SAMPLES // (4 * rows))
+    # Whole blocks, or many frames.
+    columns = 1 + columns % max(1, (4096 if large else 400) // rows)
     content = np.frombuffer(data[8:], np.uint8)
     if len(content) == 0:
         content = np.zeros(1, np.uint8)
