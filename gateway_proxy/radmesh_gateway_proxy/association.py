@@ -213,6 +213,8 @@ class Association:
         if self._store is not None:
             self._store.close()
         self._socket.close()
+        # It knows this object: both, and their buffers, would stay until a collection.
+        del self._machine
         if self._counted:
             self._counted = False
             self._edge.tally.dissociate()

@@ -1,5 +1,6 @@
 """Associations over real sockets: what a peer sees, whatever it sends."""
 
+import gc
 import hashlib
 import os
 import socket
@@ -31,8 +32,10 @@ from raw_dicom import (
     store_rq,
     us,
 )
+from waiting import wait_for
 
 from radmesh.dicom.stations import Station
+from radmesh_gateway_proxy.association import Association
 from radmesh_gateway_proxy.config import Section
 from radmesh_gateway_proxy.dimse import Outcome
 
@@ -423,3 +426,29 @@ def test_no_patient_in_the_log(edge: LocalEdge) -> None:
     edge.ended()
     assert "Test^Patient" not in edge.output.getvalue()
     assert "2.25.1" not in edge.output.getvalue()
+
+
+def test_what_a_connection_had_is_freed_when_it_ends() -> None:
+    """Its buffers would wait for a collection otherwise, and probes come by the thousand."""
+
+    def alive() -> int:
+        return sum(isinstance(one, Association) for one in gc.get_objects())
+
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        with LocalEdge() as edge:
+            for _ in range(20):
+                socket.create_connection(("127.0.0.1", edge.port)).close()
+            with Client(edge.port) as client:
+                assert client.store(image()).status == 0
+                client.release()
+            with Client(edge.port) as client:
+                assert client.echo() == 0
+                client.abort()
+            edge.ended(2)
+            # But for the last one, which the thread that accepts still has.
+            wait_for(lambda: alive() <= before + 1, what="associations are freed")
+    finally:
+        gc.enable()
