@@ -52,6 +52,8 @@ def test_done_is_0(stored):
         (("show", "2.25.404"), 5, "STUDY_NOT_FOUND"),
         (("find", "--date", "January"), 2, "FIELD_INVALID"),
         (("find", "--date", "20240131-20240101x"), 2, "FIELD_INVALID"),
+        (("find", "--date", "20240230"), 2, "FIELD_INVALID"),
+        (("orders", "--date", "-20261301"), 2, "FIELD_INVALID"),
         (("find", "--reading", "unread"), 2, "FIELD_INVALID"),
         (("find", "--verification", "perhaps"), 2, "FIELD_INVALID"),
         (("find", "--password-file", "/nowhere/secret"), 2, "FILE_UNREADABLE"),

@@ -200,7 +200,7 @@ class Cluster(RisCalls, ImageCalls):
         Raises:
             RadmeshError: FIELD_INVALID, SESSION_EXPIRED, ROLE_REFUSED, PEER_UNAVAILABLE.
         """
-        first, dash, last = study_date.partition("-")
+        first, last = convert.date_range(study_date, "study_date")
         request = database_pb2.FindStudiesRequest(
             patient_id=patient_id,
             issuer_of_patient_id=issuer_of_patient_id,
@@ -208,7 +208,7 @@ class Cluster(RisCalls, ImageCalls):
             accession_number=accession_number,
             study_instance_uids=study_instance_uids,
             study_date_from=first,
-            study_date_to=last if dash else first,
+            study_date_to=last,
             modalities=modalities,
             study_description=study_description,
             verification=convert.enum_value(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -44,6 +44,24 @@ def enum_value(enum: Any, prefix: str, name: str, field: str) -> Any:
             key.removeprefix(prefix).lower() for key, _ in enum.items() if not key.endswith("_UNSPECIFIED")
         )
         raise RadmeshError("FIELD_INVALID", f"{field} is one of: {choices}", metadata={"field": field}) from None
+
+
+def date_range(text: str, field: str) -> tuple[str, str]:
+    """Return the first and last date of "20240131", "20240101-20240131", "-20240131" or "20240101-"; empty = open.
+
+    Raises:
+        RadmeshError: FIELD_INVALID: it is none, or there is no such day.
+    """
+    first, dash, last = text.partition("-")
+    for value in filter(None, (first, last)):
+        try:
+            if len(value) != 8 or not value.isdecimal():
+                raise ValueError
+            date(int(value[:4]), int(value[4:6]), int(value[6:]))
+        except ValueError:
+            rule = f"{value!r} is no date: YYYYMMDD, or a range such as 20240101-20240131"
+            raise RadmeshError("FIELD_INVALID", f"{field}: {rule}", metadata={"field": field}) from None
+    return first, last if dash else first
 
 
 def study(m: database_pb2.Study) -> model.Study:

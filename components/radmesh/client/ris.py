@@ -48,7 +48,7 @@ class RisCalls:
         Raises:
             RadmeshError: FIELD_INVALID, SESSION_EXPIRED, ROLE_REFUSED, PEER_UNAVAILABLE.
         """
-        first, dash, last = scheduled.partition("-")
+        first, last = convert.date_range(scheduled, "scheduled")
         request = database_pb2.FindOrdersRequest(
             order_id=order_id,
             domain=domain,
@@ -58,7 +58,7 @@ class RisCalls:
             modality=modality,
             station_ae_title=station_ae_title,
             scheduled_from=first,
-            scheduled_to=last if dash else first,
+            scheduled_to=last,
             statuses=[
                 convert.enum_value(database_pb2.OrderStatus, "ORDER_STATUS_", status, "status") for status in statuses
             ],
