@@ -224,8 +224,8 @@ def test_corrections_lie_over_what_came(parts: Parts) -> None:
     correct(parts, PatientName="Righter^Name")
     study = parts.study()
     assert (study["patient_name"], study["accession_number"], study["corrected"]) == ("Righter^Name", "A2", True)
-    # Another study of the patient, and the patient as received, stay as they are.
-    assert parts.study(1)["patient_name"] == "Wrong^Name"
+    # Another study of the patient, whom it called otherwise, and the patient as received stay as they are.
+    assert parts.study(1)["patient_name"] == "Doe^John"
     assert [row["patient_name"] for row in parts.rows(patients) if row["identity"].startswith("id")] == ["Wrong^Name"]
     rows, _ = parts.statuses.corrections(STUDY, 10, "")
     assert [(r["keyword"], r["original_value"], r["value"], r["in_force"]) for r in rows] == [

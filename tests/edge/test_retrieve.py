@@ -529,7 +529,7 @@ def test_fragments_are_even_whatever_length_the_receiver_takes(edge: Edge, every
 
 def test_one_that_cannot_be_decoded_fails_alone_and_is_named(edge: Edge, tmp_path: Path) -> None:
     """Of a study of two the other one arrives; the comment says what is missing."""
-    study = "2.25.77.940"
+    study = "2.25.77.931"
     jpeg_xl = "1.2.840.10008.1.2.4.111"
     plain = raw_dicom.image(study, f"{study}.1")
     contexts = [(1, raw_dicom.CT, [raw_dicom.EXPLICIT]), (3, raw_dicom.CT, [jpeg_xl])]

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -423,10 +424,20 @@ def ends(pem: bytes) -> float:
     return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
 
 
+def metrics_port() -> int:
+    """The first of 16 ports that are free, for each process of the mesh its own; no outgoing connection takes them."""
+    for _ in range(100):
+        first = random.randrange(20_000, 32_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + 16):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+    raise AssertionError("no ports are free")
+
+
 def test_certificates_are_renewed_while_all_runs(cluster):
     """In the servers' next handshakes, in their metrics and logs; nothing is restarted."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        metrics = free.getsockname()[1]
+    metrics = metrics_port()
     settings = ("mesh.certificate_life=8s", f"mesh.metrics_port={metrics}")
     before = cluster.up("--transport", "tls", *(f"--set={setting}" for setting in settings))
     credentials = cluster.data / "credentials"
@@ -512,8 +523,7 @@ def test_a_certificate_that_nobody_renews_is_an_alarm(cluster):
 @pytest.mark.parametrize("transport", ["unix", "tls"])
 def test_a_child_that_stands_still_is_started_again(cluster, transport):
     """It has been ready, its process is there, its socket takes connections; and nothing is answered."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        metrics = free.getsockname()[1]
+    metrics = metrics_port()
     settings = ("mesh.hang_timeout=2s", f"mesh.metrics_port={metrics}")
     before = cluster.up("--transport", transport, *(f"--set={setting}" for setting in settings))
     (stopped,) = before["pids"]["archive-server"]

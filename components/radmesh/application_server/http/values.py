@@ -9,7 +9,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from radmesh.runtime.errors import RadmeshError
 
 # Where components listen is nothing that clients reach.
-_INTERNAL: Final = frozenset(("target", "put_target", "epoch"))
+_INTERNAL: Final = frozenset(("target", "line_target", "put_target", "epoch"))
 _BYTES: Final = (FieldDescriptor.TYPE_BYTES,)
 _TIME: Final = "google.protobuf.Timestamp"
 
