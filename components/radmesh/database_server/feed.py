@@ -1,9 +1,12 @@
 """The change feed: events are hints, tables are the truth."""
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -15,9 +18,12 @@ from radmesh.sql.engine import Database, micros, time_of
 # What another process of the same PostgreSQL committed is seen after this.
 _POLL_SECONDS = 0.5
 _PAGE = 500
+# The last changes that are at hand for all who watch.
+_AT_HAND: Final = 4096
 _REVISION = sa.select(feed.c.revision)
 _ADVANCE = sa.update(feed).values(revision=feed.c.revision + sa.bindparam("count")).returning(feed.c.revision)
 _INSERT = sa.insert(changes)
+_BEHIND = sa.select(changes).where(changes.c.revision > sa.bindparam("after")).order_by(changes.c.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,51 @@ class Change:
     time: datetime
 
 
+class _Tail:
+    """The last changes, read once for all who watch: each of them would ask the database after each commit."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        # Those behind revision `first`, to `last`; as of so many commits.
+        self._rows: deque[Any] = deque(maxlen=_AT_HAND)
+        self._first = self._last = -1
+        self._commits = -1
+        self._read_at = 0.0
+
+    def behind(self, after: int, commits: int) -> Sequence[Any] | None:
+        """Return what is behind a revision once so many commits were made here; None = the database must be asked."""
+        with self._lock:
+            if self._commits < commits or time.monotonic() - self._read_at >= _POLL_SECONDS:
+                self._read()
+                self._commits, self._read_at = max(commits, self._commits), time.monotonic()
+            if not self._first <= after <= self._last:
+                return None
+            found = []
+            for row in reversed(self._rows):
+                if row.revision <= after:
+                    break
+                found.append(row)
+            return found[::-1]
+
+    def _read(self) -> None:
+        with self._database.read() as connection:
+            revision = int(connection.execute(_REVISION).scalar_one())
+            if self._last == revision:
+                return
+            near = 0 <= self._last < revision < self._last + _AT_HAND
+            rows = connection.execute(_BEHIND, {"after": self._last}).all() if near else ()
+        if not rows or rows[0].revision != self._last + 1:
+            # It begins, the database is another one's backup, or what is between is not kept.
+            self._rows.clear()
+            self._first = self._last = revision
+            return
+        self._rows.extend(rows)
+        self._last = rows[-1].revision
+        if len(self._rows) == _AT_HAND:
+            self._first = self._rows[0].revision - 1
+
+
 class Feed:
     """Takes revisions, and hands changes out."""
 
@@ -37,7 +88,9 @@ class Feed:
         self._database = database
         self._clock = clock
         self._kept = kept
+        self._tail = _Tail(database)
         self._changed = threading.Condition()
+        self._commits = 0
         self._stopped = False
 
     def publish(self, connection: sa.Connection, events: Sequence[tuple[str, str]]) -> int:
@@ -75,12 +128,13 @@ class Feed:
     def wake(self) -> None:
         """Something was committed."""
         with self._changed:
+            self._commits += 1
             self._changed.notify_all()
 
-    def wait(self, seconds: float) -> None:
-        """Wait until something was committed here."""
+    def wait(self, seconds: float, commits: int | None = None) -> None:
+        """Wait until something was committed here; more than so many commits, if they are given."""
         with self._changed:
-            if not self._stopped:
+            if not self._stopped and commits in (None, self._commits):
                 self._changed.wait(seconds)
 
     @property
@@ -104,22 +158,29 @@ class Feed:
         Raises:
             RadmeshError: RESYNC.
         """
+        at_hand = False
         while active() and not self._stopped:
-            with self._database.read() as connection:
-                state = connection.execute(sa.select(feed.c.revision, feed.c.oldest)).one()
-                # 0 asks for whatever is kept.
-                after = after or state.oldest
-                if after < state.oldest or after > state.revision:
-                    raise RadmeshError(
-                        "RESYNC",
-                        "the change feed does not reach back so far: read the tables, then watch from now",
-                        metadata={"revision": str(state.revision)},
-                    )
-                query = sa.select(changes).where(changes.c.revision > after).order_by(changes.c.revision).limit(_PAGE)
-                rows = connection.execute(query).all()
+            commits = self._commits
+            rows = self._tail.behind(after, commits) if at_hand else None
+            if rows is None:
+                after, rows = self._behind(after)
+                at_hand = len(rows) < _PAGE
             for row in rows:
                 if not kinds or row.kind in kinds:
                     yield Change(row.revision, row.kind, row.key, time_of(row.time))
                 after = row.revision
-            if len(rows) < _PAGE:
-                self.wait(_POLL_SECONDS)
+            if at_hand:
+                self.wait(_POLL_SECONDS, commits)
+
+    def _behind(self, after: int) -> tuple[int, Sequence[Any]]:
+        """Ask the database for a page behind a revision, 0 = whatever is kept; return the revision, and the page."""
+        with self._database.read() as connection:
+            state = connection.execute(sa.select(feed.c.revision, feed.c.oldest)).one()
+            after = after or state.oldest
+            if after < state.oldest or after > state.revision:
+                raise RadmeshError(
+                    "RESYNC",
+                    "the change feed does not reach back so far: read the tables, then watch from now",
+                    metadata={"revision": str(state.revision)},
+                )
+            return after, connection.execute(_BEHIND.limit(_PAGE), {"after": after}).all()
