@@ -14,11 +14,11 @@ Both release the GIL.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ MAX_SAMPLES: Final = 1 << 27
 
 _OUTSIDE: Final = "a sample is outside of {} bits: encode it with the bits allocated"
 _THUMBNAIL: Final = 64
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _USEFUL_LEVELS: Final = 6
 
 __all__ = [
@@ -141,15 +143,38 @@ def encode_frames(
         MemoryError: there is not enough.
     """
     wanted = list(frames)
+    return _each(partial(encode, bits_stored=bits_stored, levels=levels), wanted, threads)
+
+
+def _each(one: Callable[[_T], _R], items: Sequence[_T], threads: int | None) -> list[_R]:
+    """Call `one` with each item, several at once: a thread takes the next as soon as it has done one."""
     if threads is None:
         threads = os.cpu_count() or 1
     if threads < 1:
         raise ValueError(f"threads are 1 or more, not {threads}")
-    one = partial(encode, bits_stored=bits_stored, levels=levels)
-    if min(threads, len(wanted)) < 2:
-        return [one(frame) for frame in wanted]
-    with ThreadPoolExecutor(min(threads, len(wanted)), "htj2k") as pool:
-        return list(pool.map(one, wanted))
+    if min(threads, len(items)) < 2:
+        return [one(item) for item in items]
+    done: dict[int, _R] = {}
+    failed: dict[int, BaseException] = {}
+    # Shared by all; to take the next of a range is one step.
+    indices = iter(range(len(items)))
+
+    def work() -> None:
+        # What was taken is done, so that the first failure of all is known.
+        while not failed and (index := next(indices, -1)) >= 0:
+            try:
+                done[index] = one(items[index])
+            except BaseException as error:  # noqa: BLE001 - raised below
+                failed[index] = error
+
+    with ThreadPoolExecutor(min(threads, len(items)) - 1, "htj2k") as pool:
+        others = [pool.submit(work) for _ in range(min(threads, len(items)) - 1)]
+        work()
+        for other in others:
+            other.result()
+    if failed:
+        raise failed[min(failed)]
+    return [done[index] for index in range(len(items))]
 
 
 def _samples(
@@ -264,9 +289,7 @@ def decode_frames(
         MemoryError: there is not enough.
     """
     wanted = list(codestreams)
-    if threads is None:
-        threads = os.cpu_count() or 1
-    if threads < 1:
+    if threads is not None and threads < 1:
         raise ValueError(f"threads are 1 or more, not {threads}")
     if not wanted or (out is not None and len(out) != len(wanted)):
         raise ValueError(f"there are {len(wanted)} code streams, and one frame is wanted of each")
@@ -281,10 +304,5 @@ def decode_frames(
     def one(pair: tuple[bytes | bytearray | memoryview, npt.NDArray[np.generic]]) -> None:
         decode(pair[0], reduce=reduce, max_samples=max_samples, out=pair[1])
 
-    if min(threads, len(pairs)) < 2:
-        for pair in pairs:
-            one(pair)
-    else:
-        with ThreadPoolExecutor(min(threads, len(pairs)), "htj2k") as pool:
-            list(pool.map(one, pairs))
+    _each(one, pairs, threads)
     return out
